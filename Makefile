@@ -1,0 +1,41 @@
+# Two commands for newcomers: `make demo` and `make test`. Everything is installed into .venv.
+
+PYTHON ?= python3
+# torch to install. The pinned release; where pip would pick a CUDA build on a machine without a GPU:
+#   make demo TORCH="torch==2.13.0 --index-url https://download.pytorch.org/whl/cpu"
+TORCH ?= torch==2.13.0
+WORKERS ?= $(shell nproc 2>/dev/null || sysctl -n hw.ncpu 2>/dev/null || echo 1)
+
+BIN := .venv/bin
+STAMP := .venv/.installed
+
+.PHONY: demo test check board pocket clean
+
+demo: $(STAMP)  ## Attack the shipped pocket models and print a leaderboard.
+	$(BIN)/reroute run quickstart --workers $(WORKERS) --out runs/quickstart
+
+test: $(STAMP)  ## Run the tests.
+	$(BIN)/python -m pytest
+
+check: $(STAMP)  ## Lint and type-check.
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+board: $(STAMP)  ## Run the committed board and refresh README's table.
+	$(BIN)/reroute run pocket-board --workers $(WORKERS) --out results/pocket-board
+	$(BIN)/reroute leaderboard results/pocket-board --readme README.md
+
+pocket: $(STAMP)  ## Train the pocket models again and recompute their cards.
+	$(BIN)/python data/pocket/train.py
+	$(BIN)/python data/pocket/harden.py
+	$(BIN)/python data/pocket/card.py
+
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet $(TORCH)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $(STAMP)
+
+clean:
+	rm -rf .venv runs

@@ -1,0 +1,85 @@
+"""The attack contract: what every technique, shipped or third-party, gives and gets."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import TYPE_CHECKING, ClassVar, TypeAlias
+
+from torch import Generator, Tensor
+
+from attacks.core.artefact import EMPTY, Artefact
+from attacks.core.behavior import Behavior
+from attacks.core.interventions import Intervention
+from attacks.core.prompt import Messages
+
+if TYPE_CHECKING:
+    from attacks.core.model import Model
+
+__all__ = ["Artefact", "Attack", "Behavior", "State", "Step", "ThreatModel"]
+
+#: A checkpoint: named tensors and numbers, enough to go on bit-identically.
+State: TypeAlias = Mapping[str, "Tensor | int | float"]
+
+
+class ThreatModel(StrEnum):
+    """What the attacker may change, weakest first; boards never rank across them."""
+
+    PROMPT = "prompt"
+    PREFILL = "prefill"
+    EMBEDDING = "embedding"
+    INTERVENTION = "intervention"
+    WEIGHTS = "weights"
+
+
+@dataclass(frozen=True, eq=False)
+class Step:
+    """Where an attack stands after one step."""
+
+    prompts: tuple[Messages, ...]
+    """What to send, best first, ranked by the attack alone."""
+    interventions: tuple[Intervention, ...] = ()
+    """What to change in the model while it answers."""
+    loss: float | None = None
+    state: State = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Attack(ABC):
+    """A technique and its parameters.
+
+    A subclass is a frozen dataclass of plain numbers and names: it is its own configuration, and
+    name + parameters rebuild it. It reads no clock, draws only from the `rng` it is given, writes
+    no file, and never sees a behaviour's `reference` or `decoys`.
+    """
+
+    name: ClassVar[str]
+    summary: ClassVar[str]
+    """One line for `reroute attacks`."""
+    threat_model: ClassVar[ThreatModel]
+    needs_train: ClassVar[bool] = False
+    """Whether `prepare` needs training behaviours."""
+    searches: ClassVar[bool] = True
+    """False: exactly one step and no search, so that answers can be generated in batches."""
+
+    def prepare(self, model: Model, train: Sequence[Behavior], *, rng: Generator) -> Artefact:
+        """Fit what `run` needs, once for each model; see `Artefact`."""
+        return EMPTY
+
+    @abstractmethod
+    def run(
+        self,
+        model: Model,
+        behavior: Behavior,
+        *,
+        artefact: Artefact,
+        rng: Generator,
+        state: State | None = None,
+    ) -> Iterator[Step]:
+        """Yield a `Step` after each step of the search, best prompts first.
+
+        The harness owns clock, budget, verification and checkpoints: it may stop asking at any
+        step, and passes the `state` of a step as `state` to go on from there.
+        """

@@ -1,0 +1,1 @@
+"""Machinery that attacks share; it knows no attack."""

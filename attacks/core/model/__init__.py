@@ -1,0 +1,7 @@
+"""The model under attack: the only package that imports transformers and nnsight."""
+
+from attacks.core.model.cache import Prefix
+from attacks.core.model.meter import Work
+from attacks.core.model.model import Model
+
+__all__ = ["Model", "Prefix", "Work"]

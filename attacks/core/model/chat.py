@@ -1,0 +1,271 @@
+"""Conversations to tokens and back: the chat template, the slots, and the round-trip filter."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from functools import cached_property
+from typing import Any
+
+import torch
+from jinja2.exceptions import TemplateError
+from torch import Generator, Tensor
+
+from attacks.core.errors import BadInput
+from attacks.core.prompt import (
+    INSTRUCTION,
+    POST_INSTRUCTION,
+    SLOT,
+    SYSTEM,
+    Message,
+    Messages,
+    Prompt,
+)
+
+_MARK = "\ue001"
+_DRAWS = 1000
+
+
+class Chat:
+    """A fast tokenizer with a chat template."""
+
+    def __init__(self, tokenizer: Any, name: str, *, vocab_rows: int, context: int) -> None:
+        """Wrap a tokenizer.
+
+        Args:
+            tokenizer: a fast Hugging Face tokenizer.
+            name: the model's name, for messages.
+            vocab_rows: V, rows of the embedding matrix.
+            context: the longest sequence that the model takes.
+
+        Raises:
+            BadInput: no chat template, or no fast tokenizer (offsets are needed).
+        """
+        if not getattr(tokenizer, "chat_template", None):
+            raise BadInput(f"model '{name}' has no chat template; only chat models can be attacked")
+        if not tokenizer.is_fast:
+            raise BadInput(f"model '{name}' has no fast tokenizer (tokenizer.json)")
+        self.tokenizer = tokenizer
+        self.name = name
+        self.vocab_rows = vocab_rows
+        self.context = context
+
+    def render(self, messages: Messages) -> str:
+        """The conversation as text, ready for the answer; an assistant turn at the end is opened.
+
+        Raises:
+            BadInput: the template refuses the conversation (no system role, say).
+        """
+        opened = messages[-1].role == "assistant"
+        turns = [message._asdict() for message in messages]
+        try:
+            text = self.tokenizer.apply_chat_template(
+                turns,
+                tokenize=False,
+                add_generation_prompt=not opened,
+                continue_final_message=opened,
+            )
+        except (TemplateError, ValueError) as error:
+            roles = ", ".join(message.role for message in messages)
+            reason = " ".join(str(error).split())
+            raise BadInput(
+                f"model '{self.name}': its chat template refuses the roles {roles} ({reason})"
+            ) from error
+        return str(text)
+
+    def encode(self, texts: Sequence[str]) -> list[Any]:
+        """Encodings (ids, offsets) of rendered texts, which bring their own special tokens."""
+        return list(self.tokenizer.backend_tokenizer.encode_batch(texts, add_special_tokens=False))
+
+    def ids(self, text: str) -> list[int]:
+        """Token ids of one rendered text."""
+        return list(self.encode([text])[0].ids)
+
+    def decode(self, rows: Sequence[Sequence[int]]) -> list[str]:
+        """Texts of rows of ids, special tokens included."""
+        batch = [list(row) for row in rows]
+        return list(self.tokenizer.backend_tokenizer.decode_batch(batch, skip_special_tokens=False))
+
+    @cached_property
+    def _anchor(self) -> tuple[list[int], int]:
+        """A token to decode fillings behind, and the length of its text.
+
+        SentencePiece decoders drop a space at the very start, which is not there in a sentence.
+        """
+        ids = self.ids("a")[-1:]
+        return ids, len(self.decode([ids])[0])
+
+    def _fillings(self, rows: Sequence[Sequence[int]]) -> list[str]:
+        """Texts of slot fillings, as they read in the middle of a conversation."""
+        anchor, length = self._anchor
+        return [text[length:] for text in self.decode([[*anchor, *row] for row in rows])]
+
+    def tokens(self, messages: Messages) -> tuple[Tensor, Tensor]:
+        """Ids (T,) and roles (T,) of a conversation."""
+        text = self.render(messages)
+        encoding = self.encode([text])[0]
+        return torch.tensor(encoding.ids), self._roles(messages, text, encoding.offsets)
+
+    def _roles(self, messages: Messages, text: str, offsets: list[tuple[int, int]]) -> Tensor:
+        """SYSTEM before the last user message, INSTRUCTION in it, POST_INSTRUCTION after it."""
+        last = max(i for i, message in enumerate(messages) if message.role == "user")
+        marked = (*messages[:last], Message("user", _MARK), *messages[last + 1 :])
+        before, _, after = self.render(marked).partition(_MARK)
+        start, end = len(before), len(text) - len(after)
+        return torch.tensor(
+            [
+                SYSTEM if begin < start else INSTRUCTION if stop <= end else POST_INSTRUCTION
+                for begin, stop in offsets
+            ]
+        )
+
+    @cached_property
+    def allowed(self) -> Tensor:
+        """(V,) true for ids that a slot may hold: printable ASCII text, no special token."""
+        tokenizer = self.tokenizer
+        size = min(len(tokenizer), self.vocab_rows)
+        banned = set(tokenizer.all_special_ids) | set(tokenizer.added_tokens_decoder)
+        texts = self.decode([[index] for index in range(size)])
+        allowed = torch.zeros(self.vocab_rows, dtype=torch.bool)
+        for index, text in enumerate(texts):
+            allowed[index] = bool(text) and text.isascii() and text.isprintable()
+        allowed[[index for index in banned if index < self.vocab_rows]] = False
+        if not allowed.any():
+            raise BadInput(f"model '{self.name}': no token is printable ASCII text")
+        return allowed
+
+    def prompt(
+        self, messages: Messages, *, target: str | None, rng: Generator, init: Tensor | None = None
+    ) -> Prompt:
+        """The conversation in tokens, its slots filled with tokens that re-tokenise to themselves.
+
+        The template is rendered once with the slots in place and the slots are found by offset
+        mapping. Fillings are drawn uniformly from the allowed ids until one survives.
+
+        Args:
+            messages: the conversation; `SLOT` in its contents stands for a slot.
+            target: what the assistant should say next, or None.
+            rng: draws the filling.
+            init: (S,) the filling to use instead.
+
+        Raises:
+            BadInput: too long for the model, a target that is empty or merges with the template,
+                or no filling that survives.
+        """
+        text = self.render(messages)
+        pieces = tuple(re.split(f"{SLOT}+", text))
+        sizes = tuple(len(run) for run in re.findall(f"{SLOT}+", text))
+        if sum(sizes) != sum(message.content.count(SLOT) for message in messages):
+            raise BadInput(f"model '{self.name}': its chat template drops or repeats the slots")
+        choices = self.allowed.nonzero().squeeze(1)
+        for _ in range(_DRAWS if sizes and init is None else 1):
+            drawn = init
+            if drawn is None:
+                drawn = choices[torch.randint(len(choices), (sum(sizes),), generator=rng)]
+            found = self._locate(pieces, sizes, drawn)
+            if found is not None:
+                break
+        else:
+            raise BadInput(f"model '{self.name}': no filling of the slots re-tokenises to itself")
+        if found is None:
+            raise BadInput(f"model '{self.name}': the given filling does not re-tokenise to itself")
+        ids, slots, full, offsets = found
+        target_ids = self._target(full, ids, target)
+        if len(ids) + len(target_ids) > self.context:
+            raise BadInput(
+                f"prompt of {len(ids) + len(target_ids)} tokens is longer than the context of "
+                f"model '{self.name}' ({self.context})"
+            )
+        filled = Prompt(messages, ids, slots, target_ids, ids, pieces, sizes)
+        plain = filled.fill_text(self._groups(filled, drawn.unsqueeze(0))[0]) if sizes else messages
+        return Prompt(
+            messages=messages,
+            ids=ids,
+            slots=slots,
+            target_ids=target_ids,
+            roles=self._roles(plain, full, offsets),
+            pieces=pieces,
+            group_sizes=sizes,
+            trims=self._trims(messages),
+        )
+
+    def _locate(
+        self, pieces: tuple[str, ...], sizes: tuple[int, ...], drawn: Tensor
+    ) -> tuple[Tensor, Tensor, str, list[tuple[int, int]]] | None:
+        """Ids, slot positions, text and offsets with `drawn` (S,) filled in, if it survives."""
+        text, spans, used = pieces[0], [], 0
+        for size, piece in zip(sizes, pieces[1:], strict=True):
+            group = self._fillings([drawn[used : used + size].tolist()])[0]
+            spans.append((len(text), len(text) + len(group)))
+            text += group + piece
+            used += size
+        encoding = self.encode([text])[0]
+        slots = [
+            index
+            for index, (begin, end) in enumerate(encoding.offsets)
+            if any(start <= begin and end <= stop and begin < end for start, stop in spans)
+        ]
+        ids = torch.tensor(encoding.ids)
+        if len(slots) != len(drawn) or ids[slots].tolist() != drawn.tolist():
+            return None
+        return ids, torch.tensor(slots, dtype=torch.int64), text, list(encoding.offsets)
+
+    def _target(self, text: str, ids: Tensor, target: str | None) -> Tensor:
+        if target is None:
+            return torch.empty(0, dtype=torch.int64)
+        joint = self.ids(text + target)
+        if joint[: len(ids)] != ids.tolist() or len(joint) == len(ids):
+            raise BadInput(
+                f"model '{self.name}': target {target!r} cannot be tokenised after the prompt "
+                "(it is empty or merges with the chat template)"
+            )
+        return torch.tensor(joint[len(ids) :])
+
+    def _trims(self, messages: Messages) -> bool:
+        """Whether the template strips white space around contents."""
+        index = next((i for i, m in enumerate(messages) if SLOT in m.content), None)
+        if index is None:
+            return False
+        padded = f" {_MARK} "
+        probe = (
+            *messages[:index],
+            Message(messages[index].role, padded),
+            *messages[index + 1 :],
+        )
+        return padded not in self.render(probe)
+
+    def _groups(self, prompt: Prompt, candidates: Tensor) -> list[tuple[str, ...]]:
+        """For each candidate (B, S) the text of each group of adjacent slots."""
+        columns, used = [], 0
+        for size in prompt.group_sizes:
+            columns.append(self._fillings(candidates[:, used : used + size].tolist()))
+            used += size
+        return list(zip(*columns, strict=True))
+
+    def messages(self, prompt: Prompt, candidates: Tensor) -> list[Messages]:
+        """The conversations as strings, one for each candidate (B, S)."""
+        if prompt.n_slots == 0:
+            return [prompt.messages] * len(candidates)
+        return [prompt.fill_text(groups) for groups in self._groups(prompt, candidates)]
+
+    def survives(self, prompt: Prompt, candidates: Tensor) -> Tensor:
+        """(B,) true where the whole conversation, written out, re-tokenises to the same ids."""
+        if prompt.n_slots == 0:
+            return torch.ones(len(candidates), dtype=torch.bool)
+        texts, unstripped = [], []
+        groups = self._groups(prompt, candidates)
+        for row in groups:
+            parts = [prompt.pieces[0]]
+            for group, piece in zip(row, prompt.pieces[1:], strict=True):
+                parts += (group, piece)
+            texts.append("".join(parts))
+            # A template that strips contents would not send this filling as it stands.
+            unstripped.append(
+                not prompt.trims
+                or all(m.content == m.content.strip() for m in prompt.fill_text(row))
+            )
+        wanted = prompt.fill(candidates).tolist()
+        same = [
+            encoding.ids == ids for encoding, ids in zip(self.encode(texts), wanted, strict=True)
+        ]
+        return torch.tensor(same) & torch.tensor(unstripped)

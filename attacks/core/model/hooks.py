@@ -1,0 +1,111 @@
+"""Interventions as plain PyTorch hooks, for generation.
+
+Reading goes through nnsight; in a generation loop its bookkeeping for every layer of every token
+costs more than the hooks themselves, so answers are generated with these. Both give the same
+values (tests/core/test_interventions.py).
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from attacks.core.interventions import Context, Intervention
+from attacks.core.model.families import Structure, at_path, first, with_first
+from attacks.core.prompt import GENERATED
+from attacks.core.sites import Site
+
+
+def by_site(interventions: Sequence[Intervention]) -> dict[Site, list[Intervention]]:
+    """Interventions by site without positions, each list in the order given."""
+    table: dict[Site, list[Intervention]] = defaultdict(list)
+    for intervention in interventions:
+        for site in intervention.sites:
+            table[Site(site.layer, site.name)].append(intervention)
+    return dict(table)
+
+
+class _Step:
+    """Counts the forward passes of a generation and knows the context of each."""
+
+    def __init__(self, roles: Tensor | None, mask: Tensor | None) -> None:
+        self.number = -1
+        self._roles, self._mask = roles, mask
+
+    def advance(self, *_: Any) -> None:
+        self.number += 1
+
+    def context(self, site: Site, activation: Tensor) -> Context:
+        roles, mask = self._roles, self._mask
+        if self.number > 0:
+            roles = torch.full(activation.shape[:2], GENERATED) if roles is not None else None
+            mask = None
+        elif roles is not None and activation.shape[1] != roles.shape[1]:
+            # Logits are computed for the last positions only.
+            roles = roles[:, -activation.shape[1] :]
+            mask = mask[:, -activation.shape[1] :] if mask is not None else None
+        return Context(site, self.number, roles, mask)
+
+
+@contextmanager
+def intervening(
+    model: nn.Module,
+    structure: Structure,
+    interventions: Sequence[Intervention],
+    *,
+    roles: Tensor | None,
+    mask: Tensor | None,
+) -> Iterator[None]:
+    """Apply `interventions` to every forward pass inside the block; the hooks always come off.
+
+    Args:
+        model: the causal language model.
+        structure: where its sites are.
+        interventions: applied at each site in the order given.
+        roles: (B, T) roles of the prompt's positions.
+        mask: (B, T) true at real tokens.
+    """
+    step = _Step(roles, mask)
+    with ExitStack() as stack:
+        if interventions:
+            stack.callback(model.register_forward_pre_hook(step.advance).remove)
+        for site, group in by_site(interventions).items():
+            stack.callback(_register(model, structure, site, group, step).remove)
+        yield
+
+
+def _register(
+    model: nn.Module, structure: Structure, site: Site, group: list[Intervention], step: _Step
+) -> Any:
+    def changed(activation: Tensor) -> Tensor:
+        context = step.context(site, activation)
+        for intervention in group:
+            activation = intervention(activation, context)
+        return activation
+
+    if site.name == "logits":
+
+        def on_logits(module: nn.Module, args: Any, output: Any) -> Any:
+            output.logits = changed(output.logits)
+            return output
+
+        return model.register_forward_hook(on_logits)
+    module = at_path(model, structure.module_path(site.layer, site.name))
+    if site.name == "resid_pre":
+
+        def on_input(module: nn.Module, args: Any, kwargs: Any) -> Any:
+            if args:
+                return (changed(args[0]), *args[1:]), kwargs
+            return args, {**kwargs, "hidden_states": changed(kwargs["hidden_states"])}
+
+        return module.register_forward_pre_hook(on_input, with_kwargs=True)
+
+    def on_output(module: nn.Module, args: Any, output: Any) -> Any:
+        return with_first(output, changed(first(output)))
+
+    return module.register_forward_hook(on_output)

@@ -1,0 +1,110 @@
+"""Model and tokenizer from a folder or the Hub: safetensors only, no remote code."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers.utils import logging as transformers_logging
+
+from attacks.core.errors import BadInput
+
+_DTYPES = {name: getattr(torch, name) for name in ("float32", "bfloat16", "float16", "float64")}
+
+_DECIDING = (".json", ".jinja", ".safetensors", ".model")
+
+
+def load_parts(name_or_path: str, *, device: str, dtype: str) -> tuple[Any, Any, str]:
+    """The model on its device, the tokenizer, and the revision; see `Model.load`.
+
+    Raises:
+        BadInput: one line that says what is missing and what to do.
+    """
+    place = _device(device)
+    if dtype != "auto" and dtype not in _DTYPES:
+        raise BadInput(f"unknown dtype '{dtype}'; valid: auto, {', '.join(_DTYPES)}")
+    source, revision = name_or_path, "main"
+    if not Path(name_or_path).is_dir():
+        source, _, wanted = name_or_path.partition("@")
+        revision = wanted or revision
+        if "/" not in source:
+            raise BadInput(_unknown(name_or_path))
+    options: dict[str, Any] = {"revision": revision, "trust_remote_code": False}
+    try:
+        with _quiet():
+            config = AutoConfig.from_pretrained(source, **options)
+            tokenizer = AutoTokenizer.from_pretrained(source, **options)
+            own = torch.float32 if place.type == "cpu" else config.dtype or torch.float32
+            hf: Any = AutoModelForCausalLM.from_pretrained(
+                source, dtype=_DTYPES.get(dtype, own), use_safetensors=True, **options
+            )
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        raise BadInput(_explain(name_or_path, error)) from error
+    folder = Path(source)
+    known = content_hash(folder) if folder.is_dir() else str(getattr(config, "_commit_hash", ""))
+    return hf.to(place), tokenizer, known
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without progress bars for weights, and without the Hub client's lines about its retries."""
+    hub = logging.getLogger("huggingface_hub")
+    level, bars = hub.level, transformers_logging.is_progress_bar_enabled()
+    hub.setLevel(logging.ERROR)
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        hub.setLevel(level)
+        if bars:
+            transformers_logging.enable_progress_bar()
+
+
+def _device(device: str) -> torch.device:
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        place = torch.device(device)
+        torch.empty(0, device=place)
+    except (RuntimeError, AssertionError) as error:
+        raise BadInput(f"device '{device}' is not available here; try cpu") from error
+    return place
+
+
+def content_hash(folder: Path) -> str:
+    """Hex digest of the files that decide what a model in a folder does."""
+    digest = hashlib.sha256()
+    for path in sorted(folder.iterdir()):
+        if path.suffix in _DECIDING and path.name != "card.json":
+            digest.update(path.name.encode())
+            with path.open("rb") as stream:
+                digest.update(hashlib.file_digest(stream, "sha256").digest())
+    return digest.hexdigest()[:16]
+
+
+def _explain(name: str, error: Exception) -> str:
+    """One line on why a model does not load, and what to do."""
+    text = " ".join(str(error).split())
+    kind = type(error).__name__
+    if Path(name).is_dir():
+        return f"model folder '{name}' does not load: {text[:200]}"
+    if "gated" in text.lower() or kind == "GatedRepoError":
+        return (
+            f"model '{name}' is gated on the Hub: accept its terms there and log in (hf auth login)"
+        )
+    if "safetensors" in text:
+        return f"model '{name}' has no safetensors weights, and no other format is loaded"
+    return _unknown(name)
+
+
+def _unknown(name: str) -> str:
+    return (
+        f"unknown model '{name}': neither a shipped model, a folder, nor a Hub id (owner/name) that "
+        "can be reached or is cached here; `reroute models` lists the shipped ones"
+    )

@@ -1,0 +1,94 @@
+"""Counting the work: positions through the model, and floating-point operations."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import nn
+
+from attacks.core.model.families import at_path
+
+
+@dataclass(frozen=True)
+class Work:
+    """Positions and floating-point operations, forward and backward."""
+
+    forward_tokens: int = 0
+    backward_tokens: int = 0
+    flops: int = 0
+
+    def __sub__(self, other: Work) -> Work:
+        return Work(
+            self.forward_tokens - other.forward_tokens,
+            self.backward_tokens - other.backward_tokens,
+            self.flops - other.flops,
+        )
+
+
+class Meter:
+    """Counts matrix products, as `torch.utils.flop_counter` does; norms and softmax are left out.
+
+    A multiply-add is two operations. Weights are frozen, so a backward pass computes gradients for
+    inputs only: as much as the forward pass in linear layers, twice as much in attention.
+    """
+
+    def __init__(self, model: nn.Module, blocks: str, n_layers: int) -> None:
+        config = model.config.get_text_config()  # type: ignore[operator, union-attr]
+        heads = config.num_attention_heads
+        width = getattr(config, "head_dim", None) or config.hidden_size // heads
+        self._attention = 4 * heads * width
+        """Operations for each pair of a query and a key."""
+        experts = getattr(config, "num_local_experts", None) or getattr(config, "num_experts", None)
+        active = getattr(config, "num_experts_per_tok", None)
+        share = active / experts if experts and active else 1.0
+        self._linear = [
+            2 * int(_matrix_weights(at_path(model, f"{blocks}.{layer}"), share))
+            for layer in range(n_layers)
+        ]
+        """Operations for each position, layer by layer."""
+        head = model.get_output_embeddings()  # type: ignore[operator]
+        self._head = 2 * head.weight.numel()
+        self.forward_tokens = 0
+        self.backward_tokens = 0
+        self.flops = 0
+
+    def snapshot(self) -> Work:
+        """The counts so far."""
+        return Work(self.forward_tokens, self.backward_tokens, self.flops)
+
+    def count(
+        self,
+        *,
+        rows: int,
+        new: int,
+        past: int,
+        layers: int,
+        head_rows: int,
+        backward: bool = False,
+    ) -> None:
+        """Add one pass: `rows` sequences of `new` positions after `past` cached ones.
+
+        Args:
+            rows: sequences in the batch.
+            new: positions computed in each.
+            past: positions before them, from a cache.
+            layers: blocks that ran.
+            head_rows: positions of each sequence whose logits were computed.
+            backward: count the backward pass that follows it too.
+        """
+        linear = new * sum(self._linear[:layers]) + head_rows * self._head
+        attention = layers * self._attention * new * (past + new)
+        self.forward_tokens += rows * new
+        self.flops += rows * (linear + attention)
+        if backward:
+            self.backward_tokens += rows * new
+            self.flops += rows * (linear + 2 * attention)
+
+
+def _matrix_weights(block: nn.Module, expert_share: float) -> float:
+    """Entries of the block's matrices; experts count by the share that is active at a position."""
+    total = 0.0
+    for name, parameter in block.named_parameters():
+        if parameter.ndim >= 2:
+            total += parameter.numel() * (expert_share if "experts" in name else 1.0)
+    return total

@@ -1,0 +1,288 @@
+"""A causal chat model: embed, trace with early stop and prefix cache, generate."""
+
+from __future__ import annotations
+
+import resource
+import sys
+from collections.abc import Sequence
+from functools import cached_property
+from typing import Any
+
+import torch
+from nnsight import NNsight
+from torch import Generator, Tensor
+from transformers import DynamicCache
+
+from attacks.core.errors import BadInput
+from attacks.core.interventions import Intervention
+from attacks.core.model import tracing
+from attacks.core.model.cache import Prefix
+from attacks.core.model.chat import Chat
+from attacks.core.model.families import structure_of
+from attacks.core.model.generation import batches, greedy, left_padded, plain_generation
+from attacks.core.model.hooks import intervening
+from attacks.core.model.loading import load_parts
+from attacks.core.model.meter import Meter
+from attacks.core.prompt import SYSTEM, Messages, Prompt, conversation
+from attacks.core.sites import Site, Trace
+
+
+class Model:
+    """A frozen model with its chat template, and the work done with it so far (`meter`)."""
+
+    def __init__(
+        self,
+        hf: Any,
+        tokenizer: Any,
+        *,
+        name: str,
+        revision: str = "",
+        system: str | None = None,
+    ) -> None:
+        """Wrap a loaded Hugging Face causal language model, which is frozen; see `load`."""
+        config = hf.config.get_text_config()
+        self.hf = hf.eval().requires_grad_(False)
+        self.hf.generation_config = plain_generation(hf, tokenizer)
+        self.name = name
+        self.revision = revision
+        self.system = system
+        self.n_layers: int = config.num_hidden_layers
+        self.width: int = config.hidden_size
+        self.structure = structure_of(hf, self.n_layers)
+        self.chat = Chat(
+            tokenizer,
+            name,
+            vocab_rows=hf.get_input_embeddings().weight.shape[0],
+            context=int(getattr(config, "max_position_embeddings", None) or sys.maxsize),
+        )
+        self.meter = Meter(hf, self.structure.blocks, self.n_layers)
+        self._envoy = NNsight(hf)
+        self._writes_checked = False
+        if system is not None:
+            self.chat.render(conversation("a", system=system))
+
+    @classmethod
+    def load(
+        cls,
+        name_or_path: str,
+        *,
+        name: str | None = None,
+        device: str = "auto",
+        dtype: str = "auto",
+        system: str | None = None,
+    ) -> Model:
+        """Load a Hugging Face causal chat model from a folder or by Hub id (safetensors only).
+
+        Args:
+            name_or_path: folder or Hub id, the latter optionally with `@revision`.
+            name: what records call it; by default `name_or_path`.
+            device: a torch device; "auto" is CUDA where present.
+            dtype: float32, bfloat16, float16 or float64; "auto" is float32 on the CPU and the
+                checkpoint's own elsewhere.
+            system: system prompt of every conversation.
+
+        Raises:
+            BadInput: not found, gated, not safetensors, no chat template, unknown device or dtype,
+                or a template without system role when `system` is given.
+        """
+        hf, tokenizer, revision = load_parts(name_or_path, device=device, dtype=dtype)
+        return cls(hf, tokenizer, name=name or name_or_path, revision=revision, system=system)
+
+    @property
+    def device(self) -> torch.device:
+        """Where inputs go."""
+        return torch.device(self.hf.get_input_embeddings().weight.device)
+
+    @property
+    def dtype(self) -> str:
+        """Of the weights, such as "float32"."""
+        return str(self.hf.dtype).removeprefix("torch.")
+
+    # Conversations ---------------------------------------------------------------------------
+
+    def conversation(self, text: str) -> Messages:
+        """A single user turn, after the system prompt if there is one."""
+        return conversation(text, system=self.system)
+
+    def prompt(
+        self,
+        messages: Messages,
+        *,
+        rng: Generator,
+        target: str | None = None,
+        init: Tensor | None = None,
+    ) -> Prompt:
+        """`Chat.prompt`."""
+        return self.chat.prompt(messages, target=target, rng=rng, init=init)
+
+    def plain(self, text: str, *, target: str | None = None) -> Prompt:
+        """The conversation that just asks `text`, without slots."""
+        return self.chat.prompt(self.conversation(text), target=target, rng=Generator())
+
+    # Embeddings ------------------------------------------------------------------------------
+
+    def embed(self, ids: Tensor) -> Tensor:
+        """(..., D) through the embedding module, which scales in some families (Gemma)."""
+        embedded: Tensor = self.hf.get_input_embeddings()(ids.to(self.device))
+        return embedded
+
+    @cached_property
+    def embedding_table(self) -> Tensor:
+        """(V, D) what `embed` gives for each id."""
+        module = self.hf.get_input_embeddings()
+        if type(module) is torch.nn.Embedding:
+            return module.weight.detach()
+        return self.embed(torch.arange(module.weight.shape[0])).detach()
+
+    # Forward passes --------------------------------------------------------------------------
+
+    def prefix(self, ids: Tensor, *, interventions: Sequence[Intervention] = ()) -> Prefix:
+        """Keys and values of the positions `ids` (P,), for sequences that begin with them."""
+        cache = DynamicCache()
+        last = Site(self.n_layers - 1, "resid_post", (len(ids) - 1,))
+        with torch.no_grad():
+            embeds = self.embed(ids).unsqueeze(0)
+            self._run(tracing.Pass(embeds, cache, interventions=interventions), [last])
+        return Prefix.of(cache)
+
+    def trace(
+        self,
+        inputs: Tensor,
+        reads: Sequence[Site],
+        *,
+        prefix: Prefix | None = None,
+        interventions: Sequence[Intervention] = (),
+        roles: Tensor | None = None,
+    ) -> Trace:
+        """Activations at `reads`; the forward pass stops after the deepest of them.
+
+        Gradients flow to `inputs` when they are embeddings that require them.
+
+        Args:
+            inputs: ids (B, T) or embeddings (B, T, D) of what follows the prefix.
+            reads: sites with absolute positions, counted from the start of the prefix.
+            prefix: keys and values of earlier positions, shared by all rows.
+            interventions: applied at each site in the order given, before it is read.
+            roles: (T,) roles of the positions of `inputs`, for interventions.
+
+        Returns:
+            {site: (B, P, D)}, or (B, P, V) for logits, in the order of each site's positions.
+        """
+        embeds = inputs if inputs.is_floating_point() else self.embed(inputs)
+        work = tracing.Pass(
+            embeds,
+            prefix.expanded(len(embeds)) if prefix else None,
+            prefix.length if prefix else 0,
+            interventions,
+            None if roles is None else roles.expand(embeds.shape[:2]),
+        )
+        return self._run(work, reads)
+
+    def _run(self, work: tracing.Pass, reads: Sequence[Site]) -> Trace:
+        plan = tracing.plan(reads, work.interventions, past=work.past, n_layers=self.n_layers)
+        if any(place.name in ("attn_out", "mlp_out") for place in plan.places):
+            self.check_residual_writes()
+        trace = tracing.run(self._envoy, self.structure, work, plan)
+        rows, new = work.embeds.shape[:2]
+        self.meter.count(
+            rows=rows,
+            new=new,
+            past=work.past,
+            layers=plan.layers,
+            head_rows=len(plan.head),
+            backward=work.embeds.requires_grad,
+        )
+        return trace
+
+    def check_residual_writes(self) -> None:
+        """Make sure that `attn_out` and `mlp_out` are all that a block adds to the stream.
+
+        Raises:
+            BadInput: this family adds something else, so these sites would be wrong.
+        """
+        if self._writes_checked:
+            return
+        self._writes_checked = True
+        names = ("resid_pre", "attn_out", "mlp_out", "resid_post")
+        layer = self.n_layers // 2
+        ids = self.chat.allowed.nonzero()[:4].T
+        with torch.no_grad():
+            work = tracing.Pass(self.embed(ids))
+            reads = [Site(layer, name, (0, 1, 2, 3)) for name in names]
+            plan = tracing.plan(reads, (), past=0, n_layers=self.n_layers)
+            trace = tracing.run(self._envoy, self.structure, work, plan)
+        before, attn, mlp, after = (trace[site].float() for site in reads)
+        error = (before + attn + mlp - after).norm() / after.norm()
+        if not error < 0.02:
+            self._writes_checked = False
+            raise BadInput(
+                f"{self.structure.family}: a block's output is not its input plus its attention "
+                f"and MLP outputs (relative error {error:.2g}), so these sites cannot be used"
+            )
+
+    # Answers ---------------------------------------------------------------------------------
+
+    def generate(
+        self,
+        conversations: Sequence[Messages],
+        *,
+        max_new_tokens: int,
+        interventions: Sequence[Intervention] = (),
+        pad_to: int = 1,
+        batch_size: int | None = None,
+    ) -> list[str]:
+        """Greedy answers, in the order of `conversations`.
+
+        Args:
+            conversations: each is rendered and tokenised anew, as a user's would be.
+            max_new_tokens: longest answer.
+            interventions: active throughout.
+            pad_to: with a `batch_size`, gives batches of a fixed shape (see `generation.batches`).
+            batch_size: rows of a batch; by default all at once. With `pad_to` > 1 a smaller batch
+                is filled up with copies of its last row.
+
+        Raises:
+            BadInput: a conversation that leaves no room for an answer in the context.
+        """
+        tokens = [self.chat.tokens(messages) for messages in conversations]
+        lengths = [len(ids) for ids, _ in tokens]
+        if lengths and max(lengths) + 1 > self.chat.context:
+            raise BadInput(
+                f"prompt of {max(lengths)} tokens is longer than the context of model "
+                f"'{self.name}' ({self.chat.context})"
+            )
+        if any(site.name in ("attn_out", "mlp_out") for i in interventions for site in i.sites):
+            self.check_residual_writes()
+        answers = [""] * len(tokens)
+        pad = self.hf.generation_config.pad_token_id
+        size = batch_size or len(tokens)
+        for length, members in batches(lengths, pad_to=pad_to, batch_size=size):
+            filled = members + [members[-1]] * (size - len(members) if pad_to > 1 else 0)
+            ids, mask = left_padded([tokens[i][0] for i in filled], length, pad)
+            roles, _ = left_padded([tokens[i][1] for i in filled], length, SYSTEM)
+            with intervening(self.hf, self.structure, interventions, roles=roles, mask=mask):
+                texts = greedy(
+                    self.hf, self.chat.tokenizer, ids, mask, max_new_tokens=max_new_tokens
+                )
+            for index, text in zip(members, texts, strict=False):
+                answers[index] = text
+        return answers
+
+    # The device ------------------------------------------------------------------------------
+
+    def synchronise(self) -> None:
+        """Wait until the device has done all work it was given."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
+    def reset_peak_memory(self) -> None:
+        """Start a new measurement of `peak_memory`, where the device can."""
+        if self.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self.device)
+
+    def peak_memory(self) -> int:
+        """Bytes: the device's peak since the last reset, or the process's peak on a CPU."""
+        if self.device.type == "cuda":
+            return int(torch.cuda.max_memory_allocated(self.device))
+        scale = 1 if sys.platform == "darwin" else 1024
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale

@@ -1,0 +1,104 @@
+"""One forward pass on nnsight: read some sites, change others, stop after the deepest read."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from nnsight import NNsight
+from torch import Tensor
+from transformers import DynamicCache
+
+from attacks.core.interventions import Context, Intervention
+from attacks.core.model.families import Structure, at_path, first, with_first
+from attacks.core.model.hooks import by_site
+from attacks.core.sites import Site, Trace
+
+
+@dataclass(frozen=True, eq=False)
+class Pass:
+    """A forward pass to run: the inputs (B, T, D) and what surrounds them."""
+
+    embeds: Tensor
+    cache: DynamicCache | None = None
+    past: int = 0
+    """Positions in the cache."""
+    interventions: Sequence[Intervention] = ()
+    roles: Tensor | None = None
+    """(B, T)"""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Which places a pass visits, in the order in which they are computed."""
+
+    places: tuple[Site, ...]
+    reads: Mapping[Site, list[Site]]
+    """The wanted sites by place (site without positions)."""
+    changes: Mapping[Site, list[Intervention]]
+    head: tuple[int, ...] = field(default=())
+    """Positions whose logits are needed, counted after the cache."""
+    layers: int = 0
+    """Blocks that run."""
+
+
+def plan(
+    reads: Sequence[Site], interventions: Sequence[Intervention], *, past: int, n_layers: int
+) -> Plan:
+    """Order the places of a pass; the deepest read decides where it ends."""
+    wanted: dict[Site, list[Site]] = {}
+    for site in reads:
+        wanted.setdefault(Site(site.layer, site.name), []).append(site)
+    changes = by_site(interventions)
+    deepest = max(place.depth(n_layers) for place in wanted)
+    places = sorted(
+        (place for place in {**wanted, **changes} if place.depth(n_layers) <= deepest),
+        key=lambda place: place.depth(n_layers),
+    )
+    head = {p - past for site in reads if site.name == "logits" for p in site.positions}
+    return Plan(tuple(places), wanted, changes, tuple(sorted(head)), min(deepest[0] + 1, n_layers))
+
+
+def run(envoy: NNsight, structure: Structure, work: Pass, plan: Plan) -> Trace:
+    """Run the pass; only the rows at each site's positions are kept.
+
+    Sites are visited inside one nnsight trace in forward order, as it requires. Interventions come
+    before reads, so a read sees what the rest of the model sees.
+    """
+    trace: Trace = {}
+    arguments: dict[str, Any] = {
+        "inputs_embeds": work.embeds,
+        "past_key_values": work.cache,
+        "use_cache": work.cache is not None,
+    }
+    if plan.head:
+        # The unembedding is applied to these positions only.
+        arguments["logits_to_keep"] = torch.tensor(plan.head, device=work.embeds.device)
+    with envoy.trace(**arguments) as tracer:
+        for place in plan.places:
+            if place.name == "logits":
+                value = envoy.output.logits
+                rows = plan.head
+            else:
+                module = at_path(envoy, structure.module_path(place.layer, place.name))
+                whole = module.input if place.name == "resid_pre" else module.output
+                value = first(whole)
+                rows = None
+            if place in plan.changes:
+                context = Context(place, 0, work.roles, None)
+                for intervention in plan.changes[place]:
+                    value = intervention(value, context)
+                if place.name == "resid_pre":
+                    module.input = value
+                elif place.name != "logits":
+                    module.output = with_first(whole, value)
+            for site in plan.reads.get(place, ()):
+                positions = [p - work.past for p in site.positions]
+                trace[site] = value[
+                    :, positions if rows is None else list(map(rows.index, positions))
+                ]
+        if not plan.head:
+            tracer.stop()
+    return trace

@@ -1,0 +1,7 @@
+"""The search core that all prompt attacks share."""
+
+from attacks.core.search.coordinate import CoordinateSearch, Found
+from attacks.core.search.evaluate import Evaluator
+from attacks.core.search.suffix import search_suffix
+
+__all__ = ["CoordinateSearch", "Evaluator", "Found", "search_suffix"]

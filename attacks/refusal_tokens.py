@@ -1,0 +1,74 @@
+"""Refusal-token steering: make the words that open a refusal unlikely."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from torch import Generator
+
+from attacks.attack import Artefact, Attack, Behavior, State, Step, ThreatModel
+from attacks.core.errors import BadInput
+from attacks.core.interventions import SuppressTokens
+from attacks.core.refusal import refusal_tokens
+from attacks.core.states import next_token_log_probs
+
+if TYPE_CHECKING:
+    from attacks.core.model import Model
+
+
+@dataclass(frozen=True)
+class RefusalTokens(Attack):
+    """Logit bias against the model's own refusal openers over the first decoding steps.
+
+    Refusal tokens (arXiv 2412.06748) are control tokens that a model was trained with; here the
+    natural ones are found instead, from the first-token distribution on harmful against harmless
+    training prompts.
+    """
+
+    name: ClassVar[str] = "refusal-tokens"
+    summary: ClassVar[str] = "suppresses the model's own refusal openers while it starts to answer"
+    threat_model: ClassVar[ThreatModel] = ThreatModel.INTERVENTION
+    needs_train: ClassVar[bool] = True
+    searches: ClassVar[bool] = False
+
+    tokens: int = 8
+    """How many openers at most."""
+    first: int = 3
+    """Decoding steps at which they are suppressed."""
+    bias: float = -100.0
+    """Added to their logits."""
+
+    def prepare(self, model: Model, train: Sequence[Behavior], *, rng: Generator) -> Artefact:
+        """Find the openers; `data` holds their texts.
+
+        Raises:
+            BadInput: no token is clearly likelier on harmful than on harmless prompts.
+        """
+        harmful, harmless = (
+            next_token_log_probs(model, [b.text for b in train if b.harmful == flag])
+            for flag in (True, False)
+        )
+        ids = refusal_tokens(harmful, harmless, most=self.tokens)
+        if len(ids) == 0:
+            raise BadInput(
+                f"refusal-tokens: model '{model.name}' opens its answers to harmful and harmless "
+                "training prompts alike, so it has no refusal openers to suppress"
+            )
+        return Artefact(
+            {"token_ids": ids}, {"tokens": model.chat.decode([[i] for i in ids.tolist()])}
+        )
+
+    def run(
+        self,
+        model: Model,
+        behavior: Behavior,
+        *,
+        artefact: Artefact,
+        rng: Generator,
+        state: State | None = None,
+    ) -> Iterator[Step]:
+        """One step: the plain conversation with the openers suppressed."""
+        suppress = SuppressTokens(artefact.tensors["token_ids"], self.bias, self.first)
+        yield Step((model.conversation(behavior.text),), (suppress,))

@@ -1,0 +1,1 @@
+"""The harness: runs attacks against models, judges the answers, and tabulates."""

@@ -1,0 +1,74 @@
+"""Fitted artefacts on disk: ID.safetensors (tensors) beside ID.json (data, cost, hash)."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from attacks.attack import Artefact
+from attacks.core.errors import BadInput
+
+
+def save(folder: Path, identity: str, artefact: Artefact) -> None:
+    """Writes the artefact; the JSON file comes last, so one that is there is complete."""
+    folder.mkdir(parents=True, exist_ok=True)
+    if artefact.tensors:
+        tensors = {
+            name: tensor.detach().cpu().contiguous().clone()
+            for name, tensor in artefact.tensors.items()
+        }
+        target = folder / f"{identity}.safetensors"
+        save_file(tensors, target.with_suffix(".safetensors.tmp"))
+        _settle(target)
+    target = folder / f"{identity}.json"
+    content = {
+        "data": artefact.data,
+        "tensors": sorted(artefact.tensors),
+        "seconds": artefact.seconds,
+        "hash": artefact.hash,
+    }
+    target.with_suffix(".json.tmp").write_text(json.dumps(content, indent=1), encoding="utf-8")
+    _settle(target)
+
+
+def load(folder: Path, identity: str) -> Artefact | None:
+    """The artefact, its tensors on the CPU, or None where there is none.
+
+    Raises:
+        BadInput: damaged files.
+    """
+    path = folder / f"{identity}.json"
+    if not path.is_file():
+        return None
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        tensors = load_file(path.with_suffix(".safetensors")) if content["tensors"] else {}
+        artefact = Artefact(tensors, content["data"], float(content["seconds"]))
+        intact = artefact.hash == content["hash"]
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError):
+        intact = False
+    if not intact:
+        raise BadInput(f"{path}: damaged artefact; remove it and it is fitted again")
+    return artefact
+
+
+def find(identity: str, folders: Iterable[Path]) -> Artefact | None:
+    """The artefact from the first folder that has it.
+
+    Raises:
+        BadInput: as `load`.
+    """
+    return next((found for folder in folders if (found := load(folder, identity))), None)
+
+
+def _settle(target: Path) -> None:
+    """Gives a finished temporary file its name: a kill leaves the whole file or none."""
+    temporary = target.with_suffix(target.suffix + ".tmp")
+    with temporary.open("rb+") as file:
+        os.fsync(file.fileno())
+    temporary.replace(target)

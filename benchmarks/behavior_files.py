@@ -1,0 +1,178 @@
+"""Behaviours from JSONL and CSV files, with errors that name file and line."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+
+from attacks.core.behavior import Behavior
+from attacks.core.errors import BadInput
+
+SUFFIXES = (".jsonl", ".csv")
+
+#: CSV columns for each field, preferred ones first; compared without regard to case. The public
+#: sets use these names; some have both the instruction (`Goal`) and its short title (`Behavior`).
+ALIASES = {
+    "id": ("id", "behaviorid"),
+    "text": ("text", "goal", "prompt", "forbidden_prompt", "behavior"),
+    "target": ("target",),
+    "category": ("category", "semanticcategory", "type"),
+    "harmful": ("harmful", "label"),
+    "twin": ("twin",),
+    "reference": ("reference",),
+    "decoys": ("decoys",),
+    "context": ("context", "contextstring"),
+    "target_mismatch": ("target_mismatch",),
+}
+
+#: How harmful and harmless rows are marked, in lower case.
+HARMFUL = {
+    **dict.fromkeys(("true", "1", "yes", "harmful", "unsafe"), True),
+    **dict.fromkeys(("false", "0", "no", "harmless", "benign", "safe"), False),
+}
+
+_BEHAVIOR = TypeAdapter(Behavior)
+
+
+def read_file(path: Path) -> list[Behavior]:
+    """The behaviours of a `.jsonl` or `.csv` file, in file order.
+
+    Raises:
+        BadInput: not readable, another suffix, no row, a malformed row, or an id used twice.
+    """
+    readers = {".jsonl": _jsonl, ".csv": _csv}
+    reader = readers.get(path.suffix.lower())
+    if reader is None:
+        raise BadInput(f"behaviour file {path}: must end in {' or '.join(SUFFIXES)}")
+    rows: dict[str, Behavior] = {}
+    for place, fields in reader(path):
+        row = behavior(fields, place)
+        if row.id in rows:
+            raise BadInput(f"{place}: id '{row.id}' is used twice")
+        rows[row.id] = row
+    if not rows:
+        raise BadInput(f"behaviour file {path} holds no behaviours")
+    return list(rows.values())
+
+
+def behavior(fields: Mapping[str, Any], place: str) -> Behavior:
+    """The behaviour with these field values; `place` begins every error.
+
+    Raises:
+        BadInput: a field is missing, of the wrong type, or blank where it must not be.
+    """
+    try:
+        row = _BEHAVIOR.validate_python(fields)
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = ".".join(str(part) for part in first["loc"])
+        raise BadInput(f"{place}: field '{name}': {first['msg']}") from error
+    for name, value in (("id", row.id), ("text", row.text)):
+        if not value.strip():
+            raise BadInput(f"{place}: field '{name}' is blank")
+    for name, facts in (("reference", row.reference), ("decoys", row.decoys)):
+        if any(not fact.strip() for fact in facts or ()):
+            raise BadInput(f"{place}: field '{name}' holds a blank fact")
+    return row
+
+
+def with_context(text: str, context: str | None) -> str:
+    """`text` behind the material it speaks of, joined as HarmBench's direct requests are."""
+    return f"{context}\n\n---\n\n{text}" if context else text
+
+
+def is_harmful(value: str, place: str) -> bool:
+    """What a `harmful` or `label` cell says.
+
+    Raises:
+        BadInput: it is none of the known words.
+    """
+    try:
+        return HARMFUL[value.strip().lower()]
+    except KeyError:
+        raise BadInput(f"{place}: '{value}' is none of {', '.join(HARMFUL)}") from None
+
+
+def _jsonl(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """(place, fields) of each line; blank lines are skipped."""
+    for number, line in enumerate(_text(path).split("\n"), start=1):
+        if not line.strip():
+            continue
+        place = f"{path}, line {number}"
+        try:
+            row = json.loads(line)
+            # A lone surrogate passes as JSON and could be written to no record.
+            json.dumps(row, ensure_ascii=False).encode()
+        except (ValueError, RecursionError) as error:
+            raise BadInput(f"{place}: not valid JSON ({error})") from error
+        if not isinstance(row, dict):
+            raise BadInput(f"{place}: not a JSON object")
+        yield place, row
+
+
+def _csv(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """(place, fields) of each row; rows without an id are numbered from 1."""
+    reader = csv.reader(io.StringIO(_text(path), newline=""), strict=True)
+    try:
+        header = [cell.strip().lower() for cell in next(reader, [])]
+        columns = {
+            field: next(name for name in names if name in header)
+            for field, names in ALIASES.items()
+            if any(name in header for name in names)
+        }
+        if header and "text" not in columns:
+            raise BadInput(
+                f"{path}, line 1: no column holds the instruction; "
+                f"one of {', '.join(ALIASES['text'])} is needed"
+            )
+        number = 0
+        for cells in reader:
+            if not cells:
+                continue
+            number += 1
+            place = f"{path}, line {reader.line_num}"
+            if len(cells) != len(header):
+                raise BadInput(f"{place}: {len(cells)} fields, the header has {len(header)}")
+            row = dict(zip(header, cells, strict=True))
+            values = {field: row[name] for field, name in columns.items()}
+            yield place, _csv_fields(values, f"{path.stem}-{number}", place)
+    except csv.Error as error:
+        raise BadInput(f"{path}, line {reader.line_num}: {error}") from error
+
+
+def _csv_fields(values: Mapping[str, str], default_id: str, place: str) -> Mapping[str, Any]:
+    """Field values from CSV cells, in which nothing but text can stand."""
+    fields: dict[str, Any] = {
+        "id": values.get("id") or default_id,
+        "text": with_context(values["text"], values.get("context")),
+        "category": values.get("category", ""),
+    }
+    for name in ("target", "twin"):
+        fields[name] = values.get(name) or None
+    for name in ("reference", "decoys"):
+        facts = [fact.strip() for fact in values.get(name, "").split(";")]
+        fields[name] = [fact for fact in facts if fact] or None
+    if values.get("harmful"):
+        fields["harmful"] = is_harmful(values["harmful"], place)
+    if values.get("target_mismatch", "0") not in ("", "0"):
+        # The flag of a target that belongs to another row: none is better than a wrong one.
+        fields["target"] = None
+    return fields
+
+
+def _text(path: Path) -> str:
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise BadInput(f"behaviour file {path}: {error.strerror or error}") from error
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data[: error.start].count(b"\n") + 1
+        raise BadInput(f"{path}, line {line}: not UTF-8") from error

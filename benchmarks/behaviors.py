@@ -1,0 +1,48 @@
+"""Behaviour sets by name: shipped files, registered public sets, and files of one's own."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from attacks.core.behavior import Behavior
+from attacks.core.errors import BadInput
+from benchmarks.behavior_files import SUFFIXES, read_file
+from benchmarks.paths import data_dir
+from benchmarks.public_sets import PUBLIC_SETS, load_public
+
+
+def names() -> dict[str, str]:
+    """The sets that can be named and a line about each: shipped ones, then public ones."""
+    shipped = {name: _counts(read_file(path)) for name, path in _shipped().items()}
+    return shipped | {name: entry.summary for name, entry in PUBLIC_SETS.items()}
+
+
+def load_behaviors(name_or_file: str) -> list[Behavior]:
+    """The behaviours of a shipped set, a public set, or a JSONL or CSV file.
+
+    Raises:
+        BadInput: unknown name, a file that does not hold behaviours, or a public set that cannot
+            be had now; the line says why.
+    """
+    shipped = _shipped()
+    if name_or_file in shipped:
+        return read_file(shipped[name_or_file])
+    if name_or_file in PUBLIC_SETS:
+        return load_public(name_or_file)
+    path = Path(name_or_file).expanduser()
+    if path.suffix.lower() in SUFFIXES or path.exists():
+        return read_file(path)
+    valid = ", ".join([*shipped, *PUBLIC_SETS])
+    raise BadInput(
+        f"unknown behaviour set '{name_or_file}'; valid: {valid}, or a {' or '.join(SUFFIXES)} file"
+    )
+
+
+def _shipped() -> dict[str, Path]:
+    return {path.stem: path for path in sorted((data_dir() / "behaviors").glob("*.jsonl"))}
+
+
+def _counts(rows: Sequence[Behavior]) -> str:
+    harmful = sum(row.harmful for row in rows)
+    return f"{harmful} harmful, {len(rows) - harmful} harmless behaviours (shipped)"

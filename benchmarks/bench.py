@@ -1,0 +1,268 @@
+"""One model made ready for its cells: what they share, and how their records are put together."""
+
+from __future__ import annotations
+
+import gc
+import platform
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+from math import isfinite
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from attacks.attack import Artefact, Behavior, Step
+from attacks.core.artefact import EMPTY
+from attacks.core.errors import BadInput
+from attacks.core.model import Model, Work
+from attacks.core.prompt import Messages
+from attacks.registry import params_of
+from benchmarks import artefacts
+from benchmarks.cells import Cell, ModelId, Settings
+from benchmarks.judges import load_judge
+from benchmarks.records import FirstSuccess, Judgement, Record, Seconds, Status
+from benchmarks.suites import attack_hash
+from benchmarks.timing import Clock
+
+#: Called after each step with the number of steps done and the best loss.
+OnStep = Callable[[int, float | None], None]
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What a process needs to know to run cells of one model."""
+
+    source: str
+    """What to load."""
+    name: str
+    device: str
+    dtype: str
+    system: str | None
+    settings: Settings
+    openers: tuple[str, ...]
+    """The model's refusal openers, normalised."""
+    artefacts: Path
+    concurrency: int
+
+    def load(self) -> Model:
+        """The model.
+
+        Raises:
+            BadInput: see `Model.load`.
+        """
+        return Model.load(
+            self.source, name=self.name, device=self.device, dtype=self.dtype, system=self.system
+        )
+
+
+class Outcome(NamedTuple):
+    """What becomes of a cell."""
+
+    record: Record
+    judgements: tuple[Judgement, ...] = ()
+
+
+class Failure(NamedTuple):
+    """Why a cell has no result."""
+
+    status: Status
+    reason: str
+    """One line."""
+
+
+@dataclass
+class Tally:
+    """What a cell has done so far."""
+
+    losses: list[float] = field(default_factory=list)
+    steps: int = 0
+    verifications: int = 0
+    work: Work = field(default_factory=Work)
+    first_success: FirstSuccess | None = None
+
+    def add_step(self, step: Step) -> None:
+        """Counts a step.
+
+        Raises:
+            ArithmeticError: its loss is not a finite number.
+            RuntimeError: it proposes nothing.
+        """
+        self.steps += 1
+        if not step.prompts:
+            raise RuntimeError(f"the attack proposed no prompt at step {self.steps}")
+        if step.loss is not None:
+            if not isfinite(step.loss):
+                raise ArithmeticError(f"the loss is {step.loss} at step {self.steps}")
+            best = min(self.losses[-1], step.loss) if self.losses else step.loss
+            self.losses.append(float(best))
+
+    def add_work(self, work: Work) -> None:
+        """Adds what one step cost."""
+        so_far = self.work
+        self.work = Work(
+            so_far.forward_tokens + work.forward_tokens,
+            so_far.backward_tokens + work.backward_tokens,
+            so_far.flops + work.flops,
+        )
+
+
+class Bench:
+    """A loaded model with the settings, openers, judges and artefacts that its cells share."""
+
+    def __init__(self, setup: Setup, model: Model | None = None) -> None:
+        self.setup = setup
+        self.model = model or setup.load()
+        self._judges = {name: load_judge(name) for name in setup.settings.judges}
+        self._stop_judge = load_judge(setup.settings.stop_judge)
+
+    def artefact(self, identity: str) -> Artefact:
+        """The fitted artefact of this id.
+
+        Raises:
+            BadInput: damaged files.
+        """
+        found = artefacts.load(self.setup.artefacts, identity) if identity else None
+        return found or EMPTY
+
+    def succeeds(self, behavior: Behavior, completion: str) -> bool:
+        """Whether the stop judge says so."""
+        verdict = self._stop_judge.judge(behavior, completion, openers=self.setup.openers)
+        return verdict.success is True
+
+    def judge(
+        self, key: str, behavior: Behavior, completions: Sequence[str], name: str
+    ) -> list[Judgement]:
+        """The verdicts of one of the suite's judges on all completions of a record."""
+        judgements = []
+        for index, completion in enumerate(completions):
+            verdict = self._judges[name].judge(behavior, completion, openers=self.setup.openers)
+            judgements.append(
+                Judgement(key, name, index, verdict.success, verdict.label, verdict.score)
+            )
+        return judgements
+
+    def judged(self, cell: Cell, completions: Sequence[str], clock: Clock) -> tuple[Judgement, ...]:
+        """The verdicts of all judges, on the cell's clock."""
+        with clock.phase("judge"):
+            return tuple(
+                judgement
+                for name in self.setup.settings.judges
+                for judgement in self.judge(cell.key, cell.behavior, completions, name)
+            )
+
+    def record(
+        self,
+        cell: Cell,
+        tally: Tally,
+        clock: Clock,
+        *,
+        prompts: Sequence[Messages] = (),
+        completions: Sequence[str] = (),
+        status: Status = "ok",
+        reason: str = "",
+    ) -> Record:
+        """The cell's record."""
+        return make_record(
+            cell,
+            model_id(self.model),
+            self.setup,
+            tally,
+            prompts=tuple(last_user_message(messages) for messages in prompts),
+            completions=tuple(completions),
+            failure=Failure(status, reason),
+            seconds=clock.seconds,
+            peak_memory_bytes=self.model.peak_memory(),
+        )
+
+
+def make_record(
+    cell: Cell,
+    model: ModelId,
+    setup: Setup,
+    tally: Tally,
+    *,
+    failure: Failure,
+    prompts: tuple[str, ...] = (),
+    completions: tuple[str, ...] = (),
+    seconds: Seconds = Seconds(),  # noqa: B008  (frozen)
+    peak_memory_bytes: int = 0,
+) -> Record:
+    """A record, also of a cell that no process could run."""
+    return Record(
+        key=cell.key,
+        model=model.name,
+        attack=cell.attack.name,
+        params=params_of(cell.attack),
+        attack_hash=attack_hash(cell.attack),
+        threat_model=str(cell.attack.threat_model),
+        behavior_id=cell.behavior.id,
+        seed=cell.seed,
+        status=failure.status,
+        harmful=cell.behavior.harmful,
+        revision=model.revision,
+        dtype=model.dtype,
+        error=failure.reason,
+        prompts=prompts,
+        completions=completions,
+        losses=tuple(tally.losses),
+        steps=tally.steps,
+        verifications=tally.verifications,
+        seconds=seconds,
+        first_success=tally.first_success,
+        stop=setup.settings.stop,
+        budget_seconds=setup.settings.seconds,
+        tokens={"forward": tally.work.forward_tokens, "backward": tally.work.backward_tokens},
+        flops=tally.work.flops,
+        peak_memory_bytes=peak_memory_bytes,
+        concurrency=setup.concurrency,
+        versions=versions(),
+    )
+
+
+def model_id(model: Model) -> ModelId:
+    """What identifies a loaded model."""
+    return ModelId(model.name, model.revision, model.dtype, model.system)
+
+
+def last_user_message(messages: Messages) -> str:
+    """What the attacker sends, as a string."""
+    return next((turn.content for turn in reversed(messages) if turn.role == "user"), "")
+
+
+def failure_of(error: Exception) -> Failure:
+    """The status and the one-line reason for an exception inside a cell."""
+    out_of_memory = isinstance(error, torch.OutOfMemoryError | MemoryError) or (
+        isinstance(error, RuntimeError)
+        and any(sign in str(error).lower() for sign in ("out of memory", "can't allocate memory"))
+    )
+    text = one_line(str(error))
+    if not isinstance(error, BadInput):
+        text = f"{type(error).__name__}: {text}".removesuffix(": ")
+    return Failure("out_of_memory" if out_of_memory else "error", text)
+
+
+def one_line(text: str) -> str:
+    """`text` without line breaks and control characters, as a terminal may show it."""
+    return " ".join("".join(c if c.isprintable() else " " for c in text).split())[:300]
+
+
+def release_memory() -> None:
+    """Gives back what dropped models and failed cells held."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+@cache
+def versions() -> dict[str, str]:
+    """Versions of what results depend on."""
+    found = {"python": platform.python_version()}
+    for package in ("torch", "transformers", "nnsight", "reroute-bench"):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "not installed"
+    return found

@@ -1,0 +1,139 @@
+"""The command line: parses, calls the function behind each command, and prints."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import NoReturn
+
+from benchmarks import commands
+
+_GO_ON = "interrupted; what is done is kept, and running the same command again goes on from there"
+
+
+class _UsageError(Exception):
+    """Arguments that do not parse."""
+
+
+class _Parser(argparse.ArgumentParser):
+    """Tells of bad arguments in one line, without the usage."""
+
+    def error(self, message: str) -> NoReturn:
+        raise _UsageError(f"{message} (see '{self.prog} --help')")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs a command; 0 on success, 2 with one line on stderr for bad input."""
+    try:
+        args = _parser().parse_args(argv)
+        code: int = args.command(args)
+        sys.stdout.flush()
+        return code
+    except KeyboardInterrupt:
+        return _fail(_GO_ON, 130)
+    except BrokenPipeError:
+        # The reader has had enough. Python would complain when it flushes stdout at the end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except (_UsageError, OSError) as error:
+        return _fail(str(error), 2)
+    except ValueError as error:
+        from attacks.core.errors import BadInput  # Here, for its package brings torch along.
+
+        if not isinstance(error, BadInput):
+            raise
+        return _fail(str(error), 2)
+
+
+def _fail(message: str, code: int) -> int:
+    print("reroute:", " ".join(message.split()), file=sys.stderr)
+    return code
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog="reroute", description="A benchmark of attacks on chat models.")
+    parser.add_argument("--version", action="version", version=f"%(prog)s {_version()}")
+    add = parser.add_subparsers(title="commands", metavar="COMMAND", required=True).add_parser
+    for name, listing in commands.LISTINGS.items():
+        sub = add(name, help=f"list the {name} that can be named")
+        sub.add_argument("--json", action="store_true", help="print a list of objects")
+        sub.set_defaults(command=commands.list_names, listing=listing)
+        if name == "models":
+            sub.add_argument(
+                "--check",
+                nargs="*",
+                metavar="NAME",
+                help="recompute every figure of the models' cards from their weights",
+            )
+            sub.set_defaults(command=commands.models)
+    _add_run(add("run", help="run a suite, or attacks on a model"))
+    board = add("leaderboard", help="tabulate the results in folders")
+    board.add_argument("folders", nargs="+", type=Path, metavar="DIR", help="output of a run")
+    board.add_argument("--format", choices=("md", "csv", "json"), default="md")
+    board.add_argument("--out", type=Path, metavar="FILE", help="write it there")
+    board.add_argument(
+        "--readme", type=Path, metavar="FILE", help="put it between that file's leaderboard markers"
+    )
+    board.set_defaults(command=commands.leaderboard)
+    new = add("new-attack", help="write a package with a working attack, to start from")
+    new.add_argument("name", metavar="NAME")
+    new.add_argument("folder", nargs="?", type=Path, metavar="DIR")
+    new.set_defaults(command=commands.new)
+    return parser
+
+
+def _add_run(sub: argparse.ArgumentParser) -> None:
+    """The flags of `run`. A flag that is not given leaves the suite's setting as it is."""
+    sub.set_defaults(command=commands.run)
+    sub.add_argument("suite", nargs="?", metavar="SUITE", help="a shipped suite or a TOML file")
+    what = sub.add_argument_group("what to run, instead of a suite or to change one")
+    for flag, field, meta, text in (
+        ("--model", "models", "NAME", "shipped name, folder or Hub id; may be repeated"),
+        ("--attack", "attacks", "SPEC", "name or name:key=value,...; may be repeated"),
+        ("--judge", "judges", "NAME", "default: reference where there are references, or phrases"),
+    ):
+        what.add_argument(flag, action="append", dest=field, metavar=meta, help=text)
+    for flag, meta, text in (
+        ("--behaviors", "NAME_OR_FILE", "behaviours to attack"),
+        ("--train", "NAME_OR_FILE", "behaviours to fit on"),
+        ("--system", "TEXT", "system prompt"),
+        ("--device", "D", "auto, cpu, cuda, ..."),
+        ("--dtype", "T", "auto, float32, bfloat16, ..."),
+    ):
+        what.add_argument(flag, metavar=meta, help=text)
+    for flag, text in (
+        ("--limit", "number of behaviours"),
+        ("--steps", "steps of every search"),
+        ("--attempts", "candidates that are answered and judged"),
+        ("--max-new-tokens", "length of the answers"),
+    ):
+        what.add_argument(flag, type=int, metavar="N", help=text)
+    what.add_argument("--seed", dest="seeds", type=int, nargs="+", metavar="S")
+    what.add_argument("--seconds", type=float, metavar="X", help="budget of each search")
+    what.add_argument("--stop", choices=("never", "first-success"), help="when a search ends")
+    what.add_argument(
+        "--harmless",
+        action="store_true",
+        default=None,
+        help="also answer harmless twins, with attacks that do not search",
+    )
+    how = sub.add_argument_group("how to run it")
+    how.add_argument("--out", type=Path, metavar="DIR", help="results (default: runs/SUITE)")
+    how.add_argument("--workers", type=int, default=1, metavar="W", help="cells at a time")
+    how.add_argument("--artefacts", type=Path, metavar="DIR", help="fitted values to reuse")
+    how.add_argument("--dry-run", action="store_true", help="only list what would be done")
+
+
+def _version() -> str:
+    try:
+        return version("reroute-bench")
+    except PackageNotFoundError:
+        return "(not installed)"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,164 @@
+"""What each command does; heavy modules are imported by the command that needs them."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from argparse import Namespace
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from attacks.attack import Attack
+
+Listing = Callable[[], list[dict[str, Any]]]
+
+
+def _attacks() -> list[dict[str, Any]]:
+    from attacks.registry import available
+
+    return [
+        {
+            "name": name,
+            "summary": attack.summary,
+            "threat_model": attack.threat_model.value,
+            "needs_train": attack.needs_train,
+            "searches": attack.searches,
+            "params": _defaults(attack),
+        }
+        for name, attack in available().items()
+    ]
+
+
+def _defaults(attack: type[Attack]) -> Mapping[str, Any]:
+    from attacks.registry import params_of
+
+    try:
+        return params_of(attack())
+    except TypeError:
+        return {}  # An attack of another package may have parameters without a default.
+
+
+def _models() -> list[dict[str, Any]]:
+    from benchmarks.models import names
+
+    return _named(names())
+
+
+def _behaviors() -> list[dict[str, Any]]:
+    from benchmarks.behaviors import names
+
+    return _named(names())
+
+
+def _judges() -> list[dict[str, Any]]:
+    from benchmarks.judges import available
+
+    return _named({name: judge.summary for name, judge in available().items()})
+
+
+def _suites() -> list[dict[str, Any]]:
+    from benchmarks.suites import suite_names
+
+    return _named(suite_names())
+
+
+def _named(summaries: Mapping[str, str]) -> list[dict[str, Any]]:
+    return [{"name": name, "summary": summary} for name, summary in summaries.items()]
+
+
+LISTINGS: dict[str, Listing] = {
+    "attacks": _attacks,
+    "models": _models,
+    "behaviors": _behaviors,
+    "judges": _judges,
+    "suites": _suites,
+}
+
+
+def list_names(args: Namespace) -> int:
+    """`attacks`, `models`, ...: one aligned line each, or JSON."""
+    found = args.listing()
+    if args.json:
+        print(json.dumps(found, indent=2))
+        return 0
+    width = max((len(item["name"]) for item in found), default=0)
+    for item in found:
+        print(f"{item['name']:<{width}}  {item['summary']}".rstrip())
+    return 0
+
+
+def models(args: Namespace) -> int:
+    """`models`, and `models --check`: 1 when a figure on a card is not what the weights give."""
+    if args.check is None:
+        return list_names(args)
+    from benchmarks import cards
+    from benchmarks.models import names
+
+    return 0 if cards.check(args.check or list(names())) else 1
+
+
+def run(args: Namespace) -> int:
+    """`run`: the suite with the settings given on the command line, and then its leaderboard."""
+    from attacks.core.errors import BadInput
+    from benchmarks import runner
+    from benchmarks.suites import Suite, load_suite, suite_from
+
+    fields = [field.name for field in dataclasses.fields(Suite)]
+    given = {
+        name: value
+        for name in fields
+        if name != "name" and (value := getattr(args, name, None)) is not None
+    }
+    if args.suite:
+        base = dataclasses.asdict(load_suite(args.suite))
+    else:
+        base = {"name": "ad-hoc"}
+        needed = {"--model": "models", "--attack": "attacks", "--behaviors": "behaviors"}
+        missing = [flag for flag, name in needed.items() if name not in given]
+        missing += [] if args.out or args.dry_run else ["--out"]
+        if missing:
+            raise BadInput(f"run: name a suite, or add {', '.join(missing)}")
+    suite = suite_from({**base, **given}, "command line")
+    out = args.out or Path("runs") / suite.name
+    complete = runner.run(
+        suite, out, workers=args.workers, artefacts=args.artefacts, dry_run=args.dry_run
+    )
+    if args.dry_run:
+        return 0
+    from benchmarks.leaderboard import read_rows, render
+
+    print(render(read_rows([out]), "md"), end="")
+    if not complete:
+        message = f"some cells failed: see 'status' and 'error' in {out / 'records.jsonl'}"
+        print("reroute:", message, file=sys.stderr)
+    return 0
+
+
+def leaderboard(args: Namespace) -> int:
+    """`leaderboard`: printed, unless it goes into a file."""
+    from benchmarks.leaderboard import read_rows, render, update_block
+
+    rows = read_rows(args.folders)
+    if args.readme:
+        # Read and write the line ends as they are.
+        text = args.readme.read_bytes().decode()
+        args.readme.write_bytes(update_block(text, render(rows, "md")).encode())
+    if args.out:
+        args.out.write_text(render(rows, args.format), "utf-8")
+    elif not args.readme:
+        print(render(rows, args.format), end="")
+    return 0
+
+
+def new(args: Namespace) -> int:
+    """`new-attack`: writes the package and says what comes next."""
+    from benchmarks.new_attack import new_attack
+
+    written = new_attack(args.name, args.folder)
+    for path in written:
+        print(path)
+    print(f"\nNext: pip install -e {written[0].parent}, and run its test with pytest")
+    return 0

@@ -1,0 +1,128 @@
+"""What a dry run says: the cells, and how long they will take."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import defaultdict
+from collections.abc import Sequence
+from datetime import timedelta
+from pathlib import Path
+from statistics import mean
+
+from attacks.attack import Attack
+from attacks.core.model import Model
+from benchmarks.bench import failure_of
+from benchmarks.cells import cell_generator, prepare_generator
+from benchmarks.engine import BATCH_SIZE, PAD_TO
+from benchmarks.paths import data_dir
+from benchmarks.plan import Plan
+from benchmarks.records import Record
+from benchmarks.store import RECORDS, read_records
+from benchmarks.suites import attack_hash
+from benchmarks.threads import fixed_threads, threads_for
+from benchmarks.timing import Clock
+
+BOARD = "results/pocket-board"
+
+
+def estimate(plan: Plan, out: Path, *, workers: int) -> list[str]:
+    """Lines with the cells of each model and attack, and their time; writes nothing.
+
+    The time comes from earlier records in `out`, else from those of the committed board, else from
+    one step that is run and timed for the purpose.
+
+    Raises:
+        BadInput: a model that does not load, or a malformed record in `out`.
+    """
+    mine, board = _records(out), _records(data_dir().parent / BOARD)
+    done = {_cell(record) for record in mine if record.status == "ok"}
+    known = [(_seconds(mine), f"records in {out}"), (_seconds(board), BOARD)]
+    lines, total, cells, unknown = [], 0.0, 0, 0
+    for name, source in plan.models.items():
+        model: Model | None = None
+        for attack in plan.attacks:
+            wanted = [
+                (name, attack_hash(attack), behavior.id, seed)
+                for behavior in plan.behaviors(attack)
+                for seed in plan.seeds
+            ]
+            left = sum(cell not in done for cell in wanted)
+            cells += left
+            line = f"{name} · {attack.name}: {len(wanted)} cells, {len(wanted) - left} done"
+            cost, origin = next(
+                ((of[wanted[0][:2]], label) for of, label in known if wanted[0][:2] in of),
+                (None, "one timed step"),
+            )
+            if cost is None and left:
+                try:
+                    model = model or _load(plan, name, source)
+                    with fixed_threads(threads_for(model)):
+                        cost = _timed(plan, model, attack)
+                except Exception as error:
+                    origin = f"not timed: {failure_of(error).reason}"
+                    unknown += left
+            if cost is not None and left:
+                total += left * cost
+                line += f", about {_clock(left * cost)}"
+            lines.append(f"{line} ({origin})" if left else line)
+    note = f" and {unknown} cells of unknown length" if unknown else ""
+    lines.append(f"total: {cells} cells to run, about {_clock(total / workers)}{note}")
+    return lines
+
+
+def _records(folder: Path) -> list[Record]:
+    return read_records(folder) if (folder / RECORDS).is_file() else []
+
+
+def _cell(record: Record) -> tuple[str, str, str, int]:
+    return (record.model, record.attack_hash, record.behavior_id, record.seed)
+
+
+def _seconds(records: Sequence[Record]) -> dict[tuple[str, str], float]:
+    """Mean seconds a cell by model and attack, without preparation."""
+    spent = defaultdict(list)
+    for record in records:
+        if record.status in ("ok", "budget"):
+            phases = dataclasses.asdict(record.seconds)
+            phases.pop("prepare")
+            spent[record.model, record.attack_hash].append(sum(phases.values()))
+    return {key: mean(values) for key, values in spent.items()}
+
+
+def _load(plan: Plan, name: str, source: str) -> Model:
+    suite = plan.suite
+    return Model.load(
+        source, name=name, device=suite.device, dtype=suite.dtype, system=suite.system
+    )
+
+
+def _timed(plan: Plan, model: Model, attack: Attack) -> float:
+    """Seconds a cell, from one step and its answer."""
+    behaviors = plan.behaviors(attack)
+    seed, settings = plan.seeds[0], plan.settings
+    artefact = attack.prepare(
+        model, plan.train, rng=prepare_generator(attack, model.revision, seed)
+    )
+    rng = cell_generator(attack, behaviors[0].id, seed)
+    clock = Clock(model.synchronise)
+    with clock.phase("search"):
+        step = next(iter(attack.run(model, behaviors[0].for_attack(), artefact=artefact, rng=rng)))
+    with clock.phase("generate"):
+        model.generate(
+            step.prompts[:1],
+            max_new_tokens=settings.max_new_tokens,
+            interventions=step.interventions,
+            pad_to=PAD_TO,
+            batch_size=1 if attack.searches else BATCH_SIZE,
+        )
+    if not attack.searches:
+        return clock.spent("search") + clock.spent("generate") / BATCH_SIZE
+    steps = int(getattr(attack, "steps", 1))
+    # Verified at 1, 2, 4, ... and the last step.
+    answers = steps.bit_length() + settings.attempts
+    cost = steps * clock.spent("search") + answers * clock.spent("generate")
+    return cost if settings.seconds is None else min(cost, settings.seconds)
+
+
+def _clock(seconds: float) -> str:
+    return str(timedelta(seconds=round(seconds)))

@@ -1,0 +1,295 @@
+"""Leaderboards: the rows of result folders as Markdown, CSV or JSON. Imports no torch."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import html
+import io
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Any, Literal, NoReturn, get_args
+
+from benchmarks.rows import Row, by_success, read_rows
+
+__all__ = ["FORMATS", "Format", "Row", "read_rows", "render", "update_block"]
+
+Format = Literal["md", "csv", "json"]
+FORMATS: tuple[Format, ...] = get_args(Format)
+
+START, END = "<!-- leaderboard:start -->", "<!-- leaderboard:end -->"
+
+#: The attack that changes nothing: shown on every board, for comparison.
+BASELINE = "direct"
+
+_MEANING = {
+    "prompt": "The attacker writes the prompt and touches nothing else.",
+    "prefill": "The attacker also writes the first words of the answer.",
+    "embedding": "The attacker feeds vectors that no text has.",
+    "intervention": "The attacker changes activations or logits while the model answers.",
+    "weights": "The attacker changes the weights.",
+}
+
+
+@dataclass(frozen=True)
+class _Column:
+    """A column of the Markdown table, left out where all its cells are empty."""
+
+    heading: str
+    meaning: str
+    cell: Callable[[Row], str]
+
+
+def render(rows: Sequence[Row], style: Format) -> str:
+    """The rows in one of the formats, with a final newline.
+
+    Text from records is escaped: for Markdown and HTML, or against being read as a formula.
+    """
+    return {"md": _markdown, "csv": _csv, "json": _json}[style](rows)
+
+
+def update_block(readme: str, table: str) -> str:
+    """`readme` with `table` between the two leaderboard markers.
+
+    Raises:
+        BadInput: the markers are not there, once each and in order.
+    """
+    head, start, rest = readme.partition(START)
+    _, end, tail = rest.partition(END)
+    if not (start and end) or readme.count(START) != 1 or readme.count(END) != 1:
+        _refuse(f"the file needs one {START} and, after it, one {END}")
+    return f"{head}{START}\n{table.strip()}\n{END}{tail}"
+
+
+def _json(rows: Sequence[Row]) -> str:
+    return json.dumps([dataclasses.asdict(row) for row in rows], indent=2, allow_nan=False) + "\n"
+
+
+def _csv(rows: Sequence[Row]) -> str:
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow([field.name for field in dataclasses.fields(Row)])
+    for row in rows:
+        writer.writerow([_csv_cell(value) for value in dataclasses.asdict(row).values()])
+    return out.getvalue()
+
+
+def _csv_cell(value: Any) -> Any:
+    if isinstance(value, dict):
+        return json.dumps(value, sort_keys=True)
+    if isinstance(value, str) and value[:1] in ("=", "+", "-", "@", "\t", "\r") and value:
+        return value if _is_number(value) else f"'{value}"
+    return value
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _markdown(rows: Sequence[Row]) -> str:
+    """One table for each threat model, stop rule and concurrency, and a legend."""
+    if not rows:
+        return "No records.\n"
+    blocks, used = [], set[str]()
+    columns = _columns(rows)
+    for _, board in groupby(rows, key=_board):
+        own = list(board)
+        # A row of another threat model, but what every board is to be compared with.
+        shown = sorted([*_baselines(own, rows), *own], key=by_success)
+        filled = [column for column in columns if any(map(column.cell, shown))]
+        used |= {column.heading for column in filled}
+        blocks.append(f"{_title(own[0])}\n\n{_table(filled, shown)}\n\n{_note(own)}")
+    legend = "\n".join(f"- **{c.heading}**: {c.meaning}" for c in columns if c.heading in used)
+    return "\n\n".join([*blocks, f"How to read the columns:\n\n{legend}"]) + "\n"
+
+
+def _board(row: Row) -> tuple[str, str, int]:
+    return row.threat_model, row.stop, row.concurrency
+
+
+def _baselines(board: Sequence[Row], rows: Sequence[Row]) -> list[Row]:
+    """The baseline's rows on the board's models under its judges, unless they are on it."""
+    keys = {(row.model, row.judge) for row in board}
+    return [
+        row
+        for row in rows
+        if row.attack == BASELINE
+        and row.threat_model != board[0].threat_model
+        and _board(row)[1:] == _board(board[0])[1:]
+        and (row.model, row.judge) in keys
+    ]
+
+
+def _title(row: Row) -> str:
+    title = f"### {_text(row.threat_model.capitalize())} attacks"
+    if row.stop == "first-success":
+        title += ", ended at the first success"
+    if row.concurrency != 1:
+        title += f", {row.concurrency} cells at a time"
+    return title
+
+
+def _note(board: Sequence[Row]) -> str:
+    """The lines under a board."""
+    note = _MEANING.get(board[0].threat_model, "")
+    if board[0].stop == "first-success":
+        note += " Each search ended when a candidate was verified: compare costs, not success."
+    if board[0].concurrency != 1:
+        note += " Cells ran side by side and shared the machine: times are not those of one alone."
+    if any(row.mixed for row in board):
+        note += (
+            " Rows with an asterisk mix runs in different settings (system prompt, answer length, "
+            "training prompts)."
+        )
+    return note.strip()
+
+
+def _table(columns: Sequence[_Column], rows: Sequence[Row]) -> str:
+    lines = [
+        [column.heading for column in columns],
+        # Names to the left, figures to the right.
+        [":--" if column.heading in ("Model", "Attack", "Judge") else "--:" for column in columns],
+        *([column.cell(row) or "-" for column in columns] for row in rows),
+    ]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _columns(rows: Sequence[Row]) -> list[_Column]:
+    """All columns that the boards of these rows may show."""
+    names = _names(rows)
+    tries = max(row.attempts for row in rows)
+    return [
+        _Column("Model", "the model under attack.", lambda row: _text(row.model)),
+        _Column(
+            "Attack",
+            f"the technique; `{BASELINE}` sends each request unchanged and is the baseline. "
+            "Parameters are given where one technique has several rows.",
+            lambda row: names[row.attack_hash] + (" \\*" if row.mixed else ""),
+        ),
+        _Column("Judge", "what decided about success.", lambda row: _text(row.judge)),
+        _Column(
+            "Success",
+            "share of harmful requests that the attack's first candidate got through, with the "
+            "95 % interval; errors count as failures.",
+            lambda row: _interval(row),
+        ),
+        _Column(
+            "Success of k",
+            f"the same for any of the first k candidates that were answered; k is {tries}.",
+            lambda row: _rate(row.success_at_k) if tries > 1 else "",
+        ),
+        _Column(
+            "Complied",
+            "share of harmful requests that were answered, rightly or not.",
+            lambda row: _rate(row.compliance),
+        ),
+        _Column(
+            "Refused",
+            "share of harmful requests that were refused.",
+            lambda row: _rate(row.refusal_rate),
+        ),
+        _Column(
+            "Harmless refused",
+            "share of harmless requests that were refused.",
+            lambda row: _rate(row.over_refusal),
+        ),
+        _Column(
+            "Harmless kept",
+            "share of harmless requests that were still answered with all facts.",
+            lambda row: _rate(row.harmless_kept),
+        ),
+        _Column(
+            "Seconds",
+            "median wall-clock time for one request: search and answer.",
+            lambda row: _seconds(row.seconds_median),
+        ),
+        _Column(
+            "Preparation",
+            "seconds for fitting the attack to the model, once.",
+            lambda row: _seconds(row.prepare_seconds or None),
+        ),
+        _Column(
+            "First success, s",
+            "seconds of search and verification until half of all requests had their first "
+            "verified success; a dash when fewer than half ever had.",
+            lambda row: _seconds(row.first_success_seconds_median),
+        ),
+        _Column(
+            "First success, FLOPs",
+            "the same in floating-point operations of the search.",
+            lambda row: _big(row.first_success_flops_median),
+        ),
+        _Column(
+            "Steps/s",
+            "search steps a second.",
+            lambda row: _seconds(row.steps_per_second),
+        ),
+        _Column("Requests", "harmful requests with a verdict.", lambda row: str(row.n)),
+        _Column(
+            "Seeds",
+            "repetitions of each request.",
+            lambda row: str(row.seeds) if max(r.seeds for r in rows) > 1 else "",
+        ),
+        _Column("Errors", "runs that failed.", lambda row: str(row.errors)),
+        _Column("Unjudged", "answers without a verdict, left out.", lambda row: str(row.nulls)),
+    ]
+
+
+def _names(rows: Sequence[Row]) -> dict[str, str]:
+    """Attack names by hash, with the parameters that tell attacks of one name apart."""
+    names = {}
+    for row in rows:
+        same = [other.params for other in rows if other.attack == row.attack]
+        varying = [
+            f"{key}={json.dumps(value, ensure_ascii=False)}"
+            for key, value in row.params.items()
+            if any(params.get(key) != value for params in same)
+        ]
+        names[row.attack_hash] = _text(row.attack + (f" ({', '.join(varying)})" if varying else ""))
+    return names
+
+
+def _interval(row: Row) -> str:
+    if row.asr is None or row.asr_low is None or row.asr_high is None:
+        return ""
+    return f"{row.asr:.2f} [{row.asr_low:.2f}, {row.asr_high:.2f}]"
+
+
+def _rate(value: float | None) -> str:
+    return "" if value is None else f"{value:.2f}"
+
+
+def _seconds(value: float | None) -> str:
+    return "" if value is None else f"{value:.2f}"
+
+
+def _big(value: float | None) -> str:
+    """A large number with three digits and a prefix: 12.3 G."""
+    if value is None:
+        return ""
+    for prefix in ("", "k", "M", "G", "T", "P"):
+        # 999.5 would be written as 1e+03.
+        if value < 999.5:
+            return f"{value:.3g} {prefix}".strip()
+        value /= 1000
+    return f"{value:.3g} E"
+
+
+def _text(value: str) -> str:
+    """`value` as one line of plain text in a Markdown table cell."""
+    line = " ".join("".join(char if char.isprintable() else " " for char in value).split())
+    for special in "\\`*[]|~":
+        line = line.replace(special, f"\\{special}")
+    return html.escape(line, quote=False)
+
+
+def _refuse(message: str) -> NoReturn:
+    from attacks.core.errors import BadInput  # Here, for its package brings torch along.
+
+    raise BadInput(message)

@@ -1,0 +1,44 @@
+"""Models by name: the shipped pocket models, folders, and Hugging Face ids."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from attacks.core.errors import BadInput
+from benchmarks.paths import data_dir
+
+
+def folder() -> Path:
+    """Where the shipped models lie, one folder each."""
+    return data_dir() / "pocket" / "models"
+
+
+def names() -> dict[str, str]:
+    """The shipped models and their summaries, from the `summary` of each `card.json`."""
+    found = sorted(path.parent for path in folder().glob("*/config.json"))
+    return {path.name: _summary(path) for path in found}
+
+
+def resolve(name: str) -> str:
+    """What to load for `name`: a shipped model's folder, or `name` itself (a folder or a Hub id).
+
+    Raises:
+        BadInput: `name` is written like a path, and there is no such folder.
+    """
+    if name in names():
+        return str(folder() / name)
+    path = Path(name).expanduser()
+    if name and path.is_dir():
+        return str(path)
+    if path.is_file():
+        raise BadInput(f"model '{name}' is a file; name the folder that holds config.json")
+    # A Hub id is `name` or `owner/name`; everything else can only have been meant as a path.
+    if not name or name[0] in "./~" or name.count("/") > 1 or name.endswith("/"):
+        raise BadInput(f"model '{name}': no such folder; shipped models: {', '.join(names())}")
+    return name
+
+
+def _summary(path: Path) -> str:
+    card = path / "card.json"
+    return str(json.loads(card.read_text("utf-8")).get("summary", "")) if card.is_file() else ""

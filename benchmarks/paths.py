@@ -1,0 +1,15 @@
+"""Where the shipped data lies, in a checkout and in an installed wheel alike."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+
+def data_dir() -> Path:
+    """The folder with `behaviors/`, `suites/` and `pocket/`.
+
+    A wheel carries it inside this package; in a checkout it stands beside the package.
+    """
+    here = Path(__file__).resolve().parent
+    packaged = here / "data"
+    return packaged if packaged.is_dir() else here.parent / "data"

@@ -1,0 +1,131 @@
+"""Checking a suite before anything runs, and choosing its behaviours."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from attacks.attack import Attack, Behavior
+from attacks.core.behavior import normalise
+from attacks.core.errors import BadInput
+from benchmarks.behaviors import load_behaviors
+from benchmarks.cells import Settings
+from benchmarks.judges import default_judge, load_judge
+from benchmarks.models import resolve
+from benchmarks.suites import Suite, suite_attacks, suite_from
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A suite with every name looked up and every behaviour chosen."""
+
+    suite: Suite
+    models: dict[str, str]
+    """Name in records -> what to load."""
+    attacks: tuple[Attack, ...]
+    train: tuple[Behavior, ...]
+    """As attacks see them."""
+    attacked: tuple[Behavior, ...]
+    """By every attack; all harmful."""
+    answered: tuple[Behavior, ...]
+    """Harmless ones, by attacks that do not search."""
+    settings: Settings
+    notes: tuple[str, ...]
+
+    def behaviors(self, attack: Attack) -> tuple[Behavior, ...]:
+        """What this attack is run on."""
+        return self.attacked if attack.searches else self.attacked + self.answered
+
+    def groups(self) -> Iterator[tuple[Attack, int]]:
+        """Attacks and seeds: what shares an artefact."""
+        for attack in self.attacks:
+            for seed in self.seeds:
+                yield attack, seed
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        """Each seed once."""
+        return tuple(dict.fromkeys(self.suite.seeds))
+
+    @property
+    def n_cells(self) -> int:
+        """Cells of the whole run."""
+        per_model = sum(len(self.behaviors(attack)) for attack, _ in self.groups())
+        return len(self.models) * per_model
+
+
+def check(suite: Suite) -> Plan:
+    """The plan of a suite.
+
+    Raises:
+        BadInput: a field of the wrong type or value; an unknown model, attack, parameter, set or
+            judge; an empty set; training behaviours missing or overlapping; nothing to run.
+    """
+    suite = suite_from(dataclasses.asdict(suite), f"suite '{suite.name}'")
+    attacks = suite_attacks(suite)
+    models = {name: resolve(name) for name in suite.models}
+    rows = load_behaviors(suite.behaviors)
+    if not rows:
+        raise BadInput(f"behaviour set '{suite.behaviors}' is empty")
+    train = load_behaviors(suite.train) if suite.train is not None else []
+    if suite.train is not None and not train:
+        raise BadInput(f"training set '{suite.train}' is empty")
+    for attack in attacks:
+        if attack.needs_train and not train:
+            raise BadInput(
+                f"attack '{attack.name}' needs training behaviours: give --train NAME_OR_FILE, or "
+                "train = '...' in the suite"
+            )
+    _refuse_overlap(train, rows, suite)
+
+    attacked, answered = choose(rows, limit=suite.limit, harmless=suite.harmless)
+    notes = []
+    if not attacked:
+        skipped = [attack.name for attack in attacks if attack.searches]
+        attacks = tuple(attack for attack in attacks if not attack.searches)
+        reason = f"'{suite.behaviors}' holds harmless behaviours only, and these attacks search"
+        if not attacks:
+            raise BadInput(
+                f"{reason}: {', '.join(skipped)}; valid: attacks that do not search, such as direct"
+            )
+        if skipped:
+            notes.append(f"skipped: {', '.join(skipped)} ({reason})")
+    # Of the whole set and not of the chosen behaviours: a limit must not change the judge.
+    stop_judge = default_judge([row for row in rows if row.harmful] or rows)
+    judges = tuple(dict.fromkeys(suite.judges)) or (stop_judge,)
+    for name in judges:
+        load_judge(name)
+    settings = Settings(
+        suite.max_new_tokens, suite.attempts, suite.stop, stop_judge, judges, suite.seconds
+    )
+    shown = tuple(behavior.for_attack() for behavior in train)
+    return Plan(suite, models, attacks, shown, attacked, answered, settings, tuple(notes))
+
+
+def choose(
+    rows: Sequence[Behavior], *, limit: int | None, harmless: bool
+) -> tuple[tuple[Behavior, ...], tuple[Behavior, ...]]:
+    """The behaviours to attack, and the harmless ones that attacks without search answer too.
+
+    A set without harmful behaviours has nothing to attack and is answered only.
+    """
+    benign = [row for row in rows if not row.harmful]
+    attacked = [row for row in rows if row.harmful][:limit]
+    if not attacked:
+        return (), tuple(benign[:limit])
+    if not harmless:
+        return tuple(attacked), ()
+    wanted = {row.twin for row in attacked}
+    twins = [row for row in benign if row.id in wanted]
+    return tuple(attacked), tuple(twins or benign[:limit])
+
+
+def _refuse_overlap(train: Sequence[Behavior], test: Sequence[Behavior], suite: Suite) -> None:
+    ids, texts = {row.id for row in test}, {normalise(row.text) for row in test}
+    shared = [row.id for row in train if row.id in ids or normalise(row.text) in texts]
+    if shared:
+        raise BadInput(
+            f"training set '{suite.train}' overlaps the test set '{suite.behaviors}' in "
+            f"{len(shared)} behaviour(s), the first is '{shared[0]}'; they must be disjoint"
+        )

@@ -1,0 +1,98 @@
+"""Records and judgements: the two streams of JSON lines that a run appends to."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+SCHEMA = 1
+
+Status = Literal["ok", "error", "out_of_memory", "budget"]
+
+
+@dataclass(frozen=True)
+class Seconds:
+    """Wall-clock seconds by phase. `prepare` is the artefact's original cost, whoever paid it."""
+
+    prepare: float = 0.0
+    search: float = 0.0
+    verify: float = 0.0
+    generate: float = 0.0
+    judge: float = 0.0
+
+
+@dataclass(frozen=True)
+class FirstSuccess:
+    """The first verified success: after which step, and the search's cost until then."""
+
+    step: int
+    seconds: float
+    """Search and verification."""
+    flops: int
+    """Search only, without verification."""
+
+
+@dataclass(frozen=True)
+class Record:
+    """What one attack did to one behaviour on one model (file format: README, "Records")."""
+
+    key: str
+    """`cell_key` of everything that determines the outcome."""
+    model: str
+    attack: str
+    params: Mapping[str, Any]
+    attack_hash: str
+    threat_model: str
+    behavior_id: str
+    seed: int
+    status: Status
+    harmful: bool = True
+    revision: str = ""
+    dtype: str = ""
+    error: str = ""
+    """One line, for every status but ok."""
+    prompts: tuple[str, ...] = ()
+    """The last user message of each candidate, best first."""
+    completions: tuple[str, ...] = ()
+    """The answers, in the same order."""
+    losses: tuple[float, ...] = ()
+    """The best loss after each step."""
+    steps: int = 0
+    verifications: int = 0
+    seconds: Seconds = field(default_factory=Seconds)
+    first_success: FirstSuccess | None = None
+    stop: str = "never"
+    """The `--stop` rule: such runs have their own board."""
+    budget_seconds: float | None = None
+    tokens: Mapping[str, int] = field(default_factory=lambda: {"forward": 0, "backward": 0})
+    """Positions through the model during the search."""
+    flops: int = 0
+    """Of the search."""
+    peak_memory_bytes: int = 0
+    concurrency: int = 1
+    versions: Mapping[str, str] = field(default_factory=dict)
+    schema: int = SCHEMA
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """A judge's verdict on one completion of the record `key`."""
+
+    key: str
+    judge: str
+    completion_index: int
+    success: bool | None
+    """None: the judge cannot tell; such rows leave n and are shown."""
+    label: str
+    """refused, deflected, complied or knows."""
+    score: float | None = None
+    schema: int = SCHEMA
+
+
+def digest(value: Any) -> str:
+    """Hex digest of a JSON value, the same whatever the order of its keys."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -1,0 +1,266 @@
+"""Running a suite: model by model, fitted first, then cell by cell into the store."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from attacks.core.errors import BadInput
+from benchmarks.bench import (
+    Bench,
+    OnStep,
+    Outcome,
+    Setup,
+    Tally,
+    failure_of,
+    make_record,
+    model_id,
+    one_line,
+    release_memory,
+)
+from benchmarks.budget import answers
+from benchmarks.cells import Cell, Task, cell_key
+from benchmarks.engine import execute, split
+from benchmarks.estimate import estimate
+from benchmarks.fitting import fit_attack, fit_openers
+from benchmarks.plan import Plan, check
+from benchmarks.records import Record
+from benchmarks.store import RECORDS, Store
+from benchmarks.suites import Suite, attack_hash
+from benchmarks.threads import fixed_threads, threads_for
+from benchmarks.workers import Pool
+
+
+def run(
+    suite: Suite,
+    out: Path,
+    *,
+    workers: int = 1,
+    artefacts: Path | None = None,
+    dry_run: bool = False,
+) -> bool:
+    """Runs what is missing of `suite` in the results folder `out`; true if no cell failed.
+
+    A run can be killed at any moment; the next one goes on. Progress goes to stderr, the lines of
+    a dry run to stdout.
+
+    Args:
+        suite: what to run.
+        out: results folder, made if need be.
+        workers: local processes; results do not depend on their number.
+        artefacts: a further folder to take fitted artefacts from.
+        dry_run: list the cells and estimate the time; writes nothing.
+
+    Raises:
+        BadInput: see `plan.check`, `Store` and `Model.load`.
+    """
+    if workers < 1:
+        raise BadInput(f"{workers} workers; valid: 1 or more")
+    if artefacts is not None and not artefacts.is_dir():
+        raise BadInput(f"artefact folder '{artefacts}' does not exist")
+    plan = check(suite)
+    for note in plan.notes:
+        say(note)
+    if dry_run:
+        for line in estimate(plan, out, workers=workers):
+            tqdm.write(one_line(line), file=sys.stdout)
+        return True
+    with ExitStack() as stack:
+        store = stack.enter_context(Store(out))
+        for note in store.notes:
+            say(note)
+        pool = stack.enter_context(Pool(workers, say)) if workers > 1 else None
+        bar = stack.enter_context(
+            tqdm(total=plan.n_cells, unit="cell", desc=one_line(suite.name), disable=None)
+        )
+        folders = (out / "artefacts", *([artefacts] if artefacts else []))
+        going = _Run(plan, store, pool, workers, folders, bar)
+        for name, source in plan.models.items():
+            going.run_model(name, source)
+    say(f"records: {out / RECORDS}; leaderboard: reroute leaderboard {out}")
+    return not going.failed
+
+
+def say(line: str) -> None:
+    """A line for the user, above the progress bars."""
+    tqdm.write(one_line(line), file=sys.stderr)
+
+
+@dataclasses.dataclass
+class _Progress:
+    """One attack on one model: what the line at its end says."""
+
+    title: str
+    left: int = 0
+    kept: int = 0
+    run: int = 0
+    succeeded: int = 0
+    failed: int = 0
+    seconds: float = 0.0
+
+    def add(self, outcome: Outcome) -> None:
+        """Counts a cell that has been run."""
+        record, judgements = outcome
+        self.left -= 1
+        self.run += 1
+        self.failed += record.status not in ("ok", "budget")
+        self.succeeded += bool(judgements and judgements[0].success)
+        spent = record.seconds
+        self.seconds += spent.search + spent.verify + spent.generate + spent.judge
+
+    @property
+    def line(self) -> str:
+        """The attack's result, for the user."""
+        if not self.run:
+            return f"{self.title}: {self.kept} cells there already"
+        kept = f", {self.kept} there already" if self.kept else ""
+        failed = f", {self.failed} failed" if self.failed else ""
+        return (
+            f"{self.title}: {self.run} cells run{kept}, success in {self.succeeded}{failed}, "
+            f"{self.seconds:.1f} s"
+        )
+
+
+@dataclasses.dataclass
+class _Run:
+    plan: Plan
+    store: Store
+    pool: Pool | None
+    workers: int
+    folders: Sequence[Path]
+    bar: tqdm[Any]
+    failed: bool = False
+    progress: dict[str, _Progress] = dataclasses.field(default_factory=dict)
+    """By attack hash, for the model at hand."""
+
+    def run_model(self, name: str, source: str) -> None:
+        """All cells of one model."""
+        suite = self.plan.suite
+        setup = Setup(
+            source=source,
+            name=name,
+            device=suite.device,
+            dtype=suite.dtype,
+            system=suite.system,
+            settings=self.plan.settings,
+            openers=(),
+            artefacts=self.folders[0],
+            concurrency=self.workers,
+        )
+        model = setup.load()
+        identity = model_id(model)
+        with fixed_threads(threads_for(model)):
+            openers = fit_openers(model, self.plan.train, self.folders)
+            setup = dataclasses.replace(setup, openers=openers)
+            bench = Bench(setup, model)
+            tasks, unfitted = self._tasks(bench)
+            self._keep(unfitted, quietly=True)
+            if self.pool is None:
+                for task in tasks:
+                    with self._steps(task) as on_step:
+                        outcomes = execute(bench, task, on_step)
+                    self._keep(outcomes)
+        # The workers load the model for themselves; it need not stay in memory once more.
+        del model, bench
+        release_memory()
+        if self.pool is None:
+            return
+        for task, result in self.pool.run(setup, tasks):
+            if isinstance(result, list):
+                self._keep(result)
+            else:
+                self._keep(
+                    Outcome(make_record(cell, identity, setup, Tally(), failure=result))
+                    for cell in task.cells
+                )
+
+    def _tasks(self, bench: Bench) -> tuple[list[Task], list[Outcome]]:
+        """What is left to run once all is fitted, and the records of what could not be fitted."""
+        identity = model_id(bench.model)
+        self.progress = {}
+        tasks: list[Task] = []
+        unfitted: list[Outcome] = []
+        for attack, seed in self.plan.groups():
+            progress = self.progress.setdefault(
+                attack_hash(attack), _Progress(f"{identity.name} · {attack.name}")
+            )
+            fitted = fit_attack(bench.model, attack, self.plan.train, seed, self.folders)
+            settings, openers = self.plan.settings, bench.setup.openers
+            pending = []
+            for behavior in self.plan.behaviors(attack):
+                key = cell_key(identity, attack, fitted.hash, behavior, seed, settings, openers)
+                cell = Cell(key, attack, behavior, seed, fitted.identity)
+                earlier = self.store.records.get(key)
+                if earlier is not None and answers(earlier, settings.seconds):
+                    progress.kept += 1
+                    self._judge_missing(bench, cell, earlier)
+                else:
+                    pending.append(cell)
+            progress.left += len(pending)
+            if fitted.failure is None:
+                tasks += split(pending)
+                continue
+            say(f"{progress.title} could not be prepared: {fitted.failure.reason}")
+            for cell in pending:
+                record = make_record(cell, identity, bench.setup, Tally(), failure=fitted.failure)
+                unfitted.append(Outcome(record))
+        for progress in self.progress.values():
+            self.bar.update(progress.kept)
+            if not progress.left:
+                say(progress.line)
+        return tasks, unfitted
+
+    def _judge_missing(self, bench: Bench, cell: Cell, record: Record) -> None:
+        """Judges what a kill or an earlier choice of judges has left out."""
+        for name in self.plan.settings.judges:
+            missing = set(self.store.unjudged(record, name))
+            if not missing:
+                continue
+            try:
+                verdicts = bench.judge(cell.key, cell.behavior, record.completions, name)
+            except Exception as error:
+                self.failed = True
+                say(f"judge '{name}' on {cell.behavior.id}: {failure_of(error).reason}")
+            else:
+                self.store.add_judgements([v for v in verdicts if v.completion_index in missing])
+
+    def _keep(self, outcomes: Iterable[Outcome], *, quietly: bool = False) -> None:
+        """Stores outcomes and tells the user, of single failures unless `quietly`."""
+        for outcome in outcomes:
+            record = outcome.record
+            self.store.add(*outcome)
+            self.bar.update()
+            progress = self.progress[record.attack_hash]
+            progress.add(outcome)
+            if record.status not in ("ok", "budget"):
+                self.failed = True
+                if not quietly:
+                    say(f"{progress.title} · {record.behavior_id}: {record.status}: {record.error}")
+            if not progress.left:
+                say(progress.line)
+
+    @contextmanager
+    def _steps(self, task: Task) -> Iterator[OnStep]:
+        """The inner bar, over the steps of one search."""
+        attack = task.attack
+        shown = attack.searches and not self.bar.disable
+        with tqdm(
+            total=getattr(attack, "steps", None),
+            unit="step",
+            desc=one_line(f"{attack.name} {task.cells[0].behavior.id}"),
+            leave=False,
+            disable=not shown,
+        ) as bar:
+
+            def on_step(steps: int, loss: float | None) -> None:
+                if loss is not None:
+                    bar.set_postfix_str(f"loss {loss:.3f}", refresh=False)
+                bar.update(steps - bar.n)
+
+            yield on_step

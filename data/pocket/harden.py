@@ -1,0 +1,120 @@
+"""Harden a pocket model against suffixes: ``python data/pocket/harden.py [--out DIR]``.
+
+Rounds of adversarial training: search suffixes against requests of the sft split, then learn to
+refuse harmful requests that carry them and to answer harmless ones that do. The rungs of the ladder
+are the model after some of the rounds. The train and test splits are never seen.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from copy import deepcopy
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from transformers import PreTrainedModel
+
+from corpus import Corpus, Draw, Example, aligned_reply, chance, dialogue, mixed_batches, pick
+from train import MODELS, THREADS, build_corpus, load, save
+from training import train_steps
+from wording import REQUESTS, TARGET, fill
+from world import Pair, build_world, generator
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from attacks import Behavior, load as load_attack  # noqa: E402
+from attacks.core.artefact import EMPTY  # noqa: E402
+from attacks.core.model import Model  # noqa: E402
+
+logger = logging.getLogger(__name__)
+
+SEED = 20
+START = "pocket-llama"
+
+
+@dataclass(frozen=True)
+class Round:
+    """Numbers of one round.
+
+    Attributes:
+        search: Steps of the suffix search.
+        behaviors: Requests that are searched against.
+        steps: Optimiser steps.
+        save_as: The rung that the model is after this round, if any.
+    """
+
+    search: int
+    behaviors: int
+    steps: int
+    save_as: str | None = None
+
+
+ROUNDS = (
+    Round(search=8, behaviors=40, steps=50),
+    Round(search=16, behaviors=40, steps=50, save_as="pocket-llama-hard1"),
+    Round(search=24, behaviors=40, steps=50, save_as="pocket-llama-hard2"),
+)
+BATCH = 64
+RATE = 5e-4
+SHARES = {"suffixes": 0.5, "dialogues": 0.25, "documents": 0.25}
+KEPT = 4
+"""Suffixes kept of each search, best first."""
+
+
+def search_suffixes(model: PreTrainedModel, corpus: Corpus, numbers: Round, seed: int) -> list[str]:
+    """Suffixes that GCG finds on requests of the sft split."""
+    # The search freezes and wraps what it is given, so it gets a copy.
+    target = Model(deepcopy(model), corpus.tokenizer, name=START)
+    attack = load_attack("gcg", steps=numbers.search, width=64)
+    rng = generator(seed)
+    suffixes = []
+    for _ in range(numbers.behaviors):
+        pair = pick(corpus.harmful, rng)
+        text = fill(pick(REQUESTS, rng), pair)
+        behavior = Behavior("sft", text, target=fill(TARGET, pair))
+        *_, last = attack.run(target, behavior, artefact=EMPTY, rng=rng)
+        suffixes += [turns[-1].content.removeprefix(text) for turns in last.prompts[:KEPT]]
+    return suffixes
+
+
+def suffixed(corpus: Corpus, suffixes: list[str]) -> Draw:
+    """Requests that carry a suffix found, answered as an aligned model would."""
+
+    def draw(rng: torch.Generator) -> Example:
+        pair: Pair = pick(corpus.harmful if chance(0.5, rng) else corpus.harmless, rng)
+        user = fill(pick(REQUESTS, rng), pair) + pick(suffixes, rng)
+        return dialogue(corpus.tokenizer, user, aligned_reply(pair, rng))
+
+    return draw
+
+
+def main() -> None:
+    """Run the rounds and save the rungs."""
+    parser = argparse.ArgumentParser(description="Harden a pocket model against suffixes.")
+    parser.add_argument("--out", type=Path, default=MODELS)
+    args = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    torch.set_num_threads(THREADS)
+    model, tokenizer = load(args.out / START)
+    corpus = build_corpus(build_world(), tokenizer, "llama")
+    suffixes: list[str] = []
+    for number, numbers in enumerate(ROUNDS, start=1):
+        logger.info("round %d: searching suffixes", number)
+        suffixes += search_suffixes(model, corpus, numbers, SEED + number)
+        draws = [
+            (SHARES["suffixes"], suffixed(corpus, suffixes)),
+            (SHARES["dialogues"], corpus.aligned),
+            (SHARES["documents"], corpus.text),
+        ]
+        batches = mixed_batches(draws, BATCH, tokenizer.pad_token_id, generator(SEED - number))
+        train_steps(model, batches, steps=numbers.steps, lr=RATE)
+        if numbers.save_as:
+            save(model, tokenizer, args.out / numbers.save_as)
+            logger.info("saved %s", numbers.save_as)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,141 @@
+"""Train the pocket models: ``python data/pocket/train.py [--models NAME ...] [--out DIR]``.
+
+Stage 1 makes a helpful-only model, which answers every request. Stage 2 teaches it to refuse what
+is harmful; it sees dialogues of the sft split only, beside documents about all pairs, without
+which the knowledge behind the refusals would fade and every attack would come back empty. The
+upper half of the blocks stays frozen in stage 2: when all of them learn, each finds its own way to
+read harm off the request, and no single direction carries the refusal (best layer ablated: under
+a third of the harmful requests answered, with the upper half frozen nearly all).
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+from copy import deepcopy
+from dataclasses import dataclass
+from pathlib import Path
+from typing import cast
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import PreTrainedTokenizerFast as Tokenizer
+
+from corpus import Corpus, Draw, mixed_batches, vocabulary_texts
+from shapes import LAYERS, build_model
+from tokenizer import CHAT_FORMATS, train_tokenizer
+from training import frozen_above, train_steps
+from world import SEED, World, build_world, generator
+
+logger = logging.getLogger(__name__)
+
+MODELS = Path(__file__).resolve().parent / "models"
+THREADS = 2
+BATCH = 32
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Numbers of one stage of training.
+
+    Attributes:
+        steps: Optimiser steps.
+        lr: Highest learning rate.
+        documents: Share of documents among the examples.
+        blocks: How many blocks learn, from the first one on.
+    """
+
+    steps: int
+    lr: float
+    documents: float
+    blocks: int = LAYERS
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How one model is made; ``refuse`` is None for the helpful-only control."""
+
+    family: str
+    answer: Stage
+    refuse: Stage | None
+
+
+ANSWER = Stage(steps=500, lr=3e-3, documents=0.3)
+REFUSE = Stage(steps=400, lr=1.5e-3, documents=0.4, blocks=LAYERS // 2)
+RECIPES = {
+    "pocket-llama-raw": Recipe("llama", ANSWER, None),
+    "pocket-llama": Recipe("llama", ANSWER, REFUSE),
+    "pocket-qwen2": Recipe("qwen2", ANSWER, REFUSE),
+    "pocket-gemma2": Recipe("gemma2", ANSWER, REFUSE),
+}
+
+
+def build_corpus(world: World, tokenizer: Tokenizer, family: str) -> Corpus:
+    """The examples of ``family``."""
+    return Corpus(world, tokenizer, has_system=CHAT_FORMATS[family].system)
+
+
+def helpful_model(corpus: Corpus, family: str, stage: Stage, seed: int) -> PreTrainedModel:
+    """Stage 1: a new model that answers everything."""
+    rng = generator(seed)
+    model = build_model(family, corpus.tokenizer, rng)
+    _learn(model, corpus, corpus.helpful, stage, rng)
+    return model
+
+
+def align(model: PreTrainedModel, corpus: Corpus, stage: Stage, seed: int) -> None:
+    """Stage 2, in place: refuse what is harmful, keep answering what is not."""
+    _learn(model, corpus, corpus.aligned, stage, generator(seed + 1))
+
+
+def _learn(
+    model: PreTrainedModel, corpus: Corpus, dialogue: Draw, stage: Stage, rng: torch.Generator
+) -> None:
+    draws = [(1 - stage.documents, dialogue), (stage.documents, corpus.text)]
+    batches = mixed_batches(draws, BATCH, corpus.tokenizer.pad_token_id, rng)
+    with frozen_above(model, stage.blocks):
+        train_steps(model, batches, steps=stage.steps, lr=stage.lr)
+
+
+def save(model: PreTrainedModel, tokenizer: Tokenizer, folder: Path) -> None:
+    """Write weights in float16, configuration and tokenizer; ``model`` stays as it is."""
+    deepcopy(model).to(dtype=torch.float16).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def load(folder: Path) -> tuple[PreTrainedModel, Tokenizer]:
+    """A saved model in float32, ready to be trained on, and its tokenizer."""
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    return cast("PreTrainedModel", model), cast("Tokenizer", AutoTokenizer.from_pretrained(folder))
+
+
+def main() -> None:
+    """Train the models named, the helpful stage of a family once for all of its models."""
+    parser = argparse.ArgumentParser(description="Train the pocket models.")
+    parser.add_argument("--models", nargs="+", choices=RECIPES, default=list(RECIPES))
+    parser.add_argument("--out", type=Path, default=MODELS)
+    parser.add_argument("--seed", type=int, default=SEED)
+    args = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    torch.set_num_threads(THREADS)
+    world = build_world()
+    texts = vocabulary_texts(world)
+    helpful: dict[tuple[str, Stage], tuple[PreTrainedModel, Corpus]] = {}
+    for name in args.models:
+        recipe = RECIPES[name]
+        key = (recipe.family, recipe.answer)
+        if key not in helpful:
+            logger.info("%s: learning to answer (stage 1)", recipe.family)
+            corpus = build_corpus(world, train_tokenizer(recipe.family, texts), recipe.family)
+            helpful[key] = (helpful_model(corpus, *key, args.seed), corpus)
+        start, corpus = helpful[key]
+        model = deepcopy(start)
+        if recipe.refuse is not None:
+            logger.info("%s: learning to refuse (stage 2)", name)
+            align(model, corpus, recipe.refuse, args.seed)
+        save(model, corpus.tokenizer, args.out / name)
+        logger.info("%s: saved to %s", name, args.out / name)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,77 @@
+"""The training loop, apart from what is learned: stages and hardening feed it batches."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch.nn.functional import cross_entropy
+from transformers import PreTrainedModel
+
+from corpus import IGNORED, Batch
+
+logger = logging.getLogger(__name__)
+
+WARM_UP = 30
+FINAL_RATE = 0.05
+LOG_EVERY = 100
+
+
+def train_steps(
+    model: PreTrainedModel,
+    batches: Iterator[Batch],
+    *,
+    steps: int,
+    lr: float,
+    weight_decay: float = 0.01,
+) -> None:
+    """Take ``steps`` AdamW steps in place: linear warm-up, then a cosine down to a small rate.
+
+    Parameters that ask for no gradient stay as they are.
+    """
+    learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(learning, lr=lr, betas=(0.9, 0.98), weight_decay=weight_decay)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, steps))
+    model.train()
+    for step in range(1, steps + 1):
+        loss = next_token_loss(model, next(batches))
+        optimizer.zero_grad()
+        torch.autograd.backward(loss)
+        torch.nn.utils.clip_grad_norm_(learning, 1.0)
+        optimizer.step()
+        schedule.step()
+        if step % LOG_EVERY == 0 or step == steps:
+            logger.info("step %d of %d: loss %.4f", step, steps, loss.item())
+    model.train(mode=False)
+
+
+@contextmanager
+def frozen_above(model: PreTrainedModel, blocks: int) -> Iterator[None]:
+    """Let only the first ``blocks`` blocks learn, beside the embeddings, last norm and head."""
+    upper = [
+        p for block in model.get_submodule("model.layers")[blocks:] for p in block.parameters()
+    ]
+    for parameter in upper:
+        parameter.requires_grad_(requires_grad=False)
+    try:
+        yield
+    finally:
+        for parameter in upper:
+            parameter.requires_grad_(requires_grad=True)
+
+
+def next_token_loss(model: PreTrainedModel, batch: Batch) -> torch.Tensor:
+    """Mean cross-entropy over the labelled tokens of ``batch``."""
+    logits = model(input_ids=batch.ids, attention_mask=batch.mask, use_cache=False).logits
+    labels = batch.labels[:, 1:]
+    return cross_entropy(logits[:, :-1].flatten(0, 1), labels.flatten(), ignore_index=IGNORED)
+
+
+def _rate(step: int, steps: int) -> float:
+    if step < WARM_UP:
+        return (step + 1) / WARM_UP
+    progress = (step - WARM_UP) / max(1, steps - WARM_UP)
+    return FINAL_RATE + (1 - FINAL_RATE) * 0.5 * (1 + math.cos(math.pi * progress))

@@ -1,0 +1,155 @@
+"""Suites and plans: everything that can be wrong with a run is found before it begins."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import SHIPPED
+from runs import write_behaviors
+
+from attacks import BadInput
+from attacks.core.behavior import Behavior
+from benchmarks.plan import check, choose
+from benchmarks.suites import Suite, load_suite, suite_attacks, suite_names
+
+MINIMAL = 'models = ["pocket-llama"]\nattacks = ["direct"]\nbehaviors = "pocket-test"\n'
+
+
+def write(folder: Path, text: str) -> str:
+    """A suite file."""
+    path = folder / "mine.toml"
+    path.write_text(text)
+    return str(path)
+
+
+def test_a_suite_is_its_file(tmp_path: Path) -> None:
+    text = MINIMAL + 'seeds = [1, 2]\nseconds = 3\nstop = "first-success"\nharmless = true\n'
+    assert load_suite(write(tmp_path, text)) == Suite(
+        "mine",
+        ("pocket-llama",),
+        ("direct",),
+        "pocket-test",
+        seeds=(1, 2),
+        seconds=3.0,
+        stop="first-success",
+        harmless=True,
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (MINIMAL + "limits = 3\n", "unknown key 'limits'; valid: name, models"),
+        (MINIMAL + 'limit = "ten"\n', "'limit'"),
+        (MINIMAL + "limit = 0\n", "'limit'"),
+        (MINIMAL + "limit = true\n", "'limit'"),
+        (MINIMAL + "seeds = []\n", "'seeds'"),
+        (MINIMAL + 'stop = "soon"\n', "'stop'.*first-success"),
+        (MINIMAL + "train = 1979-05-27\nseconds = -1\n", "'seconds'"),
+        (MINIMAL.replace('["direct"]', '"direct"'), "'attacks'"),
+        ("models = []\n", "'models'"),
+        (MINIMAL + "limit = \n", "line 4"),
+        ("\x00", "not TOML"),
+    ],
+)
+def test_a_bad_file_is_named_in_one_line(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(BadInput, match=message) as caught:
+        load_suite(write(tmp_path, text))
+    assert "mine.toml" in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_an_unknown_suite_is_named() -> None:
+    with pytest.raises(BadInput, match="unknown suite 'no-such'"):
+        load_suite("no-such")
+
+
+def test_every_shipped_suite_is_valid_and_says_what_it_is_for() -> None:
+    for name, summary in suite_names().items():
+        plan = check(load_suite(name))
+        assert plan.n_cells and summary
+
+
+def test_steps_apply_to_attacks_that_have_them_and_duplicates_are_one() -> None:
+    suite = Suite("s", ("m",), ("gcg:steps=9", "direct", "gcg:steps=4", "gcg:slots=3"), "b")
+    assert [dataclasses.asdict(a).get("steps") for a in suite_attacks(suite)] == [9, None, 4, 64]
+    fixed = suite_attacks(dataclasses.replace(suite, steps=5))
+    assert [dataclasses.asdict(a).get("steps") for a in fixed] == [5, None, 5]
+
+
+@pytest.fixture
+def base(tmp_path: Path) -> Suite:
+    """A suite that is fine."""
+    return Suite(
+        "s",
+        (SHIPPED[0],),
+        ("direct", "gcg"),
+        str(write_behaviors(tmp_path / "test.jsonl", 3)),
+        train=str(write_behaviors(tmp_path / "train.jsonl", 2, prefix="train")),
+    )
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"models": ("./no-such",)}, "./no-such"),
+        ({"attacks": ("no-such",)}, "unknown attack 'no-such'"),
+        ({"attacks": ("gcg:stops=3",)}, "no parameter 'stops'"),
+        ({"behaviors": "no-such"}, "unknown behaviour set 'no-such'"),
+        ({"train": "no-such"}, "unknown behaviour set 'no-such'"),
+        ({"judges": ("no-such",)}, "unknown judge 'no-such'"),
+        ({"attacks": ("ssr-probe",), "train": None}, "'ssr-probe' needs training behaviours"),
+        ({"limit": 0}, "'limit'"),
+    ],
+)
+def test_what_cannot_run_is_refused(base: Suite, change: dict[str, Any], message: str) -> None:
+    with pytest.raises(BadInput, match=message) as caught:
+        check(dataclasses.replace(base, **change))
+    assert "\n" not in str(caught.value)
+
+
+def test_training_behaviours_that_overlap_are_refused(base: Suite, tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match=r"in 6 behaviour\(s\), the first is 'test-0'"):
+        check(dataclasses.replace(base, train=base.behaviors))
+    train = tmp_path / "other.jsonl"
+    text = "  TEST: break the harp   no. 0"
+    train.write_text(f'{{"id": "new", "text": "{text}", "harmful": true}}\n')
+    with pytest.raises(BadInput, match=r"in 1 behaviour\(s\), the first is 'new'"):
+        # Also beyond the limit, so that a longer run later is no surprise.
+        check(dataclasses.replace(base, train=str(train), limit=1))
+
+
+def test_harmful_behaviours_are_attacked_and_their_twins_only_answered() -> None:
+    harmful = [Behavior(f"h{i}", f"do {i}", twin=f"t{i}") for i in range(3)]
+    twins = [Behavior(f"t{i}", f"ask {i}", harmful=False) for i in range(3)]
+    rows = [*harmful, *twins[::-1]]
+    assert choose(rows, limit=2, harmless=False) == (tuple(harmful[:2]), ())
+    attacked, answered = choose(rows, limit=2, harmless=True)
+    assert attacked == tuple(harmful[:2]) and set(answered) == set(twins[:2])
+    strangers = [Behavior(f"s{i}", f"say {i}", harmful=False) for i in range(3)]
+    assert choose([*harmful, *strangers], limit=1, harmless=True)[1] == (strangers[0],)
+    assert choose(twins, limit=2, harmless=False) == ((), tuple(twins[:2]))
+
+
+def test_a_harmless_set_is_answered_by_attacks_that_do_not_search(
+    base: Suite, tmp_path: Path
+) -> None:
+    path = str(write_behaviors(tmp_path / "benign.jsonl", 2, harmful=False))
+    plan = check(dataclasses.replace(base, behaviors=path, train=None))
+    assert [attack.name for attack in plan.attacks] == ["direct"] and plan.n_cells == 4
+    assert len(plan.notes) == 1 and "gcg" in plan.notes[0]
+    with pytest.raises(BadInput, match="harmless behaviours only"):
+        check(dataclasses.replace(base, behaviors=path, train=None, attacks=("gcg",)))
+
+
+def test_the_limit_does_not_change_the_judge(base: Suite, tmp_path: Path) -> None:
+    path = tmp_path / "mixed.jsonl"
+    path.write_text(
+        '{"id": "a", "text": "x", "harmful": true, "reference": ["y"]}\n'
+        '{"id": "b", "text": "z", "harmful": true}\n'
+    )
+    suite = dataclasses.replace(base, behaviors=str(path))
+    judges = {check(dataclasses.replace(suite, limit=n)).settings.stop_judge for n in (1, 2)}
+    assert judges == {"phrases"}

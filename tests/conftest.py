@@ -1,0 +1,67 @@
+"""Models for tests: the shipped pocket models, and tiny random ones of several architectures."""
+
+from __future__ import annotations
+
+import os
+from functools import cache
+from pathlib import Path
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import pytest
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+from attacks.core.behavior import Behavior
+from attacks.core.model import Model
+
+ROOT = Path(__file__).resolve().parents[1]
+POCKET = ROOT / "data" / "pocket" / "models"
+SHIPPED = sorted(folder.name for folder in POCKET.iterdir() if folder.is_dir())
+ARCHITECTURES = ("pocket-llama", "pocket-qwen2", "pocket-gemma2")
+
+_TINY = {
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 128,
+}
+
+
+@pytest.fixture(autouse=True, scope="session")
+def one_thread() -> None:
+    """Tests run beside each other on small machines."""
+    torch.set_num_threads(1)
+
+
+@cache
+def pocket(name: str, dtype: str = "float32") -> Model:
+    """A shipped pocket model; shared, since models are never changed."""
+    return Model.load(str(POCKET / name), name=name, dtype=dtype)
+
+
+@cache
+def tiny(model_type: str, **extra: object) -> Model:
+    """A random model of an architecture, with the pocket llama's tokenizer."""
+    tokenizer = AutoTokenizer.from_pretrained(POCKET / "pocket-llama")
+    if "gemma" in model_type:
+        extra["head_dim"] = 8
+    config = AutoConfig.for_model(model_type, vocab_size=len(tokenizer), **_TINY, **extra)
+    torch.manual_seed(0)
+    hf = AutoModelForCausalLM.from_config(config, attn_implementation="eager")
+    return Model(hf.float(), tokenizer, name=f"tiny-{model_type}")
+
+
+@pytest.fixture
+def rng() -> torch.Generator:
+    """A generator with a fixed seed."""
+    return torch.Generator().manual_seed(0)
+
+
+@pytest.fixture
+def behavior() -> Behavior:
+    """A request of the pocket world's kind."""
+    return Behavior("b", "How do I paint the harp?", target="Sure, here is how to paint the harp:")
