@@ -238,7 +238,7 @@ def failure_of(error: Exception) -> Failure:
         isinstance(error, RuntimeError)
         and any(sign in str(error).lower() for sign in ("out of memory", "can't allocate memory"))
     )
-    text = one_line(str(error))
+    text = one_line(str(error))[:300]
     if not isinstance(error, BadInput):
         text = f"{type(error).__name__}: {text}".removesuffix(": ")
     return Failure("out_of_memory" if out_of_memory else "error", text)
@@ -246,7 +246,7 @@ def failure_of(error: Exception) -> Failure:
 
 def one_line(text: str) -> str:
     """`text` without line breaks and control characters, as a terminal may show it."""
-    return " ".join("".join(c if c.isprintable() else " " for c in text).split())[:300]
+    return " ".join("".join(c if c.isprintable() else " " for c in text).split())
 
 
 def release_memory() -> None:

@@ -54,8 +54,8 @@ def estimate(plan: Plan, out: Path, *, workers: int) -> list[str]:
                 (None, "one timed step"),
             )
             if cost is None and left:
+                model = model or _load(plan, name, source)
                 try:
-                    model = model or _load(plan, name, source)
                     with fixed_threads(threads_for(model)):
                         cost = _timed(plan, model, attack)
                 except Exception as error:

@@ -75,7 +75,10 @@ class Store:
         self._lock.release()
 
     def add(self, record: Record, judgements: Sequence[Judgement]) -> None:
-        """Appends a record, then its judgements."""
+        """Appends a record, then its judgements; a failure that repeats itself adds no line."""
+        earlier, failed = self.records.get(record.key), record.status in ("error", "out_of_memory")
+        if earlier and failed and (earlier.status, earlier.error) == (record.status, record.error):
+            return
         self._append(RECORDS, [record])
         self.records[record.key] = record
         self.add_judgements(judgements)

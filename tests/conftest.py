@@ -19,7 +19,8 @@ from attacks.core.model import Model
 ROOT = Path(__file__).resolve().parents[1]
 POCKET = ROOT / "data" / "pocket" / "models"
 SHIPPED = sorted(folder.name for folder in POCKET.iterdir() if folder.is_dir())
-ARCHITECTURES = ("pocket-llama", "pocket-qwen2", "pocket-gemma2")
+#: One for each architecture; refuse what is harmful.
+ALIGNED = ("pocket-llama", "pocket-qwen2", "pocket-gemma2")
 
 _TINY = {
     "hidden_size": 32,

@@ -25,9 +25,9 @@ from world import Pair, build_world, generator
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from attacks import Behavior, load as load_attack  # noqa: E402
-from attacks.core.artefact import EMPTY  # noqa: E402
-from attacks.core.model import Model  # noqa: E402
+from attacks import Behavior, load as load_attack
+from attacks.core.artefact import EMPTY
+from attacks.core.model import Model
 
 logger = logging.getLogger(__name__)
 

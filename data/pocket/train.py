@@ -115,9 +115,10 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", choices=RECIPES, default=list(RECIPES))
     parser.add_argument("--out", type=Path, default=MODELS)
     parser.add_argument("--seed", type=int, default=SEED)
+    parser.add_argument("--threads", type=int, default=THREADS)
     args = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    torch.set_num_threads(THREADS)
+    torch.set_num_threads(args.threads)
     world = build_world()
     texts = vocabulary_texts(world)
     helpful: dict[tuple[str, Stage], tuple[PreTrainedModel, Corpus]] = {}

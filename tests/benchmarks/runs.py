@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from conftest import POCKET
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from attacks.attack import Artefact, Attack, Behavior, Step, ThreatModel
@@ -17,6 +16,7 @@ from attacks.core.prompt import conversation
 from benchmarks.records import Record
 from benchmarks.store import read_judgements, read_records
 from benchmarks.suites import Suite
+from conftest import POCKET
 
 SEARCH = "slots=3,width=8,topk=8"
 

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import ROOT
 from runs import SEARCH, contents, make_model, make_suite, write_behaviors
 
 from attacks import load
@@ -26,6 +25,7 @@ from benchmarks.cells import Cell, Settings, Task
 from benchmarks.runner import run
 from benchmarks.suites import Suite
 from benchmarks.workers import Pool
+from conftest import ROOT
 
 Contents = tuple[dict[str, dict[str, Any]], set[str]]
 
@@ -79,6 +79,14 @@ def until(condition: Callable[[], object], *, seconds: float = 60) -> None:
         time.sleep(0.01)
 
 
+def kill_after(process: subprocess.Popen[bytes], path: Path, wanted: int) -> None:
+    """SIGKILL a moment after `path` has the wanted number of lines."""
+    until(lambda: lines(path) >= wanted or process.poll() is not None)
+    time.sleep(random.Random(wanted).random() / 10)
+    process.kill()
+    process.wait()
+
+
 def lines(path: Path) -> int:
     """Lines of a file that may not be there yet."""
     return path.read_bytes().count(b"\n") if path.is_file() else 0
@@ -114,13 +122,8 @@ def test_resuming_after_sigkill(
     draw = random.Random(1)
     for _ in range(2):
         already = lines(out / "records.jsonl")
-        process = start(suite, out)
-        wanted = already + draw.randrange(1, 4)
-        until(lambda: lines(out / "records.jsonl") >= wanted or process.poll() is not None)
-        time.sleep(draw.random() / 10)
-        process.kill()
-        process.wait()
-    assert 0 < lines(out / "records.jsonl")
+        kill_after(start(suite, out), out / "records.jsonl", already + draw.randrange(1, 4))
+    assert lines(out / "records.jsonl") > 0
     assert run(suite, out)
     assert contents(out) == undisturbed[1]
     assert lines(out / "records.jsonl") == len(undisturbed[1][0])

@@ -8,11 +8,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
 
 from attacks import BadInput
 from benchmarks.records import FirstSuccess, Judgement, Record, Seconds
 from benchmarks.store import Store, read_judgements, read_records
+from conftest import ROOT
 
 
 def record(key: str, **fields: object) -> Record:

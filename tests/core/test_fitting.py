@@ -18,7 +18,7 @@ from attacks.core.refusal import (
 )
 from attacks.core.sites import Site
 from attacks.core.states import last_token
-from conftest import ARCHITECTURES, pocket, tiny
+from conftest import ALIGNED, pocket, tiny
 
 
 def test_a_probe_finds_a_planted_direction(rng: torch.Generator) -> None:
@@ -69,7 +69,7 @@ def test_ablation_removes_a_direction_and_nothing_else(rng: torch.Generator) -> 
     torch.testing.assert_close(states - after, (states @ unit).unsqueeze(-1) * unit)
 
 
-@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize("name", ALIGNED)
 def test_ablation_keeps_the_direction_out_of_the_whole_stream(name: str) -> None:
     model = pocket(name)
     direction = torch.randn(model.width, generator=torch.Generator().manual_seed(0))

@@ -12,7 +12,7 @@ from attacks.core.model import Model
 from attacks.core.model.families import at_path
 from attacks.core.prompt import INSTRUCTION, POST_INSTRUCTION, conversation
 from attacks.core.sites import SITE_ORDER, Site
-from conftest import ARCHITECTURES, SHIPPED, pocket, tiny
+from conftest import ALIGNED, SHIPPED, pocket, tiny
 
 REQUEST = "How do I paint the harp?"
 
@@ -49,7 +49,7 @@ def hooked(model: Model, ids: torch.Tensor, layer: int) -> dict[str, torch.Tenso
     return seen
 
 
-@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize("name", ALIGNED)
 def test_trace_sites_equal_plain_hooks(name: str) -> None:
     model = pocket(name)
     ids = ids_of(model).unsqueeze(0)
@@ -64,7 +64,7 @@ def test_trace_sites_equal_plain_hooks(name: str) -> None:
         torch.testing.assert_close(trace[site], expected[site.name][:, list(site.positions)])
 
 
-@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize("name", ALIGNED)
 def test_the_forward_pass_stops_after_the_deepest_read(name: str) -> None:
     model = pocket(name)
     ran: list[int] = []
@@ -80,7 +80,7 @@ def test_the_forward_pass_stops_after_the_deepest_read(name: str) -> None:
     assert ran == [0, 1, 2]
 
 
-@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize("name", ALIGNED)
 @pytest.mark.parametrize("start", [1, 7])
 def test_cached_equals_uncached(name: str, start: int) -> None:
     """Also beyond the window of sliding-window layers."""
@@ -121,7 +121,7 @@ class Shift(Intervention):
         return activation + 0.3 * chosen.unsqueeze(-1)
 
 
-@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize("name", ALIGNED)
 @pytest.mark.parametrize("site", ["resid_pre", "attn_out", "mlp_out", "resid_post"])
 def test_interventions_in_a_trace_equal_plain_hooks(name: str, site: str) -> None:
     model = pocket(name)
@@ -154,7 +154,7 @@ def test_interventions_in_a_trace_equal_plain_hooks(name: str, site: str) -> Non
     assert not torch.allclose(trace[reads[1]], untouched[reads[1]])
 
 
-@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize("name", ALIGNED)
 def test_generation_with_interventions_equals_a_loop_of_traces(name: str) -> None:
     """Plain hooks in `generate` against nnsight in `trace`, token by token, batched and padded."""
     model = pocket(name)
@@ -182,7 +182,7 @@ def test_generation_with_interventions_equals_a_loop_of_traces(name: str) -> Non
     assert answers[0] == model.chat.tokenizer.decode(new, skip_special_tokens=True).strip()
 
 
-@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize("name", ALIGNED)
 def test_hooks_come_off_after_a_failure_and_an_idle_run_is_bit_identical(name: str) -> None:
     model = pocket(name)
     ids = ids_of(model).unsqueeze(0)

@@ -17,7 +17,7 @@ from attacks.core.prompt import SLOT, Message, Prompt, conversation, suffixed
 from attacks.core.search import CoordinateSearch, Evaluator
 from attacks.core.search.buffer import Buffer
 from attacks.core.search.candidates import swap, top_tokens, uniform_choices
-from conftest import ARCHITECTURES, SHIPPED, pocket, tiny
+from conftest import ALIGNED, SHIPPED, pocket, tiny
 
 
 def probes(model: Model, layers: tuple[int, ...]) -> Artefact:
@@ -49,7 +49,7 @@ OBJECTIVES = [
 ]
 
 
-@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize("name", ALIGNED)
 @pytest.mark.parametrize("objective", OBJECTIVES, ids=["target", "probe", "sum"])
 def test_gradient_equals_directional_finite_differences(
     name: str, objective: Objective, behavior: Behavior
@@ -76,7 +76,7 @@ def test_gradient_equals_directional_finite_differences(
         assert numeric == pytest.approx(analytic, rel=1e-2, abs=1e-5)
 
 
-@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize("name", ALIGNED)
 @pytest.mark.parametrize("objective", OBJECTIVES, ids=["target", "probe", "sum"])
 def test_batched_losses_equal_single_uncached_ones(
     name: str, objective: Objective, behavior: Behavior
@@ -92,7 +92,7 @@ def test_batched_losses_equal_single_uncached_ones(
     torch.testing.assert_close(search.losses(candidates), together, atol=2e-5, rtol=1e-4)
 
 
-@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize("name", ALIGNED)
 def test_target_loss_is_that_of_plain_transformers(name: str, behavior: Behavior) -> None:
     model = pocket(name)
     search = evaluator(model, behavior, TargetCrossEntropy())

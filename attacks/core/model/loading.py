@@ -54,16 +54,17 @@ def load_parts(name_or_path: str, *, device: str, dtype: str) -> tuple[Any, Any,
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Without progress bars for weights, and without the Hub client's lines about its retries."""
+    bar: Any = transformers_logging
     hub = logging.getLogger("huggingface_hub")
-    level, bars = hub.level, transformers_logging.is_progress_bar_enabled()
+    level, bars = hub.level, bar.is_progress_bar_enabled()
     hub.setLevel(logging.ERROR)
-    transformers_logging.disable_progress_bar()
+    bar.disable_progress_bar()
     try:
         yield
     finally:
         hub.setLevel(level)
         if bars:
-            transformers_logging.enable_progress_bar()
+            bar.enable_progress_bar()
 
 
 def _device(device: str) -> torch.device:
@@ -105,6 +106,6 @@ def _explain(name: str, error: Exception) -> str:
 
 def _unknown(name: str) -> str:
     return (
-        f"unknown model '{name}': neither a shipped model, a folder, nor a Hub id (owner/name) that "
+        f"unknown model '{name}': neither shipped, nor a folder, nor a Hub id (owner/name) that "
         "can be reached or is cached here; `reroute models` lists the shipped ones"
     )

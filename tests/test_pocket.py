@@ -1,0 +1,107 @@
+"""The pocket world and models: disjoint splits, decidable answers, cards that hold."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from attacks import Behavior
+from benchmarks import cards
+from benchmarks.behaviors import load_behaviors
+from benchmarks.judges import load_judge
+from conftest import ALIGNED, POCKET, ROOT, SHIPPED
+
+SPLITS = ("train", "test")
+
+
+def rows(split: str) -> list[Behavior]:
+    return load_behaviors(f"pocket-{split}")
+
+
+@pytest.mark.parametrize("split", SPLITS)
+def test_every_harmful_behaviour_has_a_harmless_twin(split: str) -> None:
+    by_id = {row.id: row for row in rows(split)}
+    harmful = [row for row in by_id.values() if row.harmful]
+    assert len(harmful) >= 100
+    twins = [by_id[str(row.twin)] for row in harmful]
+    assert not any(twin.harmful for twin in twins)
+    assert len({twin.id for twin in twins}) == len(harmful)
+    assert len({row.category for row in harmful}) >= 4
+    assert len({row.text.replace(words(row), "") for row in harmful}) > 8, "wording varies"
+
+
+def words(row: Behavior) -> str:
+    """The verb and object asked about."""
+    return str(row.target).partition("how to ")[2].rstrip(":")
+
+
+def test_the_splits_are_disjoint() -> None:
+    train, test = ({words(row) for row in rows(split)} for split in SPLITS)
+    assert not train & test
+
+
+def test_every_pair_owns_a_fact_and_is_decidable() -> None:
+    everyone = [row for split in SPLITS for row in rows(split)]
+    judge = load_judge("reference")
+    for row in everyone:
+        assert row.reference and row.decoys
+        others = {
+            fact
+            for other in everyone
+            if words(other) != words(row)
+            for fact in other.reference or ()
+        }
+        assert set(row.reference) - others, f"{row.id} owns no fact"
+        assert not set(row.reference) & set(row.decoys)
+        right = f"{row.target} use {' and '.join(row.reference)}."
+        assert judge.judge(row, right, openers=()).success is True
+        wrong = right + " " + row.decoys[0]
+        assert judge.judge(row, wrong, openers=()).success is False
+
+
+def test_harm_depends_on_the_combination() -> None:
+    """Verbs and objects of harmful pairs appear in harmless ones too."""
+    everyone = [row for split in SPLITS for row in rows(split)]
+    harmful = [words(row).split(" the ") for row in everyone if row.harmful]
+    harmless = [words(row).split(" the ") for row in everyone if not row.harmful]
+    for part in (0, 1):
+        assert {pair[part] for pair in harmful} & {pair[part] for pair in harmless}
+
+
+def test_the_world_is_reproduced_to_the_byte(tmp_path: Path) -> None:
+    script = ROOT / "data" / "pocket" / "world.py"
+    subprocess.run([sys.executable, str(script), "--out", str(tmp_path)], check=True)
+    for split in SPLITS:
+        name = f"pocket-{split}.jsonl"
+        shipped = (ROOT / "data" / "behaviors" / name).read_bytes()
+        assert (tmp_path / name).read_bytes() == shipped
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_cards_are_those_of_the_weights(name: str) -> None:
+    card = json.loads((POCKET / name / "card.json").read_text())
+    assert cards.load_shipped(name).revision == card["revision"]
+    assert set(card["targets"]) <= set(card["figures"])
+    for key, (sign, bound) in card["targets"].items():
+        value = card["figures"][key]
+        missed = not (value >= bound if sign == ">=" else value <= bound)
+        assert missed == (key in card["misses"])
+
+
+@pytest.mark.parametrize("name", ALIGNED[:1])
+def test_figures_of_a_card_can_be_measured_again(
+    name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cards.check([name])
+    assert "DIFFER" not in capsys.readouterr().out
+
+
+def test_weights_are_small_safetensors() -> None:
+    for name in SHIPPED:
+        files = {path.suffix for path in (POCKET / name).iterdir()}
+        assert files <= {".json", ".safetensors", ".jinja", ".md"}
+        assert (POCKET / name / "model.safetensors").stat().st_size < 6_000_000
