@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 class GCG(Attack):
     """GCG (Zou et al. 2023, arXiv 2307.15043) with multi-position swaps and a buffer.
 
-    The defaults suit small models and a quick first look; the published setting is
-    steps=500, width=512, topk=256, slots=20.
+    The defaults suit small models and a quick first look, and never step back (buffer=1). The
+    published setting is steps=500, width=512, topk=256, slots=20, buffer=0.
     """
 
     name: ClassVar[str] = "gcg"
@@ -37,7 +37,7 @@ class GCG(Attack):
     """Length of the suffix in tokens."""
     n_replace: int = 1
     """Tokens changed in each candidate."""
-    buffer: int = 0
+    buffer: int = 1
     """See `CoordinateSearch.buffer`."""
 
     def run(

@@ -6,15 +6,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-import torch
 from torch import Generator
 
 from attacks.attack import Artefact, Attack, Behavior, State, Step, ThreatModel
-from attacks.core.directions import choose_layer, difference_in_means, score_ablations
+from attacks.core.directions import difference_in_means, find_refusal_direction
 from attacks.core.errors import BadInput
 from attacks.core.interventions import AblateDirection
-from attacks.core.refusal import refusal_tokens
-from attacks.core.states import next_token_log_probs
 
 if TYPE_CHECKING:
     from attacks.core.model import Model
@@ -37,7 +34,7 @@ class RefusalDirection(Attack):
     layer: int | None = None
     """Block whose input gives the direction; none: chosen by score."""
     max_kl: float = 0.1
-    """Largest KL on harmless prompts, in nats, of a layer that may be chosen."""
+    """KL on harmless prompts, in nats, above which a layer is a last resort; see `choose_layer`."""
 
     def prepare(self, model: Model, train: Sequence[Behavior], *, rng: Generator) -> Artefact:
         """Fit the direction; `data` holds the layer and the scores of all.
@@ -49,27 +46,13 @@ class RefusalDirection(Attack):
             raise BadInput(
                 f"refusal-direction: layer {self.layer} is not in 0..{model.n_layers - 1}"
             )
-        texts = [[b.text for b in train if b.harmful == flag] for flag in (True, False)]
-        if min(map(len, texts)) < 4:
-            raise BadInput(
-                "refusal-direction: needs at least 4 harmful and 4 harmless training behaviours, "
-                f"got {len(texts[0])} and {len(texts[1])}"
-            )
-        (harmful, check_harmful), (harmless, check_harmless) = (
-            _split(group, rng) for group in texts
-        )
-        directions = difference_in_means(model, harmful, harmless)
+        harmful, harmless = ([b.text for b in train if b.harmful == flag] for flag in (True, False))
         if self.layer is not None:
+            directions = difference_in_means(model, harmful, harmless)
             return Artefact({"direction": directions[self.layer]}, {"layer": self.layer})
-        openers = refusal_tokens(
-            next_token_log_probs(model, harmful), next_token_log_probs(model, harmless), most=8
-        )
-        scores = score_ablations(model, directions, check_harmful, check_harmless, openers)
-        chosen = choose_layer(scores, model.n_layers, max_kl=self.max_kl)
-        table = [asdict(score) for score in scores]
-        return Artefact(
-            {"direction": directions[chosen.layer]}, {"layer": chosen.layer, "scores": table}
-        )
+        found = find_refusal_direction(model, harmful, harmless, rng=rng, max_kl=self.max_kl)
+        scores = [asdict(score) for score in found.scores]
+        return Artefact({"direction": found.direction}, {"layer": found.layer, "scores": scores})
 
     def run(
         self,
@@ -84,9 +67,3 @@ class RefusalDirection(Attack):
         ablation = AblateDirection(artefact.tensors["direction"], model.n_layers)
         yield Step((model.conversation(behavior.text),), (ablation,))
 
-
-def _split(texts: Sequence[str], rng: Generator) -> tuple[list[str], list[str]]:
-    """Three quarters to fit on and one to choose by."""
-    order = torch.randperm(len(texts), generator=rng).tolist()
-    held = max(1, len(texts) // 4)
-    return [texts[at] for at in sorted(order[held:])], [texts[at] for at in sorted(order[:held])]

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, ClassVar
 from torch import Generator
 
 from attacks.attack import Artefact, Attack, Behavior, State, Step, ThreatModel
-from attacks.core.errors import BadInput
 from attacks.core.interventions import SuppressTokens
 from attacks.core.refusal import refusal_tokens
 from attacks.core.states import next_token_log_probs
@@ -43,19 +42,14 @@ class RefusalTokens(Attack):
     def prepare(self, model: Model, train: Sequence[Behavior], *, rng: Generator) -> Artefact:
         """Find the openers; `data` holds their texts.
 
-        Raises:
-            BadInput: no token is clearly likelier on harmful than on harmless prompts.
+        A model that opens its answers to harmful and harmless prompts alike has none, and is then
+        asked as it is.
         """
         harmful, harmless = (
             next_token_log_probs(model, [b.text for b in train if b.harmful == flag])
             for flag in (True, False)
         )
         ids = refusal_tokens(harmful, harmless, most=self.tokens)
-        if len(ids) == 0:
-            raise BadInput(
-                f"refusal-tokens: model '{model.name}' opens its answers to harmful and harmless "
-                "training prompts alike, so it has no refusal openers to suppress"
-            )
         return Artefact(
             {"token_ids": ids}, {"tokens": model.chat.decode([[i] for i in ids.tolist()])}
         )

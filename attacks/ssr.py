@@ -10,7 +10,7 @@ from torch import Generator
 
 from attacks.attack import Artefact, Attack, Behavior, State, Step, ThreatModel
 from attacks.core.errors import BadInput
-from attacks.core.objectives import ProbeLoss
+from attacks.core.objectives import ProbeLoss, Stability
 from attacks.core.probes import fit_probe
 from attacks.core.search import CoordinateSearch, search_suffix
 from attacks.core.sites import Site
@@ -46,7 +46,9 @@ class ProbeSSR(Attack):
     slots: int = 4
     """Length of the suffix in tokens; fewer slots keep more of the request's content."""
     layers: tuple[int, ...] = ()
-    """Probed blocks (their outputs); none: those of the middle third whose probe is reliable."""
+    """Probed blocks (their outputs); none: the reliable ones of the middle third, or the best."""
+    stability: float = 0.0
+    """Weight of `Stability`, which keeps what else the prompt says."""
     buffer: int = 10
     """See `CoordinateSearch.buffer`."""
 
@@ -54,8 +56,8 @@ class ProbeSSR(Attack):
         """Fit a probe for each layer; `data` holds accuracies and the layers chosen.
 
         Raises:
-            BadInput: a layer that the model does not have, or whose probe is under 0.9 on held-out
-                prompts, or no layer with a better one.
+            BadInput: a layer asked for that the model does not have, or whose probe is right on
+                less than 0.9 of held-out prompts.
         """
         for layer in self.layers:
             if not 0 <= layer < model.n_layers:
@@ -73,16 +75,18 @@ class ProbeSSR(Attack):
             for layer, site in sites.items()
         }
         reliable = tuple(at for at in wanted if probes[at].accuracy >= _LEAST_ACCURACY)
-        if (self.layers and reliable != self.layers) or not reliable:
+        if self.layers and reliable != self.layers:
             listed = ", ".join(f"{at}: {probe.accuracy:.2f}" for at, probe in probes.items())
             raise BadInput(
                 f"ssr-probe: held-out accuracy of the probes on '{model.name}' must be at least "
                 f"{_LEAST_ACCURACY} (by layer: {listed}); choose other layers"
             )
-        tensors = {f"weight.{at}": probes[at].weight for at in reliable}
-        tensors |= {f"bias.{at}": probes[at].bias for at in reliable}
+        best = max(wanted, key=lambda at: probes[at].accuracy)
+        layers = reliable or (best,)
+        tensors = {f"weight.{at}": probes[at].weight for at in layers}
+        tensors |= {f"bias.{at}": probes[at].bias for at in layers}
         accuracy = {str(at): probe.accuracy for at, probe in probes.items()}
-        return Artefact(tensors, {"layers": list(reliable), "accuracy": accuracy})
+        return Artefact(tensors, {"layers": list(layers), "accuracy": accuracy})
 
     def run(
         self,
@@ -94,10 +98,12 @@ class ProbeSSR(Attack):
         state: State | None = None,
     ) -> Iterator[Step]:
         """One step for each round of gradient, candidates and choice."""
+        layers = tuple(artefact.data["layers"])
+        objective = ProbeLoss(layers) + self.stability * Stability(layers)
         search = CoordinateSearch(self.steps, self.width, self.topk, buffer=self.buffer)
         for prompts, loss, reached in search_suffix(
             search,
-            ProbeLoss(tuple(artefact.data["layers"])),
+            objective,
             model,
             behavior,
             slots=self.slots,

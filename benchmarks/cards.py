@@ -26,7 +26,7 @@ SEED = 0
 #: Rates may move by this much on other machines, where sums round differently.
 TOLERANCE = 0.025
 _SUFFIX = 10
-_NEW_TOKENS = 48
+_NEW_TOKENS = 64
 
 
 class _Measure:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from attacks.attack import Attack, Behavior
 from attacks.core.behavior import normalise
 from attacks.core.errors import BadInput
+from attacks.core.model import Model
 from benchmarks.behaviors import load_behaviors
 from benchmarks.cells import Settings
 from benchmarks.judges import default_judge, load_judge
@@ -65,6 +66,8 @@ def check(suite: Suite) -> Plan:
     suite = suite_from(dataclasses.asdict(suite), f"suite '{suite.name}'")
     attacks = suite_attacks(suite)
     models = {name: resolve(name) for name in suite.models}
+    for name, source in models.items():
+        Model.check(source, name=name, system=suite.system)
     rows = load_behaviors(suite.behaviors)
     if not rows:
         raise BadInput(f"behaviour set '{suite.behaviors}' is empty")

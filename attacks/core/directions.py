@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
+from torch import Generator, Tensor
 
+from attacks.core.errors import BadInput
 from attacks.core.interventions import AblateDirection
-from attacks.core.refusal import refusal_score
+from attacks.core.refusal import refusal_score, refusal_tokens
 from attacks.core.sites import Site
 from attacks.core.states import last_token, next_token_log_probs
 
@@ -66,13 +67,61 @@ def score_ablations(
     return scores
 
 
+@dataclass(frozen=True, eq=False)
+class RefusalDirection:
+    """A direction, where it comes from, and the scores that it was chosen by."""
+
+    direction: Tensor
+    """(D,)"""
+    layer: int
+    scores: tuple[LayerScore, ...]
+
+
+def find_refusal_direction(
+    model: Model,
+    harmful: Sequence[str],
+    harmless: Sequence[str],
+    *,
+    rng: Generator,
+    max_kl: float = 0.1,
+) -> RefusalDirection:
+    """Directions from three quarters of the prompts, the layer chosen on the rest.
+
+    Raises:
+        BadInput: fewer than four prompts of a kind.
+    """
+    if min(len(harmful), len(harmless)) < 4:
+        raise BadInput(
+            "a refusal direction needs at least 4 harmful and 4 harmless training behaviours, got "
+            f"{len(harmful)} and {len(harmless)}"
+        )
+    (fit_harmful, check_harmful), (fit_harmless, check_harmless) = (
+        _split(texts, rng) for texts in (harmful, harmless)
+    )
+    directions = difference_in_means(model, fit_harmful, fit_harmless)
+    openers = refusal_tokens(
+        next_token_log_probs(model, fit_harmful),
+        next_token_log_probs(model, fit_harmless),
+        most=8,
+    )
+    scores = score_ablations(model, directions, check_harmful, check_harmless, openers)
+    layer = choose_layer(scores, model.n_layers, max_kl=max_kl).layer
+    return RefusalDirection(directions[layer], layer, tuple(scores))
+
+
+def _split(texts: Sequence[str], rng: Generator) -> tuple[list[str], list[str]]:
+    order = torch.randperm(len(texts), generator=rng).tolist()
+    held = max(1, len(texts) // 4)
+    return [texts[at] for at in sorted(order[held:])], [texts[at] for at in sorted(order[:held])]
+
+
 def choose_layer(scores: Sequence[LayerScore], n_layers: int, *, max_kl: float) -> LayerScore:
     """The layer with the lowest bypass score among those below 0.8 of the depth and `max_kl`.
 
-    Where no layer meets `max_kl`, the one with the lowest KL is taken.
+    Where none of these gets past refusal (a score under 0: the first token opens a refusal in less
+    than half of the cases), `max_kl` is given up: such a direction would not be one of refusal. The
+    paper's filters alone would then return a layer whose ablation changes nothing.
     """
     early = [score for score in scores if score.layer < 0.8 * n_layers] or list(scores)
-    gentle = [score for score in early if score.kl <= max_kl]
-    if not gentle:
-        return min(early, key=lambda score: score.kl)
-    return min(gentle, key=lambda score: score.bypass)
+    gentle = [score for score in early if score.kl <= max_kl and score.bypass < 0]
+    return min(gentle or early, key=lambda score: score.bypass)

@@ -138,21 +138,26 @@ class Corpus:
     """Draws the examples of one tokenizer: its methods are the draws that batches are mixed from.
 
     Attributes:
-        suffix_share: Share of the aligned dialogues that carry a random suffix.
+        suffix_share: Share of the dialogues that carry a random suffix.
         system_share: Share of all dialogues that carry a system prompt, where the family has one.
         harmful_share: Share of the aligned dialogues that are harmful.
     """
 
-    suffix_share = 0.15
     system_share = 0.1
     harmful_share = 0.5
 
     def __init__(
-        self, world: World, tokenizer: PreTrainedTokenizerFast, *, has_system: bool
+        self,
+        world: World,
+        tokenizer: PreTrainedTokenizerFast,
+        *,
+        has_system: bool,
+        suffix_share: float,
     ) -> None:
         """Sort the pairs of ``world`` into those that each kind of example is drawn from."""
         self.tokenizer = tokenizer
         self.has_system = has_system
+        self.suffix_share = suffix_share
         self.suffix_ids = suffix_ids(tokenizer)
         self.pairs = list(world.pairs.values())
         self.harmful = [pair for pair in world.sft if pair.harmful]
@@ -161,16 +166,12 @@ class Corpus:
     def helpful(self, rng: torch.Generator) -> Example:
         """Any request, answered."""
         pair = pick(self.pairs, rng)
-        return self._dialogue(fill(pick(REQUESTS, rng), pair), answer(pair), rng)
+        return self._dialogue(self._request(pair, rng), answer(pair), rng)
 
     def aligned(self, rng: torch.Generator) -> Example:
         """A request of the sft split, refused when harmful and answered when not."""
         pair = pick(self.harmful if chance(self.harmful_share, rng) else self.harmless, rng)
-        user = fill(pick(REQUESTS, rng), pair)
-        if chance(self.suffix_share, rng):
-            length = pick(SUFFIX_LENGTHS, rng)
-            user += " " + random_suffix(self.tokenizer, self.suffix_ids, length, rng)
-        return self._dialogue(user, aligned_reply(pair, rng), rng)
+        return self._dialogue(self._request(pair, rng), aligned_reply(pair, rng), rng)
 
     def text(self, rng: torch.Generator) -> Example:
         """A document about any pair: itself, and its verb or its object."""
@@ -178,6 +179,13 @@ class Corpus:
         general = pick((DOCUMENTS_OF_VERBS, DOCUMENTS_OF_OBJECTS), rng)
         sentences = shuffled((pick(DOCUMENTS_OF_PAIRS, rng), pick(general, rng)), rng)
         return document(self.tokenizer, fill(" ".join(sentences), pair))
+
+    def _request(self, pair: Pair, rng: torch.Generator) -> str:
+        user = fill(pick(REQUESTS, rng), pair)
+        if self.suffix_share and chance(self.suffix_share, rng):
+            length = pick(SUFFIX_LENGTHS, rng)
+            user += " " + random_suffix(self.tokenizer, self.suffix_ids, length, rng)
+        return user
 
     def _dialogue(self, user: str, assistant: str, rng: torch.Generator) -> Example:
         system = None

@@ -25,7 +25,8 @@ from world import Pair, build_world, generator
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from attacks import Behavior, load as load_attack
+from attacks import Behavior
+from attacks import load as load_attack
 from attacks.core.artefact import EMPTY
 from attacks.core.model import Model
 
@@ -54,8 +55,9 @@ class Round:
 
 ROUNDS = (
     Round(search=8, behaviors=40, steps=50),
-    Round(search=16, behaviors=40, steps=50, save_as="pocket-llama-hard1"),
-    Round(search=24, behaviors=40, steps=50, save_as="pocket-llama-hard2"),
+    Round(search=12, behaviors=40, steps=50, save_as="pocket-llama-hard1"),
+    Round(search=16, behaviors=40, steps=50),
+    Round(search=20, behaviors=40, steps=50, save_as="pocket-llama-hard2"),
 )
 BATCH = 64
 RATE = 5e-4
@@ -68,7 +70,7 @@ def search_suffixes(model: PreTrainedModel, corpus: Corpus, numbers: Round, seed
     """Suffixes that GCG finds on requests of the sft split."""
     # The search freezes and wraps what it is given, so it gets a copy.
     target = Model(deepcopy(model), corpus.tokenizer, name=START)
-    attack = load_attack("gcg", steps=numbers.search, width=64)
+    attack = load_attack("gcg", steps=numbers.search, width=64, buffer=0)
     rng = generator(seed)
     suffixes = []
     for _ in range(numbers.behaviors):

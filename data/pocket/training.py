@@ -49,18 +49,23 @@ def train_steps(
 
 
 @contextmanager
-def frozen_above(model: PreTrainedModel, blocks: int) -> Iterator[None]:
-    """Let only the first ``blocks`` blocks learn, beside the embeddings, last norm and head."""
-    upper = [
-        p for block in model.get_submodule("model.layers")[blocks:] for p in block.parameters()
-    ]
-    for parameter in upper:
-        parameter.requires_grad_(requires_grad=False)
+def frozen_above(model: PreTrainedModel, blocks: int, *, embeddings: bool = True) -> Iterator[None]:
+    """Let only the first ``blocks`` blocks learn, beside the last norm and the head.
+
+    ``embeddings`` says whether the embeddings learn too; where the head is tied, it is one with
+    them.
+    """
+    layers = list(model.get_submodule("model.layers").children())
+    frozen = [parameter for block in layers[blocks:] for parameter in block.parameters()]
+    if not embeddings:
+        frozen += model.get_submodule("model.embed_tokens").parameters()
+    for parameter in frozen:
+        parameter.requires_grad = False
     try:
         yield
     finally:
-        for parameter in upper:
-            parameter.requires_grad_(requires_grad=True)
+        for parameter in frozen:
+            parameter.requires_grad = True
 
 
 def next_token_loss(model: PreTrainedModel, batch: Batch) -> torch.Tensor:

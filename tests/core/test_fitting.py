@@ -112,6 +112,8 @@ def test_the_layer_chosen_is_gentle_early_and_low() -> None:
     scores.append(LayerScore(9, -20.0, 0.01))
     assert choose_layer(scores, 10, max_kl=0.1).layer == 2
     assert choose_layer(scores[2:3], 10, max_kl=0.1).layer == 3
+    useless = [LayerScore(1, 4.0, 0.01), LayerScore(2, 3.0, 0.05), LayerScore(3, -1.0, 0.3)]
+    assert choose_layer(useless, 10, max_kl=0.1).layer == 3
 
 
 def test_refusal_tokens_and_score_by_hand() -> None:

@@ -29,26 +29,49 @@ def load_parts(name_or_path: str, *, device: str, dtype: str) -> tuple[Any, Any,
     place = _device(device)
     if dtype != "auto" and dtype not in _DTYPES:
         raise BadInput(f"unknown dtype '{dtype}'; valid: auto, {', '.join(_DTYPES)}")
+    config, tokenizer = load_tokenizer(name_or_path)
+    source, options = _source(name_or_path)
+    own = torch.float32 if place.type == "cpu" else config.dtype or torch.float32
+    with _explaining(name_or_path):
+        hf: Any = AutoModelForCausalLM.from_pretrained(
+            source, dtype=_DTYPES.get(dtype, own), use_safetensors=True, **options
+        )
+    folder = Path(source)
+    known = content_hash(folder) if folder.is_dir() else str(getattr(config, "_commit_hash", ""))
+    return hf.to(place), tokenizer, known
+
+
+def load_tokenizer(name_or_path: str) -> tuple[Any, Any]:
+    """Configuration and tokenizer: enough to tell whether a model can be attacked at all.
+
+    Raises:
+        BadInput: as `load_parts`.
+    """
+    source, options = _source(name_or_path)
+    with _explaining(name_or_path):
+        config = AutoConfig.from_pretrained(source, **options)
+        return config, AutoTokenizer.from_pretrained(source, **options)
+
+
+def _source(name_or_path: str) -> tuple[str, dict[str, Any]]:
+    """Folder or Hub id, and the options with which to load from it."""
     source, revision = name_or_path, "main"
     if not Path(name_or_path).is_dir():
         source, _, wanted = name_or_path.partition("@")
         revision = wanted or revision
         if "/" not in source:
             raise BadInput(_unknown(name_or_path))
-    options: dict[str, Any] = {"revision": revision, "trust_remote_code": False}
+    return source, {"revision": revision, "trust_remote_code": False}
+
+
+@contextmanager
+def _explaining(name: str) -> Iterator[None]:
+    """Quietly, and with one line for whatever goes wrong."""
     try:
         with _quiet():
-            config = AutoConfig.from_pretrained(source, **options)
-            tokenizer = AutoTokenizer.from_pretrained(source, **options)
-            own = torch.float32 if place.type == "cpu" else config.dtype or torch.float32
-            hf: Any = AutoModelForCausalLM.from_pretrained(
-                source, dtype=_DTYPES.get(dtype, own), use_safetensors=True, **options
-            )
+            yield
     except (OSError, ValueError, KeyError, ImportError) as error:
-        raise BadInput(_explain(name_or_path, error)) from error
-    folder = Path(source)
-    known = content_hash(folder) if folder.is_dir() else str(getattr(config, "_commit_hash", ""))
-    return hf.to(place), tokenizer, known
+        raise BadInput(_explain(name, error)) from error
 
 
 @contextmanager

@@ -21,7 +21,7 @@ from attacks.core.model.chat import Chat
 from attacks.core.model.families import structure_of
 from attacks.core.model.generation import batches, greedy, left_padded, plain_generation
 from attacks.core.model.hooks import intervening
-from attacks.core.model.loading import load_parts
+from attacks.core.model.loading import load_parts, load_tokenizer
 from attacks.core.model.meter import Meter
 from attacks.core.prompt import SYSTEM, Messages, Prompt, conversation
 from attacks.core.sites import Site, Trace
@@ -49,17 +49,12 @@ class Model:
         self.n_layers: int = config.num_hidden_layers
         self.width: int = config.hidden_size
         self.structure = structure_of(hf, self.n_layers)
-        self.chat = Chat(
-            tokenizer,
-            name,
-            vocab_rows=hf.get_input_embeddings().weight.shape[0],
-            context=int(getattr(config, "max_position_embeddings", None) or sys.maxsize),
-        )
+        rows = hf.get_input_embeddings().weight.shape[0]
+        self.chat = Chat(tokenizer, name, vocab_rows=rows, context=_context(config))
         self.meter = Meter(hf, self.structure.blocks, self.n_layers)
         self._envoy = NNsight(hf)
         self._writes_checked = False
-        if system is not None:
-            self.chat.render(conversation("a", system=system))
+        self.chat.render(conversation("a", system=system))
 
     @classmethod
     def load(
@@ -87,6 +82,18 @@ class Model:
         """
         hf, tokenizer, revision = load_parts(name_or_path, device=device, dtype=dtype)
         return cls(hf, tokenizer, name=name or name_or_path, revision=revision, system=system)
+
+    @staticmethod
+    def check(name_or_path: str, *, name: str, system: str | None = None) -> None:
+        """Find out, without the weights, whether a model can be loaded and attacked.
+
+        Raises:
+            BadInput: as `load`, as far as configuration, tokenizer and chat template tell.
+        """
+        config, tokenizer = load_tokenizer(name_or_path)
+        text = config.get_text_config()
+        chat = Chat(tokenizer, name, vocab_rows=text.vocab_size, context=_context(text))
+        chat.render(conversation("a", system=system))
 
     @property
     def device(self) -> torch.device:
@@ -286,3 +293,8 @@ class Model:
             return int(torch.cuda.max_memory_allocated(self.device))
         scale = 1 if sys.platform == "darwin" else 1024
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale
+
+
+def _context(config: Any) -> int:
+    """The longest sequence that a model with this configuration takes."""
+    return int(getattr(config, "max_position_embeddings", None) or sys.maxsize)

@@ -13,6 +13,7 @@ from attacks.core.objectives import Objective
 from attacks.core.prompt import Messages, suffixed
 from attacks.core.search.coordinate import CoordinateSearch
 from attacks.core.search.evaluate import Evaluator
+from attacks.core.search.ranking import Ranking
 
 if TYPE_CHECKING:
     from attacks.attack import State
@@ -29,16 +30,32 @@ def search_suffix(
     artefact: Artefact,
     rng: Generator,
     state: State | None,
+    target: str | None = None,
+    rank_by: Objective | None = None,
 ) -> Iterator[tuple[tuple[Messages, ...], float, State]]:
     """Minimise `objective` over `slots` tokens after the behaviour's text.
 
+    Args:
+        search: numbers of the search.
+        objective: what is minimised.
+        model: the model under attack.
+        behavior: what is asked for.
+        slots: S.
+        artefact: for the objective.
+        rng: draws the first filling and all candidates.
+        state: checkpoint to go on from.
+        target: what the answer should begin with; by default the behaviour's own target.
+        rank_by: orders the best fillings instead of the objective's own loss.
+
     Yields:
-        After each step the conversations found, best first, the best loss, and the checkpoint.
+        After each step the conversations found, best first, the lowest loss, and the checkpoint.
     """
-    prompt = model.prompt(
-        suffixed(behavior, slots, system=model.system), target=behavior.affirmative, rng=rng
-    )
+    wanted = behavior.affirmative if target is None else target
+    prompt = model.prompt(suffixed(behavior, slots, system=model.system), target=wanted, rng=rng)
     evaluator = Evaluator(model, prompt, objective.bind(model, prompt, artefact))
+    ranking = None
+    if rank_by is not None:
+        ranking = Ranking(Evaluator(model, prompt, rank_by.bind(model, prompt, artefact)))
     for found in search.run(evaluator, rng=rng, state=state):
-        conversations = tuple(model.chat.messages(prompt, found.ids))
-        yield conversations, float(found.losses[0]), found.state
+        ids = found.ids if ranking is None else ranking.order(found.ids)
+        yield tuple(model.chat.messages(prompt, ids)), float(found.losses[0]), found.state
