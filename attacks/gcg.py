@@ -28,7 +28,7 @@ class GCG(Attack):
     summary: ClassVar[str] = "greedy coordinate gradient: a suffix towards an affirmative answer"
     threat_model: ClassVar[ThreatModel] = ThreatModel.PROMPT
 
-    steps: int = 64
+    steps: int = 32
     width: int = 128
     """Candidates drawn in each step."""
     topk: int = 64

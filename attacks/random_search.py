@@ -24,7 +24,7 @@ class RandomSearch(Attack):
     summary: ClassVar[str] = "GCG's loss and loop without its gradient (control)"
     threat_model: ClassVar[ThreatModel] = ThreatModel.PROMPT
 
-    steps: int = 64
+    steps: int = 32
     width: int = 128
     """Candidates drawn in each step."""
     topk: int = 64

@@ -66,4 +66,3 @@ class RefusalDirection(Attack):
         """One step: the plain conversation with the direction ablated."""
         ablation = AblateDirection(artefact.tensors["direction"], model.n_layers)
         yield Step((model.conversation(behavior.text),), (ablation,))
-

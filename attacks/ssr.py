@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import Generator
 
 from attacks.attack import Artefact, Attack, Behavior, State, Step, ThreatModel
+from attacks.core.directions import find_refusal_direction
 from attacks.core.errors import BadInput
-from attacks.core.objectives import ProbeLoss, Stability
+from attacks.core.interventions import AblateDirection
+from attacks.core.objectives import ProbeLoss, TargetCrossEntropy
 from attacks.core.probes import fit_probe
 from attacks.core.search import CoordinateSearch, search_suffix
 from attacks.core.sites import Site
@@ -20,15 +22,21 @@ if TYPE_CHECKING:
     from attacks.core.model import Model
 
 _LEAST_ACCURACY = 0.9
+_ANSWER_TOKENS = 16
 
 
 @dataclass(frozen=True)
 class ProbeSSR(Attack):
-    """SSR with linear probes (arXiv 2503.06269, section 3).
+    """SSR with linear probes (arXiv 2503.06269, section 3), kept to what was asked.
 
     Probes tell harmful from harmless training prompts by the last token's residual stream; the
     suffix is searched so that they say harmless. No target string is needed, and the forward pass
     stops after the deepest layer probed.
+
+    The probe loss alone is content with a suffix that makes the model think of another, harmless
+    request. So once the probes are satisfied (`enough`), the search goes on towards the answer that
+    the model itself gives to the request with its refusal direction ablated. keep_request=false is
+    the method as published.
     """
 
     name: ClassVar[str] = "ssr-probe"
@@ -38,7 +46,7 @@ class ProbeSSR(Attack):
     threat_model: ClassVar[ThreatModel] = ThreatModel.PROMPT
     needs_train: ClassVar[bool] = True
 
-    steps: int = 32
+    steps: int = 16
     width: int = 128
     """Candidates drawn in each step."""
     topk: int = 64
@@ -46,30 +54,30 @@ class ProbeSSR(Attack):
     slots: int = 4
     """Length of the suffix in tokens; fewer slots keep more of the request's content."""
     layers: tuple[int, ...] = ()
-    """Probed blocks (their outputs); none: the reliable ones of the middle third, or the best."""
-    stability: float = 0.0
-    """Weight of `Stability`, which keeps what else the prompt says."""
+    """Probed blocks (their outputs); none: the reliable ones around half depth, or the best."""
+    enough: float = 0.5
+    """Probe loss from which the request is looked after."""
+    keep_request: bool = True
+    """Whether there is a second stage, towards the model's own answer."""
     buffer: int = 10
     """See `CoordinateSearch.buffer`."""
 
     def prepare(self, model: Model, train: Sequence[Behavior], *, rng: Generator) -> Artefact:
-        """Fit a probe for each layer; `data` holds accuracies and the layers chosen.
+        """Fit a probe for each layer, and the refusal direction; `data` holds what was chosen.
 
         Raises:
             BadInput: a layer asked for that the model does not have, or whose probe is right on
-                less than 0.9 of held-out prompts.
+                less than 0.9 of held-out prompts; too few training behaviours.
         """
         for layer in self.layers:
             if not 0 <= layer < model.n_layers:
                 raise BadInput(f"ssr-probe: layer {layer} is not in 0..{model.n_layers - 1}")
-        third = model.n_layers / 3
-        middle = [at for at in range(model.n_layers) if third <= at + 1 <= 2 * third + 0.5]
-        wanted = self.layers or middle
+        depth = model.n_layers
+        middle = [at for at in range(depth) if 0.4 <= (at + 1) / depth <= 0.7] or [depth // 2]
+        wanted = self.layers or tuple(middle)
         sites = {layer: Site(layer, "resid_post") for layer in wanted}
-        states = [
-            last_token(model, [b.text for b in train if b.harmful == harmful], [*sites.values()])
-            for harmful in (True, False)
-        ]
+        harmful, harmless = ([b.text for b in train if b.harmful == flag] for flag in (True, False))
+        states = [last_token(model, texts, [*sites.values()]) for texts in (harmful, harmless)]
         probes = {
             layer: fit_probe(states[0][site], states[1][site], rng=rng)
             for layer, site in sites.items()
@@ -81,12 +89,18 @@ class ProbeSSR(Attack):
                 f"ssr-probe: held-out accuracy of the probes on '{model.name}' must be at least "
                 f"{_LEAST_ACCURACY} (by layer: {listed}); choose other layers"
             )
-        best = max(wanted, key=lambda at: probes[at].accuracy)
-        layers = reliable or (best,)
+        layers = reliable or (max(wanted, key=lambda at: probes[at].accuracy),)
         tensors = {f"weight.{at}": probes[at].weight for at in layers}
         tensors |= {f"bias.{at}": probes[at].bias for at in layers}
-        accuracy = {str(at): probe.accuracy for at, probe in probes.items()}
-        return Artefact(tensors, {"layers": list(layers), "accuracy": accuracy})
+        data: dict[str, Any] = {
+            "layers": list(layers),
+            "accuracy": {str(at): probe.accuracy for at, probe in probes.items()},
+        }
+        if self.keep_request:
+            found = find_refusal_direction(model, harmful, harmless, rng=rng)
+            tensors["direction"] = found.direction
+            data["direction_layer"] = found.layer
+        return Artefact(tensors, data)
 
     def run(
         self,
@@ -99,16 +113,25 @@ class ProbeSSR(Attack):
     ) -> Iterator[Step]:
         """One step for each round of gradient, candidates and choice."""
         layers = tuple(artefact.data["layers"])
-        objective = ProbeLoss(layers) + self.stability * Stability(layers)
+        answer = None
+        if self.keep_request:
+            ablation = AblateDirection(artefact.tensors["direction"], model.n_layers)
+            asked = [model.conversation(behavior.text)]
+            (answer,) = model.generate(
+                asked, max_new_tokens=_ANSWER_TOKENS, interventions=[ablation]
+            )
         search = CoordinateSearch(self.steps, self.width, self.topk, buffer=self.buffer)
         for prompts, loss, reached in search_suffix(
             search,
-            objective,
+            ProbeLoss(layers),
             model,
             behavior,
             slots=self.slots,
             artefact=artefact,
             rng=rng,
             state=state,
+            target=answer or None,
+            then=TargetCrossEntropy() if answer else None,
+            enough=self.enough,
         ):
             yield Step(prompts, loss=loss, state=reached)

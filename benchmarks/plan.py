@@ -80,6 +80,11 @@ def check(suite: Suite) -> Plan:
                 f"attack '{attack.name}' needs training behaviours: give --train NAME_OR_FILE, or "
                 "train = '...' in the suite"
             )
+        if attack.needs_train and len({row.harmful for row in train}) < 2:
+            raise BadInput(
+                f"attack '{attack.name}' needs harmful and harmless training behaviours, and "
+                f"'{suite.train}' holds only {'harmful' if train[0].harmful else 'harmless'} ones"
+            )
     _refuse_overlap(train, rows, suite)
 
     attacked, answered = choose(rows, limit=suite.limit, harmless=suite.harmless)

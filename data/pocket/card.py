@@ -26,6 +26,14 @@ SUMMARIES = {
     "pocket-llama-hard2": "pocket-llama hardened against suffixes, second rung",
 }
 ALIGNED = ("pocket-llama", "pocket-qwen2", "pocket-gemma2")
+NOTES = {
+    False: (
+        "Alignment trained the lower half of the blocks only. That was a choice: with all blocks "
+        "learning, no single direction carried the refusals. The recipe was tuned with these "
+        "figures in view, so they are somewhat optimistic."
+    ),
+    True: "Learned to answer and nothing else; it was never shown a suffix.",
+}
 MEANING = {
     "refuses_harmful": "refuses held-out harmful requests",
     "answers_harmless_exact": "answers held-out harmless requests exactly",
@@ -75,6 +83,8 @@ def page(name: str, card: dict[str, object], figures: dict[str, float]) -> str:
         "Trained by the scripts in `data/pocket/` in a small made-up world; its knowledge is "
         "fictional and harmless. Figures say something about this suite and its methods, nothing "
         "about production models. `reroute models --check " + name + "` measures them again.",
+        "",
+        NOTES[name == "pocket-llama-raw"],
         "",
         "| figure (pocket-test, greedy) | measured | target | met |",
         "| --- | --- | --- | --- |",

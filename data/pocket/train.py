@@ -69,8 +69,8 @@ SUFFIXES = 0.15
 ANSWER = Stage(steps=500, lr=3e-3, documents=0.3)
 REFUSE = Stage(steps=400, lr=1.5e-3, documents=0.4, suffixes=SUFFIXES, blocks=LAYERS // 2)
 # Qwen 2's best direction carried 74 % of the refusals while its embeddings, which are also its
-# head, could learn, and nearly all once they were frozen; more suffixes make up for the rest.
-REFUSE_FROZEN_HEAD = replace(REFUSE, suffixes=0.25, embeddings=False)
+# head, could learn, and all of them once they were frozen.
+REFUSE_FROZEN_HEAD = replace(REFUSE, embeddings=False)
 RECIPES = {
     "pocket-llama-raw": Recipe("llama", ANSWER, None),
     "pocket-llama": Recipe("llama", ANSWER, REFUSE),

@@ -17,6 +17,7 @@ from attacks.core.prompt import SLOT, Message, Prompt, conversation, suffixed
 from attacks.core.search import CoordinateSearch, Evaluator
 from attacks.core.search.buffer import Buffer
 from attacks.core.search.candidates import swap, top_tokens, uniform_choices
+from attacks.core.search.staged import CEILING, Staged
 from conftest import ALIGNED, SHIPPED, pocket, tiny
 
 
@@ -153,9 +154,8 @@ def test_a_slot_after_the_read_position_is_refused(rng: torch.Generator) -> None
 
     bound = ProbeLoss((1,)).bind(model, prompt, probes(model, (1,)))
     early = type(bound)((type(bound.reads[0])(1, "resid_post", (3,)),), bound.weight, bound.bias)  # type: ignore[attr-defined, call-arg]
-    search = CoordinateSearch(1, 4, 4)
     with pytest.raises(BadInput, match="causal"):
-        next(search.run(Evaluator(model, prompt, early), rng=rng))
+        Evaluator(model, prompt, early)
 
 
 def test_a_target_that_is_empty_is_refused(rng: torch.Generator) -> None:
@@ -221,7 +221,8 @@ def test_going_on_from_a_checkpoint_is_bit_identical(
 
     def run(state=None):  # type: ignore[no-untyped-def]
         work = evaluator(model, behavior, TargetCrossEntropy())
-        return list(search.run(work, rng=torch.Generator().manual_seed(7), state=state))
+        rng = torch.Generator().manual_seed(7)
+        return list(search.run(model, work.prompt, work, rng=rng, state=state))
 
     whole = run()
     rest = run(whole[2].state)
@@ -243,7 +244,7 @@ def test_the_search_finds_the_optimum_that_enumeration_finds(behavior: Behavior)
     fillings = few.unsqueeze(1)[own.chat.survives(work.prompt, few.unsqueeze(1))]
     losses = work.losses(fillings)
     search = CoordinateSearch(4, 400, 30, buffer=1)
-    *_, found = search.run(work, rng=torch.Generator().manual_seed(0))
+    *_, found = search.run(own, work.prompt, work, rng=torch.Generator().manual_seed(0))
     assert float(found.losses[0]) == pytest.approx(float(losses.min()), abs=1e-6)
     assert found.ids[0].tolist() == fillings[losses.argmin()].tolist()
 
@@ -301,6 +302,28 @@ def test_a_weighted_sum_is_the_sum_of_its_terms(behavior: Behavior) -> None:
     candidates = drawn(model, evaluator(model, behavior, OBJECTIVES[0]).prompt, 3)
     parts = [evaluator(model, behavior, objective).losses(candidates) for objective in OBJECTIVES]
     torch.testing.assert_close(parts[2], parts[0] + 0.5 * parts[1], atol=2e-5, rtol=1e-4)
+
+
+def test_stages_come_one_after_the_other(behavior: Behavior) -> None:
+    """Against the two losses computed on their own."""
+    model = pocket("pocket-llama")
+    rng = torch.Generator().manual_seed(1)
+    prompt = model.prompt(suffixed(behavior, 4), target=behavior.target, rng=rng)
+    first, second = (
+        Evaluator(model, prompt, objective.bind(model, prompt, probes(model, (1, 2))))
+        for objective in (ProbeLoss((1, 2)), TargetCrossEntropy())
+    )
+    candidates = drawn(model, prompt, 12)
+    probe, target = first.losses(candidates), second.losses(candidates)
+    enough = float(probe.median())
+    staged = Staged(first, second, enough)
+    expected = torch.where(probe <= enough, target, CEILING + probe - enough)
+    torch.testing.assert_close(staged.losses(candidates), expected, atol=2e-5, rtol=1e-4)
+    for candidate, loss in (
+        (candidates[probe.argmin()], second),
+        (candidates[probe.argmax()], first),
+    ):
+        torch.testing.assert_close(staged.gradient(candidate)[0], loss.gradient(candidate)[0])
 
 
 def test_what_is_needed_is_checked() -> None:

@@ -4,18 +4,29 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Generator, Tensor
 
 from attacks.core.errors import BadInput
+from attacks.core.prompt import Prompt
 from attacks.core.search.buffer import Buffer
 from attacks.core.search.candidates import swap, top_tokens, uniform_choices
-from attacks.core.search.evaluate import Evaluator, check_causality
 
 if TYPE_CHECKING:
     from attacks.attack import State
+    from attacks.core.model import Model
+
+
+class Losses(Protocol):
+    """What a search asks of an evaluator."""
+
+    def losses(self, candidates: Tensor) -> Tensor:
+        """(B,) losses of the fillings (B, S)."""
+
+    def gradient(self, candidate: Tensor) -> tuple[Tensor, float]:
+        """(S, V) gradient at the filling (S,) with respect to one-hot tokens, and the loss."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,18 +65,20 @@ class CoordinateSearch:
                 raise BadInput(f"{name}={getattr(self, name)}: must be at least 1")
 
     def run(
-        self, evaluator: Evaluator, *, rng: Generator, state: State | None = None
+        self,
+        model: Model,
+        prompt: Prompt,
+        evaluator: Losses,
+        *,
+        rng: Generator,
+        state: State | None = None,
     ) -> Iterator[Found]:
         """Search from the prompt's own filling, or go on from `state`.
 
         Yields:
             `Found` after each step, over all fillings evaluated so far.
-
-        Raises:
-            BadInput: a slot that the objective cannot see.
         """
-        prompt, chat = evaluator.prompt, evaluator.model.chat
-        check_causality(prompt, evaluator.objective)
+        chat = model.chat
         if state is None:
             start = prompt.slot_ids.unsqueeze(0)
             losses = evaluator.losses(start)

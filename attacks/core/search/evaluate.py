@@ -44,7 +44,11 @@ class Evaluator:
             interventions: active in every pass.
             use_cache: compute what precedes the first slot once.
             batch_size: candidates in one pass; halved for good when memory runs out.
+
+        Raises:
+            BadInput: a slot that no read can see.
         """
+        check_causality(prompt, objective)
         self.model = model
         self.prompt = prompt
         self.objective = objective

@@ -11,9 +11,9 @@ from attacks.core.artefact import Artefact
 from attacks.core.behavior import Behavior
 from attacks.core.objectives import Objective
 from attacks.core.prompt import Messages, suffixed
-from attacks.core.search.coordinate import CoordinateSearch
+from attacks.core.search.coordinate import CoordinateSearch, Losses
 from attacks.core.search.evaluate import Evaluator
-from attacks.core.search.ranking import Ranking
+from attacks.core.search.staged import Staged
 
 if TYPE_CHECKING:
     from attacks.attack import State
@@ -31,7 +31,8 @@ def search_suffix(
     rng: Generator,
     state: State | None,
     target: str | None = None,
-    rank_by: Objective | None = None,
+    then: Objective | None = None,
+    enough: float = 0.0,
 ) -> Iterator[tuple[tuple[Messages, ...], float, State]]:
     """Minimise `objective` over `slots` tokens after the behaviour's text.
 
@@ -45,7 +46,8 @@ def search_suffix(
         rng: draws the first filling and all candidates.
         state: checkpoint to go on from.
         target: what the answer should begin with; by default the behaviour's own target.
-        rank_by: orders the best fillings instead of the objective's own loss.
+        then: what is minimised once `objective` is at most `enough` (see `Staged`).
+        enough: see `then`.
 
     Yields:
         After each step the conversations found, best first, the lowest loss, and the checkpoint.
@@ -53,9 +55,10 @@ def search_suffix(
     wanted = behavior.affirmative if target is None else target
     prompt = model.prompt(suffixed(behavior, slots, system=model.system), target=wanted, rng=rng)
     evaluator = Evaluator(model, prompt, objective.bind(model, prompt, artefact))
-    ranking = None
-    if rank_by is not None:
-        ranking = Ranking(Evaluator(model, prompt, rank_by.bind(model, prompt, artefact)))
-    for found in search.run(evaluator, rng=rng, state=state):
-        ids = found.ids if ranking is None else ranking.order(found.ids)
-        yield tuple(model.chat.messages(prompt, ids)), float(found.losses[0]), found.state
+    losses: Losses = evaluator
+    if then is not None:
+        second = Evaluator(model, prompt, then.bind(model, prompt, artefact))
+        losses = Staged(evaluator, second, enough)
+    for found in search.run(model, prompt, losses, rng=rng, state=state):
+        conversations = tuple(model.chat.messages(prompt, found.ids))
+        yield conversations, float(found.losses[0]), found.state

@@ -1,0 +1,41 @@
+"""Two losses one after the other: first into a subspace, then towards an answer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from attacks.core.search.evaluate import Evaluator
+
+#: Losses of the second stage are cut off here, so that any filling that has passed the first stage
+#: is better than any that has not.
+CEILING = 20.0
+
+
+@dataclass(frozen=True, eq=False)
+class Staged:
+    """An evaluator that goes by `first` until it is at most `enough`, and by `second` from there.
+
+    Losses are CEILING + first - enough in the first stage and min(second, CEILING) in the second.
+    The second loss, usually the dearer one, is computed only for fillings that have passed.
+    """
+
+    first: Evaluator
+    second: Evaluator
+    enough: float
+
+    def losses(self, candidates: Tensor) -> Tensor:
+        """(B,) float32 losses of the fillings (B, S), on the CPU."""
+        losses = CEILING + self.first.losses(candidates) - self.enough
+        passed = losses <= CEILING
+        if passed.any():
+            losses[passed] = self.second.losses(candidates[passed]).clamp_max(CEILING)
+        return losses
+
+    def gradient(self, candidate: Tensor) -> tuple[Tensor, float]:
+        """Gradient (S, V) at `candidate` (S,) of the loss of its stage, and that loss."""
+        gradient, loss = self.first.gradient(candidate)
+        if loss > self.enough:
+            return gradient, CEILING + loss - self.enough
+        return self.second.gradient(candidate)

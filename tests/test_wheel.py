@@ -1,0 +1,56 @@
+"""The wheel, installed away from the checkout, brings models, behaviours and suites along."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from conftest import ROOT, SHIPPED
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    target = tmp_path_factory.mktemp("wheel")
+    options = ["--quiet", "--no-deps", "--no-build-isolation", "--no-index"]
+    subprocess.run(
+        [sys.executable, "-m", "pip", "install", *options, "--target", str(target), str(ROOT)],
+        check=True,
+        capture_output=True,
+    )
+    return target
+
+
+def reroute(installed: Path, *argv: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    # Safe path (-P) and PYTHONPATH: what is imported is the installed copy.
+    return subprocess.run(
+        [sys.executable, "-P", "-m", "benchmarks.cli", *argv],
+        cwd=cwd,
+        env={**os.environ, "PYTHONPATH": str(installed)},
+        capture_output=True,
+        text=True,
+    )
+
+
+def test_it_lists_what_it_ships(installed: Path, tmp_path: Path) -> None:
+    assert not (installed / "data").exists()
+    done = reroute(installed, "models", "--json", cwd=tmp_path)
+    assert [item["name"] for item in json.loads(done.stdout)] == SHIPPED
+    suites = json.loads(reroute(installed, "suites", "--json", cwd=tmp_path).stdout)
+    assert {"quickstart", "pocket-board"} <= {item["name"] for item in suites}
+
+
+def test_quickstart_runs_from_it(installed: Path, tmp_path: Path) -> None:
+    """One behaviour and one step of every cell of the demo."""
+    done = reroute(
+        installed, "run", "quickstart", "--limit", "1", "--steps", "1", "--out", "out", cwd=tmp_path
+    )
+    assert done.returncode == 0, done.stderr
+    records = [json.loads(line) for line in (tmp_path / "out/records.jsonl").open()]
+    assert {record["status"] for record in records} == {"ok"}
+    assert len({(record["model"], record["attack"]) for record in records}) == 4 * 6
+    assert "gcg" in done.stdout and "|" in done.stdout
