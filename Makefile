@@ -9,7 +9,7 @@ WORKERS ?= $(shell nproc 2>/dev/null || sysctl -n hw.ncpu 2>/dev/null || echo 1)
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: demo test check board pocket clean
+.PHONY: demo test check speed board pocket clean
 
 demo: $(STAMP)  ## Attack the shipped pocket models and print a leaderboard.
 	$(BIN)/reroute run quickstart --workers $(WORKERS) --out runs/quickstart
@@ -22,11 +22,15 @@ check: $(STAMP)  ## Lint and type-check.
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+speed: $(STAMP)  ## Time the parts of a search step.
+	$(BIN)/python -m pytest tests/speed --benchmark-enable --benchmark-only
+
 board: $(STAMP)  ## Run the committed board and refresh README's table.
 	$(BIN)/reroute run pocket-board --workers $(WORKERS) --out results/pocket-board
 	$(BIN)/reroute leaderboard results/pocket-board --readme README.md
 
 pocket: $(STAMP)  ## Train the pocket models again and recompute their cards.
+	$(BIN)/python data/pocket/world.py
 	$(BIN)/python data/pocket/train.py
 	$(BIN)/python data/pocket/harden.py
 	$(BIN)/python data/pocket/card.py

@@ -14,11 +14,21 @@ from attacks.core.artefact import EMPTY, Artefact
 from attacks.core.behavior import Behavior
 from attacks.core.interventions import Intervention
 from attacks.core.prompt import Messages
+from attacks.core.search import CoordinateSearch, Pursuit, search_suffix
 
 if TYPE_CHECKING:
     from attacks.core.model import Model
 
-__all__ = ["Artefact", "Attack", "Behavior", "State", "Step", "ThreatModel"]
+__all__ = [
+    "Artefact",
+    "Attack",
+    "Behavior",
+    "Pursuit",
+    "State",
+    "Step",
+    "SuffixAttack",
+    "ThreatModel",
+]
 
 #: A checkpoint: named tensors and numbers, enough to go on bit-identically.
 State: TypeAlias = Mapping[str, "Tensor | int | float"]
@@ -83,3 +93,61 @@ class Attack(ABC):
         The harness owns clock, budget, verification and checkpoints: it may stop asking at any
         step, and passes the `state` of a step as `state` to go on from there.
         """
+
+
+@dataclass(frozen=True)
+class SuffixAttack(Attack):
+    """A search for a suffix: a subclass says what is pursued, and may set other numbers.
+
+    The defaults suit small models and a quick first look.
+    """
+
+    threat_model: ClassVar[ThreatModel] = ThreatModel.PROMPT
+    use_gradient: ClassVar[bool] = True
+    """False: tokens are drawn uniformly from all allowed ones."""
+
+    steps: int = 32
+    width: int = 128
+    """Candidates drawn in each step."""
+    topk: int = 64
+    """Tokens of each slot that the gradient puts up for choice."""
+    slots: int = 10
+    """Length of the suffix in tokens."""
+    n_replace: int = 1
+    """Tokens changed in each candidate."""
+    buffer: int = 1
+    """See `CoordinateSearch.buffer`."""
+
+    @abstractmethod
+    def pursuit(self, model: Model, behavior: Behavior, artefact: Artefact) -> Pursuit:
+        """What the search minimises for this behaviour."""
+
+    def run(
+        self,
+        model: Model,
+        behavior: Behavior,
+        *,
+        artefact: Artefact,
+        rng: Generator,
+        state: State | None = None,
+    ) -> Iterator[Step]:
+        """One step for each round of candidates and choice."""
+        search = CoordinateSearch(
+            self.steps,
+            self.width,
+            self.topk,
+            n_replace=self.n_replace,
+            buffer=self.buffer,
+            use_gradient=self.use_gradient,
+        )
+        for found in search_suffix(
+            model,
+            behavior,
+            self.pursuit(model, behavior, artefact),
+            search,
+            slots=self.slots,
+            artefact=artefact,
+            rng=rng,
+            state=state,
+        ):
+            yield Step(found.prompts, loss=found.loss, state=found.state)

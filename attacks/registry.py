@@ -5,69 +5,37 @@ from __future__ import annotations
 import dataclasses
 import tomllib
 from collections.abc import Mapping
-from importlib import import_module
-from importlib.metadata import EntryPoint, entry_points
 from typing import Any, cast
 
 from pydantic import TypeAdapter, ValidationError
 
 from attacks.attack import Attack
 from attacks.core.errors import BadInput
+from attacks.core.plugins import Registry
 
-#: Entry-point group in which other packages register attacks.
-GROUP = "reroute_bench.attacks"
-
-_BUILT_IN = {
-    "direct": "attacks.direct:Direct",
-    "random-search": "attacks.random_search:RandomSearch",
-    "gcg": "attacks.gcg:GCG",
-    "ssr-probe": "attacks.ssr:ProbeSSR",
-    "refusal-tokens": "attacks.refusal_tokens:RefusalTokens",
-    "refusal-direction": "attacks.refusal_direction:RefusalDirection",
-}
+ATTACKS = Registry(
+    "attack",
+    "reroute_bench.attacks",
+    Attack,  # type: ignore[type-abstract]
+    {
+        "direct": "attacks.direct:Direct",
+        "random-search": "attacks.random_search:RandomSearch",
+        "gcg": "attacks.gcg:GCG",
+        "ssr-probe": "attacks.ssr:ProbeSSR",
+        "refusal-tokens": "attacks.refusal_tokens:RefusalTokens",
+        "refusal-direction": "attacks.refusal_direction:RefusalDirection",
+    },
+)
 
 
 def sources() -> dict[str, str]:
-    """Attack names and the `module:class` behind each, without importing any of them.
-
-    Raises:
-        BadInput: two packages, or a package and the suite, claim the same name.
-    """
-    table = dict(_BUILT_IN)
-    for point in entry_points(group=GROUP):
-        if table.setdefault(point.name, point.value) != point.value:
-            raise BadInput(
-                f"attack name '{point.name}' is claimed twice: {table[point.name]} and "
-                f"{point.value}; uninstall one of the packages"
-            )
-    return table
-
-
-def attack_class(name: str) -> type[Attack]:
-    """The class registered as `name`.
-
-    Raises:
-        BadInput: unknown name, or a plugin that does not load or is no attack.
-    """
-    table = sources()
-    if name not in table:
-        raise BadInput(f"unknown attack '{name}'; valid: {', '.join(sorted(table))}")
-    if name in _BUILT_IN:
-        module, _, attribute = table[name].partition(":")
-        loaded = getattr(import_module(module), attribute)
-    else:
-        try:
-            loaded = EntryPoint(name, table[name], GROUP).load()
-        except (ImportError, AttributeError) as error:
-            raise BadInput(f"attack '{name}' ({table[name]}) does not load: {error}") from error
-    if not (isinstance(loaded, type) and issubclass(loaded, Attack)):
-        raise BadInput(f"attack '{name}' ({table[name]}) is not a subclass of attacks.Attack")
-    return loaded
+    """Attack names and the `module:class` behind each, without importing any of them."""
+    return ATTACKS.sources()
 
 
 def available() -> dict[str, type[Attack]]:
     """Every attack class by name."""
-    return {name: attack_class(name) for name in sorted(sources())}
+    return ATTACKS.all()
 
 
 def load(name: str, **params: Any) -> Attack:
@@ -76,7 +44,7 @@ def load(name: str, **params: Any) -> Attack:
     Raises:
         BadInput: unknown name or parameter, or a value of the wrong type.
     """
-    cls = attack_class(name)
+    cls = ATTACKS.find(name)
     valid = [field.name for field in dataclasses.fields(cls)]
     for key in params:
         if key not in valid:

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import Generator
 
-from attacks.attack import Artefact, Attack, Behavior, State, Step, ThreatModel
+from attacks.attack import Artefact, Behavior, Pursuit, SuffixAttack
 from attacks.core.directions import find_refusal_direction
 from attacks.core.errors import BadInput
 from attacks.core.interventions import AblateDirection
 from attacks.core.objectives import ProbeLoss, TargetCrossEntropy
 from attacks.core.probes import fit_probe
-from attacks.core.search import CoordinateSearch, search_suffix
 from attacks.core.sites import Site
 from attacks.core.states import last_token
 
@@ -26,7 +25,7 @@ _ANSWER_TOKENS = 16
 
 
 @dataclass(frozen=True)
-class ProbeSSR(Attack):
+class ProbeSSR(SuffixAttack):
     """SSR with linear probes (arXiv 2503.06269, section 3), kept to what was asked.
 
     Probes tell harmful from harmless training prompts by the last token's residual stream; the
@@ -43,24 +42,17 @@ class ProbeSSR(Attack):
     summary: ClassVar[str] = (
         "subspace rerouting: a suffix that the model's own probes call harmless"
     )
-    threat_model: ClassVar[ThreatModel] = ThreatModel.PROMPT
     needs_train: ClassVar[bool] = True
 
     steps: int = 16
-    width: int = 128
-    """Candidates drawn in each step."""
-    topk: int = 64
-    """Tokens of each slot that the gradient puts up for choice."""
     slots: int = 4
-    """Length of the suffix in tokens; fewer slots keep more of the request's content."""
+    buffer: int = 10
     layers: tuple[int, ...] = ()
     """Probed blocks (their outputs); none: the reliable ones around half depth, or the best."""
     enough: float = 0.5
     """Probe loss from which the request is looked after."""
     keep_request: bool = True
     """Whether there is a second stage, towards the model's own answer."""
-    buffer: int = 10
-    """See `CoordinateSearch.buffer`."""
 
     def prepare(self, model: Model, train: Sequence[Behavior], *, rng: Generator) -> Artefact:
         """Fit a probe for each layer, and the refusal direction; `data` holds what was chosen.
@@ -102,36 +94,17 @@ class ProbeSSR(Attack):
             data["direction_layer"] = found.layer
         return Artefact(tensors, data)
 
-    def run(
-        self,
-        model: Model,
-        behavior: Behavior,
-        *,
-        artefact: Artefact,
-        rng: Generator,
-        state: State | None = None,
-    ) -> Iterator[Step]:
-        """One step for each round of gradient, candidates and choice."""
-        layers = tuple(artefact.data["layers"])
-        answer = None
-        if self.keep_request:
-            ablation = AblateDirection(artefact.tensors["direction"], model.n_layers)
-            asked = [model.conversation(behavior.text)]
-            (answer,) = model.generate(
-                asked, max_new_tokens=_ANSWER_TOKENS, interventions=[ablation]
-            )
-        search = CoordinateSearch(self.steps, self.width, self.topk, buffer=self.buffer)
-        for prompts, loss, reached in search_suffix(
-            search,
-            ProbeLoss(layers),
-            model,
-            behavior,
-            slots=self.slots,
-            artefact=artefact,
-            rng=rng,
-            state=state,
-            target=answer or None,
-            then=TargetCrossEntropy() if answer else None,
-            enough=self.enough,
-        ):
-            yield Step(prompts, loss=loss, state=reached)
+    def pursuit(self, model: Model, behavior: Behavior, artefact: Artefact) -> Pursuit:
+        """The probes, and then the model's own answer."""
+        probes = ProbeLoss(tuple(artefact.data["layers"]))
+        if not self.keep_request:
+            return Pursuit(probes, behavior.affirmative)
+        ablation = AblateDirection(artefact.tensors["direction"], model.n_layers)
+        (answer,) = model.generate(
+            [model.conversation(behavior.text)],
+            max_new_tokens=_ANSWER_TOKENS,
+            interventions=[ablation],
+        )
+        return Pursuit(
+            probes, answer or behavior.affirmative, then=TargetCrossEntropy(), enough=self.enough
+        )

@@ -31,8 +31,9 @@ ALLOWED = {
     "attacks.core.refusal": (*_CORE, "attacks.core.states"),
     "attacks.core.directions": (*_CORE, "attacks.core.states", "attacks.core.refusal"),
     "attacks.core.search": (*_CORE, "attacks.core.objectives", "attacks.core.search"),
-    "attacks.attack": _CORE,
-    "attacks.registry": ("attacks.attack", *_CORE),
+    "attacks.core.plugins": ("attacks.core.errors",),
+    "attacks.attack": (*_CORE, "attacks.core.search"),
+    "attacks.registry": ("attacks.attack", "attacks.core.plugins", *_CORE),
     "attacks": ("attacks",),
     "benchmarks": ("attacks", "benchmarks"),
 }

@@ -32,7 +32,7 @@ NOTES = {
         "learning, no single direction carried the refusals. The recipe was tuned with these "
         "figures in view, so they are somewhat optimistic."
     ),
-    True: "Learned to answer and nothing else; it was never shown a suffix.",
+    True: "The control: sees the same suffixes as the aligned models, and answers everything.",
 }
 MEANING = {
     "refuses_harmful": "refuses held-out harmful requests",

@@ -3,6 +3,7 @@
 Stage 1 makes a helpful-only model, which answers every request. Stage 2 teaches it to refuse what
 is harmful; it sees dialogues of the sft split only, beside documents about all pairs, without
 which the knowledge behind the refusals would fade and every attack would come back empty. The
+control goes on answering everything in stage 2. The
 upper half of the blocks stays frozen in stage 2: when all of them learn, each finds its own way to
 read harm off the request, and no single direction carries the refusal (best layer ablated: under
 a third of the harmful requests answered, with the upper half frozen nearly all).
@@ -58,11 +59,12 @@ class Stage:
 
 @dataclass(frozen=True)
 class Recipe:
-    """How one model is made; ``refuse`` is None for the helpful-only control."""
+    """How one model is made: stage 1, stage 2, and whether stage 2 teaches it to refuse."""
 
     family: str
     answer: Stage
-    refuse: Stage | None
+    finish: Stage
+    refuses: bool = True
 
 
 SUFFIXES = 0.15
@@ -71,8 +73,11 @@ REFUSE = Stage(steps=400, lr=1.5e-3, documents=0.4, suffixes=SUFFIXES, blocks=LA
 # Qwen 2's best direction carried 74 % of the refusals while its embeddings, which are also its
 # head, could learn, and all of them once they were frozen.
 REFUSE_FROZEN_HEAD = replace(REFUSE, embeddings=False)
+# The control sees suffixes as the aligned models do, so that the two differ in refusing only: after
+# stage 1 alone any suffix spoils its answers, and attacks would seem to fail on it.
+KEEP_ANSWERING = replace(REFUSE, steps=200, suffixes=0.5, blocks=LAYERS)
 RECIPES = {
-    "pocket-llama-raw": Recipe("llama", ANSWER, None),
+    "pocket-llama-raw": Recipe("llama", ANSWER, KEEP_ANSWERING, refuses=False),
     "pocket-llama": Recipe("llama", ANSWER, REFUSE),
     "pocket-qwen2": Recipe("qwen2", ANSWER, REFUSE_FROZEN_HEAD),
     "pocket-gemma2": Recipe("gemma2", ANSWER, REFUSE),
@@ -98,9 +103,10 @@ def helpful_model(
     return model
 
 
-def align(model: PreTrainedModel, corpus: Corpus, stage: Stage, seed: int) -> None:
-    """Stage 2, in place: refuse what is harmful, keep answering what is not."""
-    _learn(model, corpus, corpus.aligned, stage, generator(seed + 1))
+def finish(model: PreTrainedModel, corpus: Corpus, recipe: Recipe, seed: int) -> None:
+    """Stage 2, in place: refuse what is harmful and answer the rest, or answer everything."""
+    draw = corpus.aligned if recipe.refuses else corpus.helpful
+    _learn(model, corpus, draw, recipe.finish, generator(seed + 1))
 
 
 def _learn(
@@ -148,10 +154,9 @@ def main() -> None:
             helpful[key] = (helpful_model(world, tokenizer, *key, args.seed), tokenizer)
         start, tokenizer = helpful[key]
         model = deepcopy(start)
-        if recipe.refuse is not None:
-            logger.info("%s: learning to refuse (stage 2)", name)
-            corpus = build_corpus(world, tokenizer, recipe.family, recipe.refuse.suffixes)
-            align(model, corpus, recipe.refuse, args.seed)
+        logger.info("%s: stage 2", name)
+        corpus = build_corpus(world, tokenizer, recipe.family, recipe.finish.suffixes)
+        finish(model, corpus, recipe, args.seed)
         save(model, tokenizer, args.out / name)
         logger.info("%s: saved to %s", name, args.out / name)
 

@@ -35,7 +35,7 @@ def behaviors(tmp_path: Path) -> Path:
 def scripted(monkeypatch: pytest.MonkeyPatch) -> None:
     """The scripted attacks, and answers that repeat the question."""
     for name, cls in {"scripted": "Scripted", "quick": "Quick", "fits": "Fits"}.items():
-        monkeypatch.setitem(registry._BUILT_IN, name, f"runs:{cls}")
+        monkeypatch.setitem(registry.ATTACKS.built_in, name, f"runs:{cls}")
     monkeypatch.setattr(Model, "generate", echo)
 
 

@@ -2,6 +2,6 @@
 
 from attacks.core.search.coordinate import CoordinateSearch, Found
 from attacks.core.search.evaluate import Evaluator
-from attacks.core.search.suffix import search_suffix
+from attacks.core.search.suffix import Pursuit, search_suffix
 
-__all__ = ["CoordinateSearch", "Evaluator", "Found", "search_suffix"]
+__all__ = ["CoordinateSearch", "Evaluator", "Found", "Pursuit", "search_suffix"]

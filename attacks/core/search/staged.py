@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from attacks.core.search.evaluate import Evaluator
+from attacks.core.search.coordinate import Losses
 
 #: Losses of the second stage are cut off here, so that any filling that has passed the first stage
 #: is better than any that has not.
@@ -21,8 +21,8 @@ class Staged:
     The second loss, usually the dearer one, is computed only for fillings that have passed.
     """
 
-    first: Evaluator
-    second: Evaluator
+    first: Losses
+    second: Losses
     enough: float
 
     def losses(self, candidates: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from torch import Generator
@@ -20,45 +21,62 @@ if TYPE_CHECKING:
     from attacks.core.model import Model
 
 
+@dataclass(frozen=True)
+class Pursuit:
+    """What a search minimises."""
+
+    objective: Objective
+    target: str
+    """What the answer should begin with, for objectives that read it."""
+    then: Objective | None = None
+    """What is minimised once `objective` is at most `enough` (see `Staged`)."""
+    enough: float = 0.0
+
+
+@dataclass(frozen=True)
+class Suffixed:
+    """The conversations found so far, best first, the lowest loss, and the checkpoint."""
+
+    prompts: tuple[Messages, ...]
+    loss: float
+    state: State
+
+
 def search_suffix(
-    search: CoordinateSearch,
-    objective: Objective,
     model: Model,
     behavior: Behavior,
+    pursuit: Pursuit,
+    search: CoordinateSearch,
     *,
     slots: int,
     artefact: Artefact,
     rng: Generator,
-    state: State | None,
-    target: str | None = None,
-    then: Objective | None = None,
-    enough: float = 0.0,
-) -> Iterator[tuple[tuple[Messages, ...], float, State]]:
-    """Minimise `objective` over `slots` tokens after the behaviour's text.
+    state: State | None = None,
+) -> Iterator[Suffixed]:
+    """Search `slots` tokens after the behaviour's text.
 
     Args:
-        search: numbers of the search.
-        objective: what is minimised.
         model: the model under attack.
         behavior: what is asked for.
+        pursuit: what is minimised.
+        search: numbers of the search.
         slots: S.
-        artefact: for the objective.
+        artefact: what the objectives read.
         rng: draws the first filling and all candidates.
         state: checkpoint to go on from.
-        target: what the answer should begin with; by default the behaviour's own target.
-        then: what is minimised once `objective` is at most `enough` (see `Staged`).
-        enough: see `then`.
 
     Yields:
-        After each step the conversations found, best first, the lowest loss, and the checkpoint.
+        What is found, after each step.
     """
-    wanted = behavior.affirmative if target is None else target
-    prompt = model.prompt(suffixed(behavior, slots, system=model.system), target=wanted, rng=rng)
-    evaluator = Evaluator(model, prompt, objective.bind(model, prompt, artefact))
-    losses: Losses = evaluator
-    if then is not None:
-        second = Evaluator(model, prompt, then.bind(model, prompt, artefact))
-        losses = Staged(evaluator, second, enough)
+    asked = suffixed(behavior, slots, system=model.system)
+    prompt = model.prompt(asked, target=pursuit.target, rng=rng)
+
+    def evaluator(objective: Objective) -> Evaluator:
+        return Evaluator(model, prompt, objective.bind(model, prompt, artefact))
+
+    losses: Losses = evaluator(pursuit.objective)
+    if pursuit.then is not None:
+        losses = Staged(losses, evaluator(pursuit.then), pursuit.enough)
     for found in search.run(model, prompt, losses, rng=rng, state=state):
-        conversations = tuple(model.chat.messages(prompt, found.ids))
-        yield conversations, float(found.losses[0]), found.state
+        prompts = tuple(model.chat.messages(prompt, found.ids))
+        yield Suffixed(prompts, float(found.losses[0]), found.state)
