@@ -35,20 +35,21 @@ class _Step:
 
     def __init__(self, roles: Tensor | None, mask: Tensor | None) -> None:
         self.number = -1
-        self._roles, self._mask = roles, mask
+        self._prompt = (roles, mask)
 
     def advance(self, *_: Any) -> None:
         self.number += 1
 
     def context(self, site: Site, activation: Tensor) -> Context:
-        roles, mask = self._roles, self._mask
+        rows, new = activation.shape[:2]
         if self.number > 0:
-            roles = torch.full(activation.shape[:2], GENERATED) if roles is not None else None
-            mask = None
-        elif roles is not None and activation.shape[1] != roles.shape[1]:
-            # Logits are computed for the last positions only.
-            roles = roles[:, -activation.shape[1] :]
-            mask = mask[:, -activation.shape[1] :] if mask is not None else None
+            roles = torch.full((rows, new), GENERATED, device=activation.device)
+            return Context(site, self.number, roles, None)
+        # Logits are computed for the last positions only.
+        roles, mask = (
+            None if value is None else value[:, -new:].to(activation.device)
+            for value in self._prompt
+        )
         return Context(site, self.number, roles, mask)
 
 

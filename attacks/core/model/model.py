@@ -181,7 +181,7 @@ class Model:
             prefix.expanded(len(embeds)) if prefix else None,
             prefix.length if prefix else 0,
             interventions,
-            None if roles is None else roles.expand(embeds.shape[:2]),
+            None if roles is None else roles.to(self.device).expand(embeds.shape[:2]),
         )
         return self._run(work, reads)
 
