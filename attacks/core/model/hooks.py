@@ -43,8 +43,8 @@ class _Step:
     def context(self, site: Site, activation: Tensor) -> Context:
         rows, new = activation.shape[:2]
         if self.number > 0:
-            roles = torch.full((rows, new), GENERATED, device=activation.device)
-            return Context(site, self.number, roles, None)
+            generated = torch.full((rows, new), GENERATED, device=activation.device)
+            return Context(site, self.number, generated, None)
         # Logits are computed for the last positions only.
         roles, mask = (
             None if value is None else value[:, -new:].to(activation.device)
