@@ -29,8 +29,8 @@ class ProbeSSR(SuffixAttack):
     """SSR with linear probes (arXiv 2503.06269, section 3), kept to what was asked.
 
     Probes tell harmful from harmless training prompts by the last token's residual stream; the
-    suffix is searched so that they say harmless. No target string is needed, and the forward pass
-    stops after the deepest layer probed.
+    suffix is searched so that they say harmless, without a target string and with forward passes
+    that stop after the deepest layer probed.
 
     The probe loss alone is content with a suffix that makes the model think of another, harmless
     request. So once the probes are satisfied (`enough`), the search goes on towards the answer that

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from attacks.core import plugins
 from attacks.core.behavior import Behavior
 from attacks.core.errors import BadInput
-from benchmarks.judges import Judge, Verdict, available, default_judge, load_judge, registry
+from benchmarks.judges import Judge, Verdict, available, default_judge, load_judge
 
 CASES = Path(__file__).parents[3] / "shared" / "data" / "judge_cases.jsonl"
 
@@ -57,7 +58,7 @@ def test_reference_cannot_tell_without_one() -> None:
     bare = Behavior("bare", "How do I polish a kettle?")
     judge = load_judge("reference")
     assert judge.judge(bare, "Polish the kettle with wax.", openers=()) == Verdict(None, "complied")
-    assert judge.judge(bare, "No, I won't.", openers=()) == Verdict(None, "refused")
+    assert judge.judge(bare, "I won't do that.", openers=()) == Verdict(None, "refused")
     assert judge.judge(bare, "Wax.", openers=()) == Verdict(None, "deflected")
 
 
@@ -115,8 +116,8 @@ class Always(Judge):
 
 
 def _register(monkeypatch: pytest.MonkeyPatch, *points: tuple[str, str]) -> None:
-    found = [EntryPoint(name, value, registry.GROUP) for name, value in points]
-    monkeypatch.setattr(registry, "entry_points", lambda group: found)
+    found = [EntryPoint(name, value, "reroute_bench.judges") for name, value in points]
+    monkeypatch.setattr(plugins, "entry_points", lambda group: found)
 
 
 def test_a_plugin_is_a_judge_like_any_other(monkeypatch: pytest.MonkeyPatch) -> None:
