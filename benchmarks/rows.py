@@ -156,6 +156,10 @@ def _row(judge: str, entries: Sequence[_Entry]) -> Row:
     rate = success_rate(_by_behavior(harmful, lambda entry: entry.success).values())
     records = [entry.record for entry in harmful]
     cells = [(entry.record.behavior_id, entry.record.seed) for entry in entries]
+    firsts = [record.first_success for record in records if record.first_success]
+    # A search that used up its steps in vain would not succeed a moment later: it stays at risk for
+    # ever. Censored at its own end, it would leave the curve to the few that took longer.
+    failures = [math.inf] * (len(records) - len(firsts))
     return Row(
         model=one.model,
         attack=one.attack,
@@ -176,12 +180,10 @@ def _row(judge: str, entries: Sequence[_Entry]) -> Row:
             if record.completions
         ),
         first_success_seconds_median=median_first_success(
-            [record.first_success.seconds for record in records if record.first_success],
-            [_spent(record, _clock(record)) for record in records if not record.first_success],
+            [success.seconds for success in firsts], failures
         ),
         first_success_flops_median=median_first_success(
-            [record.first_success.flops for record in records if record.first_success],
-            [_spent(record, record.flops) for record in records if not record.first_success],
+            [success.flops for success in firsts], failures
         ),
         steps_per_second=_speed(records),
         errors=sum(entry.record.status in ("error", "out_of_memory") for entry in entries),
@@ -226,15 +228,6 @@ def _share(entries: Iterable[_Entry], outcome: Callable[[_Entry], bool | None]) 
 def _median(values: Iterable[float]) -> float | None:
     listed = list(values)
     return median(listed) if listed else None
-
-
-def _clock(record: Record) -> float:
-    return record.seconds.search + record.seconds.verify
-
-
-def _spent(record: Record, cost: float) -> float:
-    """Where a failure is censored: an error stays at risk for ever, for it cannot succeed."""
-    return cost if record.status in ("ok", "budget") else math.inf
 
 
 def _speed(records: Sequence[Record]) -> float | None:

@@ -165,7 +165,10 @@ def test_first_success_is_over_all_behaviours(tmp_path: Path) -> None:
     assert (row.first_success_seconds_median, row.first_success_flops_median) == (2.0, 20.0)
     (row,) = _run(tmp_path, [*cells, *((_record(at), ("refused",)) for at in (3, 4, 5))])
     assert row.first_success_seconds_median is None
-    # Errors take no time; censored there, they would leave the curve to the successes.
+    # Failures that ended before a success, and errors, which take no time, stay at risk as well.
+    brief = [(_record(at, seconds=Seconds(search=0.5)), ("refused",)) for at in (3, 4, 5)]
+    (row,) = _run(tmp_path, [*cells, *brief])
+    assert row.first_success_seconds_median is None
     failed = [
         (_record(at, status="error", completions=(), seconds=Seconds()), ()) for at in (3, 4, 5)
     ]
