@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from runs import SEARCH, contents, make_model, make_suite, write_behaviors
 
 from attacks import load
 from attacks.attack import Artefact, Behavior, Step
@@ -26,6 +25,7 @@ from benchmarks.runner import run
 from benchmarks.suites import Suite
 from benchmarks.workers import Pool
 from conftest import ROOT
+from runs import SEARCH, contents, make_model, make_suite, write_behaviors
 
 Contents = tuple[dict[str, dict[str, Any]], set[str]]
 

@@ -8,15 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import runs
-from runs import contents, make_model, make_suite, write_behaviors
 
+import runs
 from attacks import BadInput, registry
 from attacks.core.model import Model
 from attacks.core.prompt import Messages
 from benchmarks.records import Record
 from benchmarks.runner import run
 from benchmarks.store import read_judgements, read_records
+from runs import contents, make_model, make_suite, write_behaviors
 
 
 @pytest.fixture(scope="module")

@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from runs import write_behaviors
 
 from attacks import BadInput
 from attacks.core.behavior import Behavior
 from benchmarks.plan import check, choose
 from benchmarks.suites import Suite, load_suite, suite_attacks, suite_names
 from conftest import SHIPPED
+from runs import write_behaviors
 
 MINIMAL = 'models = ["pocket-llama"]\nattacks = ["direct"]\nbehaviors = "pocket-test"\n'
 
