@@ -116,11 +116,28 @@ class SuffixAttack(Attack):
     n_replace: int = 1
     """Tokens changed in each candidate."""
     buffer: int = 1
-    """See `CoordinateSearch.buffer`."""
+    """This and what follows: see `CoordinateSearch`."""
+    replace_coefficient: float = 0.0
+    patience: int = 0
+    early_stop: float | None = None
 
     @abstractmethod
     def pursuit(self, model: Model, behavior: Behavior, artefact: Artefact) -> Pursuit:
         """What the search minimises for this behaviour."""
+
+    def search(self) -> CoordinateSearch:
+        """The numbers of the search."""
+        return CoordinateSearch(
+            self.steps,
+            self.width,
+            self.topk,
+            n_replace=self.n_replace,
+            buffer=self.buffer,
+            replace_coefficient=self.replace_coefficient,
+            patience=self.patience,
+            early_stop=self.early_stop,
+            use_gradient=self.use_gradient,
+        )
 
     def run(
         self,
@@ -132,19 +149,11 @@ class SuffixAttack(Attack):
         state: State | None = None,
     ) -> Iterator[Step]:
         """One step for each round of candidates and choice."""
-        search = CoordinateSearch(
-            self.steps,
-            self.width,
-            self.topk,
-            n_replace=self.n_replace,
-            buffer=self.buffer,
-            use_gradient=self.use_gradient,
-        )
         for found in search_suffix(
             model,
             behavior,
             self.pursuit(model, behavior, artefact),
-            search,
+            self.search(),
             slots=self.slots,
             artefact=artefact,
             rng=rng,

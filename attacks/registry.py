@@ -22,6 +22,8 @@ ATTACKS = Registry(
         "random-search": "attacks.random_search:RandomSearch",
         "gcg": "attacks.gcg:GCG",
         "ssr-probe": "attacks.ssr:ProbeSSR",
+        "ssr-steering": "attacks.ssr:SteeringSSR",
+        "ssr-attention": "attacks.ssr:AttentionSSR",
         "refusal-tokens": "attacks.refusal_tokens:RefusalTokens",
         "refusal-direction": "attacks.refusal_direction:RefusalDirection",
     },

@@ -2,109 +2,184 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from torch import Generator
 
 from attacks.attack import Artefact, Behavior, Pursuit, SuffixAttack
-from attacks.core.directions import find_refusal_direction
-from attacks.core.errors import BadInput
 from attacks.core.interventions import AblateDirection
-from attacks.core.objectives import ProbeLoss, TargetCrossEntropy
-from attacks.core.probes import fit_probe
-from attacks.core.sites import Site
-from attacks.core.states import last_token
+from attacks.core.objectives import (
+    AttentionLoss,
+    Objective,
+    ProbeLoss,
+    SteeringLoss,
+    TargetCrossEntropy,
+)
+from attacks.core.search import CoordinateSearch
+from attacks.core.survey import Survey, choose_heads, choose_layers, survey
 
 if TYPE_CHECKING:
     from attacks.core.model import Model
 
-_LEAST_ACCURACY = 0.9
-_ANSWER_TOKENS = 16
+
+@dataclass(frozen=True)
+class SubspaceRerouting(SuffixAttack):
+    """What the variants of SSR (arXiv 2503.06269) share; a variant is its objective.
+
+    The objective reads activations of the prompt only, needs no target string, and its forward
+    passes stop after the deepest layer read. Alone it is content with a suffix that makes the model
+    think of another, harmless request. So the request is kept in sight by the answer that the model
+    itself gives once its refusal direction is ablated (`keep`); keep="none" is the method as
+    published.
+    """
+
+    needs_train: ClassVar[bool] = True
+
+    steps: int = 16
+    buffer: int = 10
+    early_stop: float | None = 0.01
+    """At this loss of its own answer a model says it."""
+    keep: Literal["then", "with", "rank", "none"] = "then"
+    """How the answer comes in: minimised once the objective is at most `enough`; added to the
+    objective with `weight`; used to rank the candidates that are handed over; or not at all."""
+    answer: Literal["own", "given"] = "own"
+    """The model's own, with its refusal direction ablated, or the behaviour's target."""
+    tokens: int = 40
+    """Length of the model's own answer at most."""
+    enough: float = 0.2
+    weight: float = 1.0
+    ranked: int = 32
+    """Candidates that are ranked, with keep="rank"."""
+
+    @abstractmethod
+    def aim(self, model: Model, found: Survey, train: Sequence[Behavior]) -> Artefact:
+        """What the objective reads, chosen from what the survey of the model has found."""
+
+    @abstractmethod
+    def objective(self, artefact: Artefact) -> Objective:
+        """The distance to the subspace that is minimised."""
+
+    def prepare(self, model: Model, train: Sequence[Behavior], *, rng: Generator) -> Artefact:
+        """Survey the model and aim; `data` holds what was found and what was chosen.
+
+        Raises:
+            BadInput: as `survey`, `choose_layers` and `choose_heads`.
+        """
+        found = survey(model, train, rng=rng)
+        aimed = self.aim(model, found, train)
+        tensors = {**aimed.tensors, "ablation": found.tensors["ablation"]}
+        return Artefact(tensors, {**found.data, **aimed.data})
+
+    def search(self) -> CoordinateSearch:
+        """As every suffix search, with more candidates kept where they are ranked."""
+        search = super().search()
+        return replace(search, keep=self.ranked) if self.keep == "rank" else search
+
+    def pursuit(self, model: Model, behavior: Behavior, artefact: Artefact) -> Pursuit:
+        """The subspace, and the answer in the way that `keep` says."""
+        subspace, answer = self.objective(artefact), TargetCrossEntropy()
+        if self.keep == "none":
+            return Pursuit(subspace, behavior.affirmative)
+        target = behavior.affirmative
+        if self.answer == "own":
+            target = own_answer(model, behavior, artefact, self.tokens) or target
+        if self.keep == "with":
+            return Pursuit(subspace + self.weight * answer, target)
+        if self.keep == "rank":
+            return Pursuit(subspace, target, rank=answer)
+        return Pursuit(subspace, target, then=answer, enough=self.enough)
+
+
+def own_answer(model: Model, behavior: Behavior, artefact: Artefact, tokens: int) -> str:
+    """How the model itself answers with its refusal direction (`ablation`) ablated."""
+    ablation = AblateDirection(artefact.tensors["ablation"], model.n_layers)
+    (answer,) = model.generate(
+        [model.conversation(behavior.text)], max_new_tokens=tokens, interventions=[ablation]
+    )
+    return answer
 
 
 @dataclass(frozen=True)
-class ProbeSSR(SuffixAttack):
-    """SSR with linear probes (arXiv 2503.06269, section 3), kept to what was asked.
+class ResidualRerouting(SubspaceRerouting):
+    """SSR towards a region of the residual stream at some layers."""
 
-    Probes tell harmful from harmless training prompts by the last token's residual stream; the
-    suffix is searched so that they say harmless, without a target string and with forward passes
-    that stop after the deepest layer probed.
+    layers: tuple[int, ...] = ()
+    """Blocks aimed at (their outputs); none: chosen from the survey (`choose_layers`)."""
+    alphas: tuple[float, ...] = ()
+    """Weight of each layer; none: all 1."""
 
-    The probe loss alone is content with a suffix that makes the model think of another, harmless
-    request. So once the probes are satisfied (`enough`), the search goes on towards the answer that
-    the model itself gives to the request with its refusal direction ablated. keep_request=false is
-    the method as published.
-    """
+    def aim(self, model: Model, found: Survey, train: Sequence[Behavior]) -> Artefact:
+        """The layers, with the probe and the direction of each."""
+        layers = choose_layers(found, self.layers, who=self.name)
+        kinds = ("weight", "bias", "direction")
+        names = [f"{kind}.{layer}" for layer in layers for kind in kinds]
+        return Artefact({name: found.tensors[name] for name in names}, {"layers": list(layers)})
+
+
+@dataclass(frozen=True)
+class ProbeSSR(ResidualRerouting):
+    """SSR with linear probes that tell harmful from harmless training prompts."""
 
     name: ClassVar[str] = "ssr-probe"
     summary: ClassVar[str] = (
         "subspace rerouting: a suffix that the model's own probes call harmless"
     )
-    needs_train: ClassVar[bool] = True
 
-    steps: int = 16
-    slots: int = 4
-    buffer: int = 10
-    layers: tuple[int, ...] = ()
-    """Probed blocks (their outputs); none: the reliable ones around half depth, or the best."""
-    enough: float = 0.5
-    """Probe loss from which the request is looked after."""
-    keep_request: bool = True
-    """Whether there is a second stage, towards the model's own answer."""
+    def objective(self, artefact: Artefact) -> Objective:
+        """The probes of the layers chosen."""
+        return ProbeLoss(tuple(artefact.data["layers"]), self.alphas)
 
-    def prepare(self, model: Model, train: Sequence[Behavior], *, rng: Generator) -> Artefact:
-        """Fit a probe for each layer, and the refusal direction; `data` holds what was chosen.
 
-        Raises:
-            BadInput: a layer asked for that the model does not have, or whose probe is right on
-                less than 0.9 of held-out prompts; too few training behaviours.
-        """
-        for layer in self.layers:
-            if not 0 <= layer < model.n_layers:
-                raise BadInput(f"ssr-probe: layer {layer} is not in 0..{model.n_layers - 1}")
-        depth = model.n_layers
-        middle = [at for at in range(depth) if 0.4 <= (at + 1) / depth <= 0.7] or [depth // 2]
-        wanted = self.layers or tuple(middle)
-        sites = {layer: Site(layer, "resid_post") for layer in wanted}
-        harmful, harmless = ([b.text for b in train if b.harmful == flag] for flag in (True, False))
-        states = [last_token(model, texts, [*sites.values()]) for texts in (harmful, harmless)]
-        probes = {
-            layer: fit_probe(states[0][site], states[1][site], rng=rng)
-            for layer, site in sites.items()
-        }
-        reliable = tuple(at for at in wanted if probes[at].accuracy >= _LEAST_ACCURACY)
-        if self.layers and reliable != self.layers:
-            listed = ", ".join(f"{at}: {probe.accuracy:.2f}" for at, probe in probes.items())
-            raise BadInput(
-                f"ssr-probe: held-out accuracy of the probes on '{model.name}' must be at least "
-                f"{_LEAST_ACCURACY} (by layer: {listed}); choose other layers"
-            )
-        layers = reliable or (max(wanted, key=lambda at: probes[at].accuracy),)
-        tensors = {f"weight.{at}": probes[at].weight for at in layers}
-        tensors |= {f"bias.{at}": probes[at].bias for at in layers}
-        data: dict[str, Any] = {
-            "layers": list(layers),
-            "accuracy": {str(at): probe.accuracy for at, probe in probes.items()},
-        }
-        if self.keep_request:
-            found = find_refusal_direction(model, harmful, harmless, rng=rng)
-            tensors["direction"] = found.direction
-            data["direction_layer"] = found.layer
-        return Artefact(tensors, data)
+@dataclass(frozen=True)
+class SteeringSSR(ResidualRerouting):
+    """SSR with refusal directions, in the form of the authors' code or of their paper."""
 
-    def pursuit(self, model: Model, behavior: Behavior, artefact: Artefact) -> Pursuit:
-        """The probes, and then the model's own answer."""
-        probes = ProbeLoss(tuple(artefact.data["layers"]))
-        if not self.keep_request:
-            return Pursuit(probes, behavior.affirmative)
-        ablation = AblateDirection(artefact.tensors["direction"], model.n_layers)
-        (answer,) = model.generate(
-            [model.conversation(behavior.text)],
-            max_new_tokens=_ANSWER_TOKENS,
-            interventions=[ablation],
+    name: ClassVar[str] = "ssr-steering"
+    summary: ClassVar[str] = "subspace rerouting: a suffix that steers against refusal directions"
+
+    enough: float = 0.7
+    form: Literal["cosine", "projection"] = "cosine"
+    """This and what follows: see `SteeringLoss`."""
+    target: float = 1.0
+    scale: float = -2.0
+    stability: float = 0.0
+
+    def objective(self, artefact: Artefact) -> Objective:
+        """The directions of the layers chosen."""
+        return SteeringLoss(
+            tuple(artefact.data["layers"]),
+            self.alphas,
+            self.form,
+            self.target,
+            self.scale,
+            self.stability,
         )
-        return Pursuit(
-            probes, answer or behavior.affirmative, then=TargetCrossEntropy(), enough=self.enough
-        )
+
+
+@dataclass(frozen=True)
+class AttentionSSR(SubspaceRerouting):
+    """SSR with the heads that carry refusal: they are made to look at the suffix instead."""
+
+    name: ClassVar[str] = "ssr-attention"
+    summary: ClassVar[str] = "subspace rerouting: a suffix that distracts the heads behind refusal"
+
+    enough: float = 1.0
+    heads: tuple[tuple[int, int], ...] = ()
+    """(layer, head) pairs; none: those whose patching brings most of the refusal."""
+    kind: Literal["dazzle", "dazzle-score", "ablation", "full-ablation"] = "dazzle"
+    """See `AttentionLoss`."""
+    last: int = 1
+    """How many positions at the end of the prompt count."""
+
+    def aim(self, model: Model, found: Survey, train: Sequence[Behavior]) -> Artefact:
+        """The heads, with the effect of patching each."""
+        heads, effects = choose_heads(model, train, self.heads)
+        return Artefact({"head_effects": effects}, {"heads": [list(head) for head in heads]})
+
+    def objective(self, artefact: Artefact) -> Objective:
+        """The attention of the heads chosen."""
+        heads = tuple((int(layer), int(head)) for layer, head in artefact.data["heads"])
+        return AttentionLoss(heads, self.kind, self.last)

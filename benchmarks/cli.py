@@ -79,6 +79,7 @@ def _parser() -> argparse.ArgumentParser:
         "--readme", type=Path, metavar="FILE", help="put it between that file's leaderboard markers"
     )
     board.set_defaults(command=commands.leaderboard)
+    _add_inspect(add("inspect", help="look into a model: where refusal sits, and what attacks do"))
     new = add("new-attack", help="write a package with a working attack, to start from")
     new.add_argument("name", metavar="NAME")
     new.add_argument("folder", nargs="?", type=Path, metavar="DIR")
@@ -126,6 +127,24 @@ def _add_run(sub: argparse.ArgumentParser) -> None:
     how.add_argument("--workers", type=int, default=1, metavar="W", help="cells at a time")
     how.add_argument("--artefacts", type=Path, metavar="DIR", help="fitted values to reuse")
     how.add_argument("--dry-run", action="store_true", help="only list what would be done")
+
+
+def _add_inspect(sub: argparse.ArgumentParser) -> None:
+    """The flags of `inspect`."""
+    sub.set_defaults(command=commands.inspect)
+    sub.add_argument("--model", required=True, metavar="M", help="shipped name, folder or Hub id")
+    for flag, meta, text in (
+        ("--train", "NAME_OR_FILE", "behaviours to fit on (pocket models: pocket-train)"),
+        ("--behaviors", "NAME_OR_FILE", "behaviours to look at (pocket models: pocket-test)"),
+        ("--system", "TEXT", "system prompt"),
+        ("--device", "D", "auto, cpu, cuda, ..."),
+        ("--dtype", "T", "auto, float32, bfloat16, ..."),
+    ):
+        sub.add_argument(flag, metavar=meta, help=text)
+    sub.add_argument("--limit", type=int, metavar="N", help="harmful, and harmless, test prompts")
+    sub.add_argument("--seed", type=int, metavar="S", help="of the splits and searches")
+    sub.add_argument("--out", type=Path, metavar="DIR", help="report (default: runs/inspect-M)")
+    sub.add_argument("--artefacts", type=Path, metavar="DIR", help="fitted values to reuse")
 
 
 def _version() -> str:

@@ -153,6 +153,16 @@ def leaderboard(args: Namespace) -> int:
     return 0
 
 
+def inspect(args: Namespace) -> int:
+    """`inspect`: writes a page about the model, with pictures, and says where."""
+    from benchmarks.inspect import Options, inspect
+
+    fields = [field.name for field in dataclasses.fields(Options)]
+    given = {name: value for name in fields if (value := getattr(args, name, None)) is not None}
+    print(inspect(Options(**given)))
+    return 0
+
+
 def new(args: Namespace) -> int:
     """`new-attack`: writes the package and says what comes next."""
     from benchmarks.new_attack import new_attack

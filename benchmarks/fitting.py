@@ -60,11 +60,25 @@ def fit_openers(
     if not train:
         return GENERAL_OPENERS
     identity = artefact_id(model_id(model), "refusal openers", train, None)
+    kept = keep(
+        model, identity, folders, lambda: Artefact(data={"openers": [*learn_openers(model, train)]})
+    )
+    return tuple(kept.data["openers"])
+
+
+def keep(
+    model: Model, identity: str, folders: Sequence[Path], make: Callable[[], Artefact]
+) -> Artefact:
+    """The artefact of this id, made where no folder has it; the first has it afterwards.
+
+    Raises:
+        BadInput: damaged artefact files.
+    """
     found = _found(identity, folders)
     if found is None:
-        found = _timed(model, lambda: Artefact(data={"openers": [*learn_openers(model, train)]}))
+        found = _timed(model, make)
         artefacts.save(folders[0], identity, found)
-    return tuple(found.data["openers"])
+    return found
 
 
 def _found(identity: str, folders: Sequence[Path]) -> Artefact | None:

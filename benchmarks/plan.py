@@ -85,7 +85,7 @@ def check(suite: Suite) -> Plan:
                 f"attack '{attack.name}' needs harmful and harmless training behaviours, and "
                 f"'{suite.train}' holds only {'harmful' if train[0].harmful else 'harmless'} ones"
             )
-    _refuse_overlap(train, rows, suite)
+    refuse_overlap(train, rows, str(suite.train), suite.behaviors)
 
     attacked, answered = choose(rows, limit=suite.limit, harmless=suite.harmless)
     notes = []
@@ -129,11 +129,18 @@ def choose(
     return tuple(attacked), tuple(twins or benign[:limit])
 
 
-def _refuse_overlap(train: Sequence[Behavior], test: Sequence[Behavior], suite: Suite) -> None:
+def refuse_overlap(
+    train: Sequence[Behavior], test: Sequence[Behavior], train_name: str, test_name: str
+) -> None:
+    """Make sure that nothing is tested on what was fitted on.
+
+    Raises:
+        BadInput: a training behaviour with the id or the text of a test behaviour.
+    """
     ids, texts = {row.id for row in test}, {normalise(row.text) for row in test}
     shared = [row.id for row in train if row.id in ids or normalise(row.text) in texts]
     if shared:
         raise BadInput(
-            f"training set '{suite.train}' overlaps the test set '{suite.behaviors}' in "
+            f"training set '{train_name}' overlaps the test set '{test_name}' in "
             f"{len(shared)} behaviour(s), the first is '{shared[0]}'; they must be disjoint"
         )

@@ -13,8 +13,8 @@ ROOT = Path(__file__).resolve().parents[1]
 LONGEST = 350
 
 #: Modules of the suite that a module may import, by the longest matching prefix. The order is
-#: behavior <- prompt <- sites <- interventions, objectives <- model <- directions, refusal, search
-#: <- attack <- the attack files <- registry <- benchmarks.
+#: behavior <- prompt <- sites <- interventions, objectives <- model <- directions, refusal,
+#: attribution, survey, search <- attack <- the attack files <- registry <- benchmarks.
 _TYPES = ("errors", "behavior", "prompt", "sites", "artefact", "interventions")
 _CORE = tuple(f"attacks.core.{name}" for name in _TYPES)
 ALLOWED = {
@@ -30,6 +30,17 @@ ALLOWED = {
     "attacks.core.probes": (*_CORE,),
     "attacks.core.refusal": (*_CORE, "attacks.core.states"),
     "attacks.core.directions": (*_CORE, "attacks.core.states", "attacks.core.refusal"),
+    "attacks.core.attribution": (
+        *_CORE,
+        "attacks.core.model",
+        "attacks.core.states",
+        "attacks.core.refusal",
+    ),
+    "attacks.core.survey": (
+        *_CORE,
+        *(f"attacks.core.{name}" for name in ("attribution", "directions", "probes")),
+        *(f"attacks.core.{name}" for name in ("refusal", "states")),
+    ),
     "attacks.core.search": (*_CORE, "attacks.core.objectives", "attacks.core.search"),
     "attacks.core.plugins": ("attacks.core.errors",),
     "attacks.attack": (*_CORE, "attacks.core.search"),

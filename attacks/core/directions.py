@@ -75,6 +75,10 @@ class RefusalDirection:
     """(D,)"""
     layer: int
     scores: tuple[LayerScore, ...]
+    refused: float
+    """Mean refusal score of held-out harmful prompts as they are."""
+    answered: float
+    """The same of harmless ones."""
 
 
 def find_refusal_direction(
@@ -106,7 +110,11 @@ def find_refusal_direction(
     )
     scores = score_ablations(model, directions, check_harmful, check_harmless, openers)
     layer = choose_layer(scores, model.n_layers, max_kl=max_kl).layer
-    return RefusalDirection(directions[layer], layer, tuple(scores))
+    refused, answered = (
+        float(refusal_score(next_token_log_probs(model, texts), openers).mean())
+        for texts in (check_harmful, check_harmless)
+    )
+    return RefusalDirection(directions[layer], layer, tuple(scores), refused, answered)
 
 
 def _split(texts: Sequence[str], rng: Generator) -> tuple[list[str], list[str]]:

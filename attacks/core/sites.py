@@ -7,7 +7,19 @@ from dataclasses import dataclass, replace
 from torch import Tensor
 
 #: In the order in which a block computes them; a trace reads them in this order.
-SITE_ORDER = ("resid_pre", "attn_out", "mlp_out", "resid_post", "logits")
+SITE_ORDER = (
+    "resid_pre",
+    "scores",
+    "pattern",
+    "z",
+    "attn_out",
+    "mlp_out",
+    "resid_post",
+    "logits",
+)
+
+#: The sites that are read from eager attention; nothing can be changed there.
+ATTENTION_WEIGHTS = ("scores", "pattern")
 
 #: The sites whose values are added to the residual stream, or are the stream at a block's input.
 RESIDUAL_WRITES = ("resid_pre", "attn_out", "mlp_out")
@@ -19,8 +31,11 @@ class Site:
 
     `attn_out` and `mlp_out` are what is added to the residual stream (after the block's output norm
     in families that have one). `resid_pre` of block l is its input, `resid_post` its output;
-    `logits` belongs to no layer and has layer -1. Positions count from the start of the
-    conversation; negative ones count from its end (not from the end of a target after it).
+    `logits` belongs to no layer and has layer -1. `scores` are attention scores after scaling and
+    soft cap, before the mask; `pattern` is their masked softmax; `z` is each head's output, the
+    input of attention's output projection. Positions (of queries, for `scores` and `pattern`) count
+    from the start of the conversation; negative ones count from its end (not from the end of a
+    target after it).
     """
 
     layer: int
@@ -41,5 +56,7 @@ class Site:
         return (layer, SITE_ORDER.index(self.name))
 
 
-#: Activations (B, P, D), or (B, P, V) for logits: only the rows at each site's positions.
+#: Activations (B, P, D) at each site's positions P; (B, P, V) for `logits`, (B, P, H, d) for `z`,
+#: and (B, P, H, K) for `scores` and `pattern`, with keys K from the start of the conversation,
+#: those in a prefix cache included.
 Trace = dict[Site, Tensor]

@@ -24,6 +24,7 @@ SUMMARIES = {
     "pocket-gemma2": "aligned (Gemma 2 architecture: sliding window, soft caps)",
     "pocket-llama-hard1": "pocket-llama hardened against suffixes, first rung",
     "pocket-llama-hard2": "pocket-llama hardened against suffixes, second rung",
+    "pocket-llama-hard3": "pocket-llama hardened against suffixes, third rung",
 }
 ALIGNED = ("pocket-llama", "pocket-qwen2", "pocket-gemma2")
 NOTES = {

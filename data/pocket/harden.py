@@ -2,7 +2,8 @@
 
 Rounds of adversarial training: search suffixes against requests of the sft split, then learn to
 refuse harmful requests that carry them and to answer harmless ones that do. The rungs of the ladder
-are the model after some of the rounds. The train and test splits are never seen.
+are the model after each round; later rounds search longer, since the model gets harder to attack.
+The train and test splits are never seen.
 """
 
 from __future__ import annotations
@@ -44,20 +45,19 @@ class Round:
         search: Steps of the suffix search.
         behaviors: Requests that are searched against.
         steps: Optimiser steps.
-        save_as: The rung that the model is after this round, if any.
+        name: The rung that the model is after this round.
     """
 
     search: int
     behaviors: int
     steps: int
-    save_as: str | None = None
+    name: str
 
 
 ROUNDS = (
-    Round(search=8, behaviors=40, steps=50),
-    Round(search=12, behaviors=40, steps=50, save_as="pocket-llama-hard1"),
-    Round(search=16, behaviors=40, steps=50),
-    Round(search=20, behaviors=40, steps=50, save_as="pocket-llama-hard2"),
+    Round(search=8, behaviors=40, steps=80, name="pocket-llama-hard1"),
+    Round(search=16, behaviors=40, steps=60, name="pocket-llama-hard2"),
+    Round(search=32, behaviors=40, steps=100, name="pocket-llama-hard3"),
 )
 BATCH = 64
 RATE = 5e-4
@@ -113,9 +113,8 @@ def main() -> None:
         ]
         batches = mixed_batches(draws, BATCH, tokenizer.pad_token_id, generator(SEED - number))
         train_steps(model, batches, steps=numbers.steps, lr=RATE)
-        if numbers.save_as:
-            save(model, tokenizer, args.out / numbers.save_as)
-            logger.info("saved %s", numbers.save_as)
+        save(model, tokenizer, args.out / numbers.name)
+        logger.info("saved %s", numbers.name)
 
 
 if __name__ == "__main__":

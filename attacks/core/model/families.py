@@ -18,6 +18,10 @@ _OUTPUT_NORMS = (
 )
 _ATTENTION = ("self_attn", "attention", "attn", "self_attention")
 _MLP = ("mlp", "feed_forward", "block_sparse_moe", "ffn")
+#: Children of an attention module that map the heads' outputs to the residual stream.
+_PROJECTION = ("o_proj", "out_proj", "c_proj", "dense", "wo")
+#: Siblings of the list of blocks that normalise the last block's output.
+_FINAL_NORM = ("norm", "final_layernorm", "final_layer_norm", "ln_f", "norm_f")
 
 
 @dataclass(frozen=True)
@@ -31,9 +35,17 @@ class Structure:
     attn_out: str | None
     """Name of the child of a block whose output attention adds to the residual stream."""
     mlp_out: str | None
+    projections: tuple[str | None, ...]
+    """For each block, path in it of the output projection of its attention."""
+    heads: int
+    """Query heads; 0 where the configuration does not say."""
+    final_norm: str | None
+    """Path of the norm between the last block and the unembedding."""
 
     def module_path(self, layer: int, name: str) -> str:
-        """Path of the module whose input (`resid_pre`) or output is the site.
+        """Path of the module whose input (`resid_pre`, `z`) or output is the site.
+
+        For `scores` and `pattern` it is the first module that runs after they are computed.
 
         Raises:
             BadInput: this family has no known module for the site.
@@ -41,10 +53,38 @@ class Structure:
         block = f"{self.blocks}.{layer}"
         if name in ("resid_pre", "resid_post"):
             return block
+        if name in ("scores", "pattern", "z"):
+            projection = self.projections[layer]
+            if projection is None or not self.heads:
+                raise BadInput(
+                    f"{self.family}: no output projection of attention heads known in block "
+                    f"{layer}, so no site '{name}'"
+                )
+            return f"{block}.{projection}"
         child = self.attn_out if name == "attn_out" else self.mlp_out
         if child is None:
             raise BadInput(f"{self.family}: no module known for site '{name}'")
         return f"{block}.{child}"
+
+    def attention_path(self, layer: int) -> str:
+        """Path of the attention module, the parent of the output projection.
+
+        Raises:
+            BadInput: this family has no known one in this block.
+        """
+        return self.module_path(layer, "pattern").rpartition(".")[0]
+
+    def by_head(self, z: Any) -> Any:
+        """The input (B, T, H d) of an output projection as (B, T, H, d).
+
+        Raises:
+            BadInput: it does not divide into the heads of the configuration.
+        """
+        if z.shape[-1] % self.heads:
+            raise BadInput(
+                f"{self.family}: {z.shape[-1]} head outputs do not divide into {self.heads} heads"
+            )
+        return z.unflatten(-1, (self.heads, -1))
 
 
 def structure_of(model: nn.Module, n_layers: int) -> Structure:
@@ -64,12 +104,35 @@ def structure_of(model: nn.Module, n_layers: int) -> Structure:
     blocks = min(lists, key=lambda path: path.count("."))
     block = attrgetter(blocks)(model)[0]
     children = dict(block.named_children())
-    for attn, mlp in _OUTPUT_NORMS:
-        if attn in children and mlp in children:
-            return Structure(family, blocks, attn, mlp)
     attn_out = next((name for name in _ATTENTION if name in children), None)
     mlp_out = next((name for name in _MLP if name in children), None)
-    return Structure(family, blocks, attn_out, mlp_out)
+    for attn, mlp in _OUTPUT_NORMS:
+        if attn in children and mlp in children:
+            attn_out, mlp_out = attn, mlp
+            break
+    heads = getattr(model.config.get_text_config(), "num_attention_heads", 0)  # type: ignore[operator, union-attr]
+    owner, _, _ = blocks.rpartition(".")
+    siblings = dict((attrgetter(owner)(model) if owner else model).named_children())
+    norm = next((name for name in _FINAL_NORM if name in siblings), None)
+    return Structure(
+        family,
+        blocks,
+        attn_out,
+        mlp_out,
+        tuple(_projection(block) for block in attrgetter(blocks)(model)),
+        heads if isinstance(heads, int) else 0,
+        norm and f"{owner}.{norm}".lstrip("."),
+    )
+
+
+def _projection(block: nn.Module) -> str | None:
+    """Path in a block of its attention's output projection; None in blocks without attention."""
+    for name, attention in block.named_children():
+        if name in _ATTENTION:
+            for child, _ in attention.named_children():
+                if child in _PROJECTION:
+                    return f"{name}.{child}"
+    return None
 
 
 def at_path(root: Any, path: str) -> Any:

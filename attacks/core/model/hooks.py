@@ -15,17 +15,24 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from attacks.core.errors import BadInput
 from attacks.core.interventions import Context, Intervention
 from attacks.core.model.families import Structure, at_path, first, with_first
 from attacks.core.prompt import GENERATED
-from attacks.core.sites import Site
+from attacks.core.sites import ATTENTION_WEIGHTS, Site
 
 
 def by_site(interventions: Sequence[Intervention]) -> dict[Site, list[Intervention]]:
-    """Interventions by site without positions, each list in the order given."""
+    """Interventions by site without positions, each list in the order given.
+
+    Raises:
+        BadInput: an intervention on a site that can only be read.
+    """
     table: dict[Site, list[Intervention]] = defaultdict(list)
     for intervention in interventions:
         for site in intervention.sites:
+            if site.name in ATTENTION_WEIGHTS:
+                raise BadInput(f"site '{site.name}' can be read but not changed; change 'z'")
             table[Site(site.layer, site.name)].append(intervention)
     return dict(table)
 
@@ -105,6 +112,12 @@ def _register(
             return args, {**kwargs, "hidden_states": changed(kwargs["hidden_states"])}
 
         return module.register_forward_pre_hook(on_input, with_kwargs=True)
+    if site.name == "z":
+
+        def on_heads(module: nn.Module, args: Any) -> Any:
+            return (changed(structure.by_head(args[0])).flatten(2), *args[1:])
+
+        return module.register_forward_pre_hook(on_heads)
 
     def on_output(module: nn.Module, args: Any, output: Any) -> Any:
         return with_first(output, changed(first(output)))

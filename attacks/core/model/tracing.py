@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,9 +13,10 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from attacks.core.interventions import Context, Intervention
+from attacks.core.model.attention import recording
 from attacks.core.model.families import Structure, at_path, first, with_first
 from attacks.core.model.hooks import by_site
-from attacks.core.sites import Site, Trace
+from attacks.core.sites import ATTENTION_WEIGHTS, Site, Trace
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,6 +68,9 @@ def run(envoy: NNsight, structure: Structure, work: Pass, plan: Plan) -> Trace:
 
     Sites are visited inside one nnsight trace in forward order, as it requires. Interventions come
     before reads, so a read sees what the rest of the model sees.
+
+    Raises:
+        BadInput: a site that this family does not have, or whose attention cannot be recorded.
     """
     trace: Trace = {}
     arguments: dict[str, Any] = {
@@ -76,29 +81,49 @@ def run(envoy: NNsight, structure: Structure, work: Pass, plan: Plan) -> Trace:
     if plan.head:
         # The unembedding is applied to these positions only.
         arguments["logits_to_keep"] = torch.tensor(plan.head, device=work.embeds.device)
-    with envoy.trace(**arguments) as tracer:
-        for place in plan.places:
-            if place.name == "logits":
-                value = envoy.output.logits
-                rows = plan.head
-            else:
-                module = at_path(envoy, structure.module_path(place.layer, place.name))
-                whole = module.input if place.name == "resid_pre" else module.output
-                value = first(whole)
+    paths = {
+        place: structure.module_path(place.layer, place.name)
+        for place in plan.places
+        if place.name != "logits"
+    }
+    with ExitStack() as stack:
+        recorded = [place.layer for place in plan.places if place.name in ATTENTION_WEIGHTS]
+        model = envoy._module
+        recorder = stack.enter_context(recording(model, structure, recorded)) if recorded else None
+        with envoy.trace(**arguments) as tracer:
+            for place in plan.places:
                 rows = None
-            if place in plan.changes:
-                context = Context(place, 0, work.roles, None)
-                for intervention in plan.changes[place]:
-                    value = intervention(value, context)
-                if place.name == "resid_pre":
-                    module.input = value
-                elif place.name != "logits":
-                    module.output = with_first(whole, value)
-            for site in plan.reads.get(place, ()):
-                positions = [p - work.past for p in site.positions]
-                trace[site] = value[
-                    :, positions if rows is None else list(map(rows.index, positions))
-                ]
-        if not plan.head:
-            tracer.stop()
+                if place.name == "logits":
+                    value = envoy.output.logits
+                    rows = plan.head
+                else:
+                    module = at_path(envoy, paths[place])
+                    if place.name in ("resid_pre", "z", *ATTENTION_WEIGHTS):
+                        # For scores and pattern it only waits until they have been computed.
+                        whole = module.input
+                    else:
+                        whole = module.output
+                    value = first(whole)
+                if place.name == "z":
+                    value = structure.by_head(value)
+                elif recorder is not None and place.name in ATTENTION_WEIGHTS:
+                    attention = at_path(model, structure.attention_path(place.layer))
+                    value = recorder.value(attention, place.name)
+                if place in plan.changes:
+                    context = Context(place, 0, work.roles, None)
+                    for intervention in plan.changes[place]:
+                        value = intervention(value, context)
+                    if place.name == "resid_pre":
+                        module.input = value
+                    elif place.name == "z":
+                        module.input = value.flatten(2)
+                    elif place.name != "logits":
+                        module.output = with_first(whole, value)
+                for site in plan.reads.get(place, ()):
+                    positions = [p - work.past for p in site.positions]
+                    trace[site] = value[
+                        :, positions if rows is None else list(map(rows.index, positions))
+                    ]
+            if not plan.head:
+                tracer.stop()
     return trace

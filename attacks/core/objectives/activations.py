@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor
-from torch.nn.functional import softplus
+from torch.nn.functional import cosine_similarity, softplus
 
 from attacks.core.artefact import Artefact
+from attacks.core.errors import BadInput
 from attacks.core.objectives.base import Bound, Objective
-from attacks.core.prompt import Prompt
+from attacks.core.prompt import SLOT, Message, Prompt
 from attacks.core.sites import Site, Trace
 
 if TYPE_CHECKING:
@@ -20,7 +22,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ProbeLoss(Objective):
-    """Sum over layers of -log P(harmless), by the linear probes in the artefact.
+    """Weighted sum over layers of -log P(harmless), by the linear probes in the artefact.
 
     Subspace rerouting with probes (arXiv 2503.06269, section 3): `resid_post` at the last token,
     P = sigmoid(w . x + b), label 1 for harmless as in the authors' code (the printed sign is the
@@ -28,14 +30,21 @@ class ProbeLoss(Objective):
     """
 
     layers: tuple[int, ...]
+    weights: tuple[float, ...] = ()
+    """One for each layer, or none: all 1."""
 
     def bind(self, model: Model, prompt: Prompt, artefact: Artefact) -> Bound:
-        """Bind to the probes of `layers`; KeyError if the artefact lacks one."""
-        tensors = artefact.tensors
+        """Bind to the probes of `layers`.
+
+        Raises:
+            BadInput: not as many weights as layers.
+            KeyError: the artefact lacks a layer's probe.
+        """
         return _BoundProbe(
-            tuple(Site(layer, "resid_post").at(len(prompt.ids)) for layer in self.layers),
-            torch.stack([tensors[f"weight.{layer}"] for layer in self.layers]).to(model.device),
-            torch.stack([tensors[f"bias.{layer}"] for layer in self.layers]).to(model.device),
+            _last(self.layers, prompt),
+            _stacked(artefact, "weight", self.layers).to(model.device),
+            _stacked(artefact, "bias", self.layers).to(model.device),
+            _weights(self.weights, self.layers).to(model.device),
         )
 
 
@@ -46,13 +55,130 @@ class _BoundProbe(Bound):
     """(K, D)"""
     bias: Tensor
     """(K,)"""
+    alpha: Tensor
+    """(K,)"""
 
     @property
     def reads(self) -> tuple[Site, ...]:
         return self.sites
 
     def __call__(self, trace: Trace) -> Tensor:
-        states = torch.stack([trace[site][:, 0] for site in self.sites], dim=1).float()
-        scores = (states * self.weight).sum(-1) + self.bias
+        scores = (_states(trace, self.sites) * self.weight).sum(-1) + self.bias
         # -log sigmoid(z) = softplus(-z), without the saturation of the two-step form.
-        return softplus(-scores).sum(1)
+        return (self.alpha * softplus(-scores)).sum(1)
+
+
+@dataclass(frozen=True)
+class SteeringLoss(Objective):
+    """Weighted sum over layers of the distance from where a steered activation would be.
+
+    Subspace rerouting with refusal directions r (arXiv 2503.06269; unit vectors `direction.<layer>`
+    (D,) in the artefact, harmful minus harmless), on e = `resid_post` at the last token. Two forms,
+    which the paper and its code do not share:
+
+    - cosine, the code's: (-s - cos(e, r))^2, with s the `target`, from 0 to 1.
+    - projection, the paper's: ((1 + a) <e*, r> - <e, r>)^2 / |e*|^2, with a the `scale` (-1 takes
+      the direction out, -2 reflects) and e* the activation of the conversation without slots;
+      `stability` adds that weight times |orth(e) - orth(e*)|^2 / |e*|^2, orth(x) = x - <x, r> r.
+    """
+
+    layers: tuple[int, ...]
+    weights: tuple[float, ...] = ()
+    """One for each layer, or none: all 1."""
+    form: Literal["cosine", "projection"] = "cosine"
+    target: float = 1.0
+    scale: float = -2.0
+    stability: float = 0.0
+
+    def bind(self, model: Model, prompt: Prompt, artefact: Artefact) -> Bound:
+        """Bind to the directions of `layers`; the projection form runs the prompt without slots.
+
+        Raises:
+            BadInput: not as many weights as layers, a target outside 0..1, or an unknown form.
+            KeyError: the artefact lacks a layer's direction.
+        """
+        if not 0 <= self.target <= 1:
+            raise BadInput(f"steering target {self.target} is not in 0..1: cosines go no further")
+        sites = _last(self.layers, prompt)
+        directions = _stacked(artefact, "direction", self.layers).to(model.device)
+        directions = directions / directions.norm(dim=1, keepdim=True)
+        weights = _weights(self.weights, self.layers).to(model.device)
+        if self.form == "cosine":
+            return _BoundCosine(sites, directions, weights, self.target)
+        if self.form == "projection":
+            start = unperturbed(model, prompt, self.layers)
+            return _BoundProjection(sites, directions, weights, start, self.scale, self.stability)
+        raise BadInput(f"steering form '{self.form}'; valid: cosine, projection")
+
+
+@dataclass(frozen=True, eq=False)
+class _BoundCosine(Bound):
+    sites: tuple[Site, ...]
+    directions: Tensor
+    """(K, D) unit"""
+    weights: Tensor
+    """(K,)"""
+    target: float
+
+    @property
+    def reads(self) -> tuple[Site, ...]:
+        return self.sites
+
+    def __call__(self, trace: Trace) -> Tensor:
+        cosines = cosine_similarity(_states(trace, self.sites), self.directions, dim=-1)
+        return (self.weights * (self.target + cosines) ** 2).sum(1)
+
+
+@dataclass(frozen=True, eq=False)
+class _BoundProjection(Bound):
+    sites: tuple[Site, ...]
+    directions: Tensor
+    """(K, D) unit"""
+    weights: Tensor
+    """(K,)"""
+    start: Tensor
+    """(K, D) activations of the conversation without slots"""
+    scale: float
+    stability: float
+
+    @property
+    def reads(self) -> tuple[Site, ...]:
+        return self.sites
+
+    def __call__(self, trace: Trace) -> Tensor:
+        states = _states(trace, self.sites)
+        along, before = ((x * self.directions).sum(-1) for x in (states, self.start))
+        moved = states - self.start
+        # orth(e) - orth(e*) = (e - e*) - <e - e*, r> r, whose square is that of a right triangle.
+        aside = moved.pow(2).sum(-1) - (along - before).pow(2)
+        distance = ((1 + self.scale) * before - along).pow(2) + self.stability * aside
+        return (self.weights * distance / self.start.pow(2).sum(-1)).sum(1)
+
+
+def unperturbed(model: Model, prompt: Prompt, layers: Sequence[int]) -> Tensor:
+    """(K, D) float32 `resid_post` at the last token of the conversation without its slots."""
+    messages = tuple(Message(m.role, m.content.replace(SLOT, "")) for m in prompt.messages)
+    ids, roles = model.chat.tokens(messages)
+    sites = tuple(Site(layer, "resid_post").at(len(ids)) for layer in layers)
+    with torch.no_grad():
+        trace = model.trace(ids.unsqueeze(0), sites, roles=roles)
+    return _states(trace, sites)[0]
+
+
+def _last(layers: Sequence[int], prompt: Prompt) -> tuple[Site, ...]:
+    return tuple(Site(layer, "resid_post").at(len(prompt.ids)) for layer in layers)
+
+
+def _states(trace: Trace, sites: Sequence[Site]) -> Tensor:
+    """(B, K, D) float32 activations at one position of each site."""
+    return torch.stack([trace[site][:, 0] for site in sites], dim=1).float()
+
+
+def _stacked(artefact: Artefact, name: str, layers: Sequence[int]) -> Tensor:
+    return torch.stack([artefact.tensors[f"{name}.{layer}"] for layer in layers])
+
+
+def _weights(weights: Sequence[float], layers: Sequence[int]) -> Tensor:
+    if weights and len(weights) != len(layers):
+        raise BadInput(f"{len(weights)} weights for {len(layers)} layers; give one for each layer")
+    return torch.tensor(weights or [1.0] * len(layers))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Generator, Tensor
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,3 +38,12 @@ class Buffer:
                 if len(kept) == self.capacity:
                     break
         return Buffer(all_ids[kept], all_losses[kept], self.capacity)
+
+    def jumped(self, rng: Generator) -> Buffer:
+        """This buffer from an entry on that is drawn with probability softmax(-loss).
+
+        The entries before it are left behind (arXiv 2503.06269; drawing the first leaves all).
+        """
+        chances = (-self.losses.double()).softmax(0)
+        start = int(torch.multinomial(chances, 1, generator=rng))
+        return Buffer(self.ids[start:], self.losses[start:], self.capacity)

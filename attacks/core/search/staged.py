@@ -34,8 +34,10 @@ class Staged:
         return losses
 
     def gradient(self, candidate: Tensor) -> tuple[Tensor, float]:
-        """Gradient (S, V) at `candidate` (S,) of the loss of its stage, and that loss."""
+        """Gradient (S, V) at `candidate` (S,) and its loss: of `first`, then of the sum of both."""
         gradient, loss = self.first.gradient(candidate)
         if loss > self.enough:
             return gradient, CEILING + loss - self.enough
-        return self.second.gradient(candidate)
+        onward, later = self.second.gradient(candidate)
+        # Both, so that what is proposed does not fall back into the first stage.
+        return gradient + onward, later

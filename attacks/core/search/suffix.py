@@ -14,6 +14,7 @@ from attacks.core.objectives import Objective
 from attacks.core.prompt import Messages, suffixed
 from attacks.core.search.coordinate import CoordinateSearch, Losses
 from attacks.core.search.evaluate import Evaluator
+from attacks.core.search.ranking import Ranking
 from attacks.core.search.staged import Staged
 
 if TYPE_CHECKING:
@@ -31,6 +32,8 @@ class Pursuit:
     then: Objective | None = None
     """What is minimised once `objective` is at most `enough` (see `Staged`)."""
     enough: float = 0.0
+    rank: Objective | None = None
+    """The candidates kept are handed over in the order of this loss, whatever was searched for."""
 
 
 @dataclass(frozen=True)
@@ -77,6 +80,8 @@ def search_suffix(
     losses: Losses = evaluator(pursuit.objective)
     if pursuit.then is not None:
         losses = Staged(losses, evaluator(pursuit.then), pursuit.enough)
+    ranking = Ranking(evaluator(pursuit.rank)) if pursuit.rank is not None else None
     for found in search.run(model, prompt, losses, rng=rng, state=state):
-        prompts = tuple(model.chat.messages(prompt, found.ids))
+        ids = found.ids if ranking is None else ranking.best_first(found.ids)
+        prompts = tuple(model.chat.messages(prompt, ids))
         yield Suffixed(prompts, float(found.losses[0]), found.state)

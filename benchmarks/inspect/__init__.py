@@ -1,0 +1,72 @@
+"""A look into one model: where refusal can be read in it, and what attacks do to that."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from attacks.core.errors import BadInput
+from attacks.core.model import Model
+from benchmarks.inspect import measure, page, plots, searches
+from benchmarks.inspect.results import Report
+from benchmarks.inspect.subject import Options, Subject, load_prompts, load_subject
+from benchmarks.models import resolve
+from benchmarks.threads import fixed_threads, threads_for
+
+__all__ = ["Options", "Report", "inspect"]
+
+_PAGE, _DATA = "README.md", "data.json"
+
+
+def inspect(options: Options) -> Path:
+    """Write the page with its pictures and numbers into `options.out`; returns the page's path.
+
+    Raises:
+        BadInput: an unknown model or set, overlapping or too few behaviours, damaged artefacts, or
+            a folder with somebody else's page.
+    """
+    prompts = load_prompts(options)
+    Model.check(resolve(options.model), name=options.model, system=options.system)
+    out = options.out or Path("runs") / f"inspect-{_safe(options.model)}"
+    if (out / _PAGE).exists() and not (out / _DATA).exists():
+        raise BadInput(f"inspect: {out / _PAGE} is not of an inspection; choose another --out")
+    folders = [out / "artefacts", *([options.artefacts] if options.artefacts else [])]
+    subject = load_subject(options, prompts, folders)
+    with fixed_threads(threads_for(subject.model)):
+        report = measured(subject, options)
+    pictures = plots.draw(report, out)
+    (out / _DATA).write_text(report.to_json(), "utf-8")
+    (out / _PAGE).write_text(page.write(report, pictures), "utf-8")
+    return out / _PAGE
+
+
+def measured(subject: Subject, options: Options) -> Report:
+    """All numbers of an inspection."""
+    model, prompts = subject.model, subject.prompts
+    attacked = searches.attack(subject, options.steps, options.attacked)
+    harmful = sum(row.harmful for row in prompts.train)
+    return Report(
+        model=model.name,
+        revision=model.revision,
+        dtype=model.dtype,
+        system=model.system,
+        train=prompts.train_name,
+        behaviors=prompts.test_name,
+        seed=subject.seed,
+        n_train=[harmful, len(prompts.train) - harmful],
+        n_test=[len(prompts.harmful), len(prompts.harmless)],
+        steps=options.steps,
+        refuses=subject.refuses,
+        layers=measure.layers(subject),
+        plane=measure.plane(subject, attacked),
+        attribution=measure.attribution(subject),
+        curves=measure.curves(subject, attacked),
+        angles=measure.angles(subject),
+        lens=measure.lens(subject),
+        reverse=searches.invert(subject, options.reverse_steps, options.restarts),
+    )
+
+
+def _safe(name: str) -> str:
+    """A model's name as a folder's."""
+    return re.sub(r"[^A-Za-z0-9.]+", "-", name).strip("-.") or "model"

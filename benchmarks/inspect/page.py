@@ -1,0 +1,274 @@
+"""The page of an inspection, in Markdown."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from statistics import fmean
+
+from benchmarks.inspect.results import GROUPS, Report
+
+_ALT = {
+    "layers": "Probe accuracy, separation and effect of ablation by layer",
+    "cosines": "Cosines between the directions of the layers",
+    "plane": "Prompts in the plane of two principal components, with arrows for attacks",
+    "heads": "Effects of single heads",
+    "depth": "Evidence for refusing by depth",
+    "curves": "Cosine with the refusal direction by layer, for five groups of prompts",
+    "angles": "Principal angles by layer",
+}
+#: An open box, for spaces that would not be seen.
+_SPACE = "\u2423"
+_HARMLESS = f" -,'{_SPACE}"
+#: Characters of a text that are shown.
+_LONGEST = 120
+
+
+def write(report: Report, pictures: Mapping[str, str]) -> str:
+    """The page; `pictures` are file names by what they show.
+
+    All text from models, tokenizers and behaviours goes through `code`.
+    """
+    figures = {name: f"![{_ALT[name]}]({file})" for name, file in pictures.items()}
+    sections = (
+        _head(report),
+        _layers(report, figures),
+        _cosines(figures),
+        _plane(report, figures),
+        _attribution(report, figures),
+        _curves(report, figures),
+        _angles(report, figures),
+        _lens(report),
+        _reverse(report),
+        ["Every number that was drawn is in [data.json](data.json)."],
+    )
+    return "\n\n".join(block for section in sections for block in section) + "\n"
+
+
+def code(text: str) -> str:
+    """Hostile text as one line of code that no Markdown or HTML can come out of.
+
+    Everything but what is surely harmless becomes a character reference, which never is markup,
+    not even that of a link or a formula. Spaces at the ends are made visible, what is not
+    printable, line ends included, is written as an escape, and long text is cut.
+    """
+    text = text if len(text) <= _LONGEST else f"{text[:_LONGEST]}\u2026"
+    inner = text.strip(" ")
+    start = len(text) - len(text.lstrip(" "))
+    shown = _SPACE * start + inner + _SPACE * (len(text) - start - len(inner))
+    return f"<code>{''.join(map(_character, shown))}</code>"
+
+
+def _character(char: str) -> str:
+    if (char.isascii() and char.isalnum()) or char in _HARMLESS:
+        return char
+    if not char.isprintable():
+        char = char.encode("unicode_escape").decode()
+    return "".join(f"&#{ord(part)};" for part in char)
+
+
+def _head(report: Report) -> list[str]:
+    (fit_bad, fit_good), (bad, good) = report.n_train, report.n_test
+    blocks = [
+        f"# Inspection of {code(report.model)}",
+        f"Where refusal can be read in this model, and what attacks do to it. Fitted on {fit_bad} "
+        f"harmful and {fit_good} harmless prompts ({code(report.train)}), looked at on {bad} "
+        f"harmful and {good} harmless others ({code(report.behaviors)}), at the last token before "
+        f"the answer. Weights in {code(report.dtype)}, revision {code(report.revision or '-')}, "
+        f"seed {report.seed}.",
+    ]
+    if report.system is not None:
+        blocks.append(f"System prompt: {code(report.system)}")
+    if not report.refuses:
+        blocks.append(
+            "**This model does not seem to refuse**: no first token is much likelier on harmful "
+            "prompts than on harmless ones. Its directions are those of harmfulness, and what is "
+            "said of refusal below does not apply."
+        )
+    return blocks
+
+
+def _layers(report: Report, figures: Mapping[str, str]) -> list[str]:
+    found = report.layers
+    rows = [
+        [str(layer), _number(accuracy), _number(separation), _number(effect)]
+        for layer, (accuracy, separation, effect) in enumerate(
+            zip(found.accuracy, found.separation, found.effect, strict=True)
+        )
+    ]
+    return [
+        "## Where harm and refusal can be read",
+        "For each layer: how often a linear probe tells harmful from harmless prompts that it was "
+        "not fitted on, how many standard deviations apart the two classes lie along the "
+        "difference of their means (the layer's direction), and how far ablating that direction "
+        "everywhere brings the log odds of opening with a refusal down from those of harmful to "
+        "those of harmless prompts (1 is all the way). An accurate probe shows that harm can be "
+        "read at a layer; only the effect of ablation shows that the model uses it. The dashed "
+        f"line marks layer {found.chosen}, the first that is accurate and has nearly the best "
+        "effect: the one that attacks aim at.",
+        figures["layers"],
+        _table(["Layer", "Probe accuracy", "Separation", "Effect of ablation"], rows),
+        "The direction that attacks ablate was read at the input of block "
+        f"{found.ablation_layer}; it was chosen on prompts held out of its fit.",
+    ]
+
+
+def _cosines(figures: Mapping[str, str]) -> list[str]:
+    return [
+        "## Is it one direction?",
+        "Cosine between the directions of every two layers. A red block means that these layers "
+        "share one direction; white means that they have nothing in common.",
+        figures["cosines"],
+    ]
+
+
+def _plane(report: Report, figures: Mapping[str, str]) -> list[str]:
+    found = report.plane
+    refused = sum(move.refused for move in found.moves)
+    rows = [
+        [
+            code(move.behavior),
+            _number(move.harmless_before),
+            _number(move.harmless_after),
+            "yes" if move.refused else "no",
+        ]
+        for move in found.moves
+    ]
+    return [
+        "## Where attacks carry prompts",
+        f"Test prompts at layer {found.layer}, in the plane of the two directions in which they "
+        f"vary most. Arrows lead from {len(found.moves)} harmful prompts to where the suffix of an "
+        f"ssr-probe attack of at most {report.steps} steps carries each. An attacked prompt among "
+        "the harmless ones looks harmless to this layer; one between or outside the two clouds "
+        "looks like neither.",
+        figures["plane"],
+        f"After the attack {refused} of {len(found.moves)} answers still open with a refusal. All "
+        "attacks are shown, whatever came of them; whether an answer is any good is the "
+        "leaderboard's business.",
+        _table(["Behaviour", "P(harmless) before", "and after", "Refused after"], rows),
+    ]
+
+
+def _attribution(report: Report, figures: Mapping[str, str]) -> list[str]:
+    found = report.attribution
+    title = "## Which heads refuse"
+    if found.note:
+        return [title, f"Left out: {code(found.note)}."]
+    heads = ", ".join(f"{layer}.{head}" for layer, head in found.heads) or "none"
+    return [
+        title,
+        f"Refusals open with {_codes(found.refuse)}, answers with {_codes(found.accept)}.",
+        "Left: the share of the refusal that comes along when one head's output is put from a "
+        "harmful prompt into the run of its harmless twin, at the last token (1 is all of it). "
+        "Right: what each head itself writes for refusing against answering, in logits, on "
+        "harmful prompts. A head that is dark on the left and pale on the right works through "
+        "later layers. Framed are the heads that an attack on attention aims at (layer.head): "
+        f"{heads}.",
+        figures["heads"],
+        "The same for the whole residual stream: how far it speaks for refusing rather than "
+        "answering after so many blocks. Where the curves part, refusal is written.",
+        figures["depth"],
+        _table(
+            ["Blocks that have run", "Harmful", "Harmless"],
+            [
+                [str(depth), _number(bad), _number(good)]
+                for depth, (bad, good) in enumerate(zip(found.harmful, found.harmless, strict=True))
+            ],
+        ),
+    ]
+
+
+def _curves(report: Report, figures: Mapping[str, str]) -> list[str]:
+    found = report.curves
+    means = [
+        [_number(fmean(column)) for column in zip(*found.groups[group], strict=True)]
+        for group in GROUPS
+    ]
+    rows = [[str(layer), *row] for layer, row in enumerate(zip(*means, strict=True))]
+    count = len(found.prompts)
+    return [
+        "## Does the change last?",
+        "Cosine of the last token's activation with each layer's own direction, the higher the "
+        f"more harmful it looks: the mean over {count} prompts, in a band from the lowest to the "
+        "highest of them. Prompts at the harmless level look harmless to that layer; a curve that "
+        "keeps away from both kinds is out of distribution, and one that climbs back has been "
+        "found out by later layers. A random suffix is the control: what any suffix of that "
+        "length does. Ablation is the intervention at run time: the direction is taken out of the "
+        "stream at every layer.",
+        figures["curves"],
+        _table(["Layer", *GROUPS.values()], rows),
+    ]
+
+
+def _angles(report: Report, figures: Mapping[str, str]) -> list[str]:
+    found = report.angles
+    measured = (found.between, found.between_halves, found.within_halves)
+    rows = [
+        [str(layer), *(_number(fmean(angles), 1) for angles in row)]
+        for layer, row in enumerate(zip(*measured, strict=True))
+    ]
+    return [
+        "## Do harmful prompts live in a subspace of their own?",
+        f"Principal angles between the {found.dimension} main directions in which harmful prompts "
+        "vary and those in which harmless ones do, means taken out: the mean angle in a band from "
+        "the smallest to the largest. 0 is the same subspace, 90 nothing shared; random subspaces "
+        f"in {found.width} dimensions lie {_number(fmean(found.chance), 1)} degrees apart on "
+        f"average ({found.draws} draws). Fewer prompts alone make angles larger, so two more "
+        "curves are from half of the prompts: every other harmful one against the other harmless "
+        "ones, and against the other harmful ones. Harm has a subspace of its own only as far as "
+        "the former lies above the latter.",
+        figures["angles"],
+        _table(
+            ["Layer", "Harmful and harmless", "The same, half of each", "Two halves of harmful"],
+            rows,
+        ),
+    ]
+
+
+def _lens(report: Report) -> list[str]:
+    title = "## What the directions say"
+    if not report.lens:
+        return [title, "Left out: no final norm is known for this family of models."]
+    return [
+        title,
+        "The tokens that each layer's direction raises and lowers most when it is read as an "
+        "output, through the final norm's gain and the unembedding. Early directions rarely make "
+        "sense here; those of the layers before the answer should name openers of refusals on the "
+        "left and of answers on the right.",
+        _table(
+            ["Layer", "Raised", "Lowered"],
+            [[str(row.layer), _codes(row.raised), _codes(row.lowered)] for row in report.lens],
+            text=3,
+        ),
+    ]
+
+
+def _reverse(report: Report) -> list[str]:
+    found = report.reverse
+    rows = [
+        [code(row.text), _number(row.start), _number(row.cosine), "yes" if row.refused else "no"]
+        for row in found.found
+    ]
+    return [
+        "## What the direction looks for",
+        f"{found.slots} tokens alone in a user's turn, searched to point along the direction of "
+        f"layer {found.layer} as far as they can, from {len(rows)} random starts, all of them "
+        f"shown. For comparison: the mean cosine is {_number(found.harmful)} for harmful and "
+        f"{_number(found.harmless)} for harmless test prompts. Words that keep coming back hint "
+        "at what the model takes for a sign of harm; such strings need not mean anything.",
+        _table(["Found", "Cosine at the start", "Cosine", "Refused"], rows),
+    ]
+
+
+def _codes(texts: Iterable[str]) -> str:
+    return " ".join(map(code, texts))
+
+
+def _number(value: float | None, digits: int = 2) -> str:
+    # Adding 0.0 turns a negative zero into zero.
+    return "-" if value is None or value != value else f"{round(value, digits) + 0.0:.{digits}f}"
+
+
+def _table(headings: Sequence[str], rows: Iterable[Sequence[str]], *, text: int = 1) -> str:
+    """A table whose first `text` columns are words, to the left, and the others figures."""
+    rules = [":--" if index < text else "--:" for index in range(len(headings))]
+    return "\n".join(f"| {' | '.join(line)} |" for line in (headings, rules, *rows))

@@ -1,0 +1,226 @@
+"""What is inspected: a loaded model, prompts, and what was fitted, now or by an earlier run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from attacks.attack import Artefact, Behavior
+from attacks.core.errors import BadInput
+from attacks.core.interventions import AblateDirection, Intervention
+from attacks.core.model import Model
+from attacks.core.refusal import opens_with_refusal, refusal_tokens
+from attacks.core.sites import Site
+from attacks.core.states import last_token, next_token_log_probs
+from attacks.core.survey import LayerReport, Survey, choose_layers, survey
+from attacks.ssr import ProbeSSR
+from benchmarks.behaviors import load_behaviors
+from benchmarks.bench import model_id
+from benchmarks.cells import artefact_id, prepare_generator
+from benchmarks.fitting import fit_openers, keep
+from benchmarks.inspect.linear import Array
+from benchmarks.models import names, resolve
+from benchmarks.plan import refuse_overlap
+from benchmarks.threads import fixed_threads, threads_for
+
+#: Prompts of a kind that are read where no limit is given.
+LIMIT = 128
+#: Prompts of a kind without which there is nothing to see; as many as a survey needs.
+LEAST = 4
+_TRAIN, _TEST = "pocket-train", "pocket-test"
+_ANSWER_TOKENS = 24
+
+
+@dataclass(frozen=True)
+class Options:
+    """What to inspect, and how."""
+
+    model: str
+    train: str | None = None
+    behaviors: str | None = None
+    out: Path | None = None
+    limit: int = LIMIT
+    seed: int = 0
+    device: str = "auto"
+    dtype: str = "auto"
+    system: str | None = None
+    artefacts: Path | None = None
+    steps: int = 12
+    """Of each attack's search."""
+    attacked: int = 8
+    """Behaviours that are attacked."""
+    restarts: int = 8
+    """Searches of the reverse lens."""
+    reverse_steps: int = 24
+    """Of each of these."""
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """Behaviours with the names of their sets."""
+
+    train_name: str
+    test_name: str
+    train: list[Behavior]
+    """As attacks see them."""
+    harmful: list[Behavior]
+    """To test on."""
+    harmless: list[Behavior]
+
+
+def load_prompts(options: Options) -> Prompts:
+    """The behaviours to fit on and those to look at.
+
+    Raises:
+        BadInput: a set that is missing, unknown, too small or overlaps the other.
+    """
+    train_name, test_name = options.train, options.behaviors
+    if options.model in names():
+        train_name, test_name = train_name or _TRAIN, test_name or _TEST
+    if train_name is None or test_name is None:
+        sets = {"--train NAME_OR_FILE": train_name, "--behaviors NAME_OR_FILE": test_name}
+        missing = " and ".join(flag for flag, value in sets.items() if value is None)
+        raise BadInput(f"inspect: '{options.model}' is not a shipped pocket model: give {missing}")
+    if options.limit < LEAST:
+        raise BadInput(f"inspect: limit {options.limit} is too small; at least {LEAST}")
+    train, test = load_behaviors(train_name), load_behaviors(test_name)
+    for name, rows in ((train_name, train), (test_name, test)):
+        counts = [sum(row.harmful == flag for row in rows) for flag in (True, False)]
+        if min(counts) < LEAST:
+            raise BadInput(
+                f"inspect: '{name}' holds {counts[0]} harmful and {counts[1]} harmless behaviours; "
+                f"at least {LEAST} of each are needed"
+            )
+    refuse_overlap(train, test, train_name, test_name)
+    harmful, harmless = (
+        [row.for_attack() for row in test if row.harmful == flag][: options.limit]
+        for flag in (True, False)
+    )
+    return Prompts(train_name, test_name, [row.for_attack() for row in train], harmful, harmless)
+
+
+@dataclass(frozen=True, eq=False)
+class Subject:
+    """A model with what the suite knows about it. Activations are read once and kept."""
+
+    model: Model
+    prompts: Prompts
+    seed: int
+    survey: Survey
+    openers: tuple[str, ...]
+    """Normalised openings of its refusals."""
+
+    @property
+    def layer(self) -> int:
+        """The layer that an attack aims at."""
+        return choose_layers(self.survey, (), who="inspect")[0]
+
+    @property
+    def sites(self) -> list[Site]:
+        """Every block's output at the last token."""
+        return [Site(layer, "resid_post") for layer in range(self.model.n_layers)]
+
+    @property
+    def directions(self) -> Tensor:
+        """(L, D) the unit directions of all layers, harmful minus harmless."""
+        tensors = self.survey.tensors
+        return torch.stack([tensors[f"direction.{site.layer}"] for site in self.sites])
+
+    @property
+    def ablation(self) -> AblateDirection:
+        """The intervention that takes the refusal direction out everywhere."""
+        return AblateDirection(self.survey.tensors["ablation"], self.model.n_layers)
+
+    def states(self, texts: Sequence[str], *, interventions: Sequence[Intervention] = ()) -> Tensor:
+        """(L, N, D) activations at the last token of each text."""
+        found = last_token(self.model, texts, self.sites, interventions=interventions)
+        return torch.stack([found[site] for site in self.sites])
+
+    @cached_property
+    def harmful(self) -> Tensor:
+        """(L, N, D) of the harmful test prompts."""
+        return self.states([row.text for row in self.prompts.harmful])
+
+    @cached_property
+    def harmless(self) -> Tensor:
+        """(L, M, D) of the harmless ones."""
+        return self.states([row.text for row in self.prompts.harmless])
+
+    @cached_property
+    def tokens(self) -> tuple[Tensor, Tensor]:
+        """Ids (K,) that open refusals and ids that open answers, from the training prompts."""
+        harmful, harmless = (
+            next_token_log_probs(
+                self.model, [row.text for row in self.prompts.train if row.harmful == flag]
+            )
+            for flag in (True, False)
+        )
+        return refusal_tokens(harmful, harmless, most=8), refusal_tokens(harmless, harmful, most=8)
+
+    @property
+    def refuses(self) -> bool:
+        """Whether some tokens open refusals of the training prompts."""
+        return len(self.tokens[0]) > 0
+
+    def probe(self, rows: Tensor) -> Tensor:
+        """(N,) P(harmless) of activations (N, D) at the layer aimed at."""
+        weight, bias = (self.survey.tensors[f"{kind}.{self.layer}"] for kind in ("weight", "bias"))
+        return (rows @ weight + bias).sigmoid()
+
+    def attack_artefact(self, attack: ProbeSSR) -> Artefact:
+        """What `attack.prepare` would fit, from the survey that is there already."""
+        aimed = attack.aim(self.model, self.survey, self.prompts.train)
+        return Artefact({**aimed.tensors, "ablation": self.survey.tensors["ablation"]}, aimed.data)
+
+    def refused(self, texts: Sequence[str]) -> list[bool]:
+        """Whether the answer to each text opens with a refusal."""
+        answers = self.model.generate(
+            [self.model.conversation(text) for text in texts], max_new_tokens=_ANSWER_TOKENS
+        )
+        return [opens_with_refusal(answer, self.openers) for answer in answers]
+
+
+def load_subject(options: Options, prompts: Prompts, folders: Sequence[Path]) -> Subject:
+    """Load the model and fit what is not in `folders`; the first of them has it afterwards.
+
+    Raises:
+        BadInput: see `Model.load`; damaged artefact files.
+    """
+    model = Model.load(
+        resolve(options.model),
+        name=options.model,
+        device=options.device,
+        dtype=options.dtype,
+        system=options.system,
+    )
+    with fixed_threads(threads_for(model)):
+        found = fit_survey(model, prompts.train, options.seed, folders)
+        openers = fit_openers(model, prompts.train, folders)
+    return Subject(model, prompts, options.seed, found, openers)
+
+
+def fit_survey(
+    model: Model, train: Sequence[Behavior], seed: int, folders: Sequence[Path]
+) -> Survey:
+    """The survey that ssr-probe takes its artefact from, with every layer kept."""
+
+    def make() -> Artefact:
+        found = survey(model, train, rng=prepare_generator(ProbeSSR(), model.revision, seed))
+        return Artefact(found.tensors, found.data)
+
+    identity = artefact_id(model_id(model), "survey", train, seed)
+    kept = keep(model, identity, folders, make)
+    reports = tuple(LayerReport(**report) for report in kept.data["survey"])
+    return Survey(kept.tensors, reports, int(kept.data["ablation_layer"]))
+
+
+def array(tensor: Tensor) -> Array:
+    """As numpy, in double precision."""
+    values: Array = tensor.double().numpy().astype(np.float64)
+    return values

@@ -1,0 +1,262 @@
+"""Subspace rerouting: its objectives against formulas, what it aims at, and a planted truth."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
+from attacks import Behavior, load
+from attacks.core.artefact import EMPTY, Artefact
+from attacks.core.errors import BadInput
+from attacks.core.interventions import AblateDirection
+from attacks.core.model import Model
+from attacks.core.objectives import Objective, ProbeLoss, SteeringLoss
+from attacks.core.prompt import suffixed
+from attacks.core.search import Evaluator
+from attacks.core.sites import Site
+from attacks.core.states import last_token
+from attacks.core.survey import LayerReport, Survey, choose_heads, choose_layers, survey
+from conftest import POCKET, pocket, tiny
+
+LAYERS = (0, 2)
+STEERING = [
+    SteeringLoss(LAYERS),
+    SteeringLoss(LAYERS, (0.5, 2.0), target=0.6),
+    SteeringLoss(LAYERS, (0.5, 2.0), form="projection", scale=-1.5, stability=0.3),
+]
+IDS = ["cosine", "weighted cosine", "projection"]
+
+
+def fitted(model: Model) -> Artefact:
+    rng = torch.Generator().manual_seed(3)
+    names = [f"{kind}.{at}" for at in range(model.n_layers) for kind in ("weight", "direction")]
+    tensors = {name: torch.randn(model.width, generator=rng) for name in names}
+    return Artefact(tensors | {f"bias.{at}": torch.tensor(0.1) for at in range(model.n_layers)})
+
+
+@pytest.mark.parametrize("objective", STEERING, ids=IDS)
+def test_steering_loss_against_the_formula(objective: SteeringLoss, behavior: Behavior) -> None:
+    model = tiny("llama")
+    artefact = fitted(model)
+    prompt = model.prompt(suffixed(behavior, 2), rng=torch.Generator().manual_seed(0))
+    bound = objective.bind(model, prompt, artefact)
+    states = {site: torch.randn(3, 1, model.width) for site in bound.reads}
+    sites = [Site(layer, "resid_post") for layer in LAYERS]
+    plain = last_token(model, [behavior.text], sites)
+    losses = bound(states)
+    for row in range(3):
+        expected = 0.0
+        for layer, site, weight in zip(LAYERS, sites, objective.weights or (1, 1), strict=True):
+            r = artefact.tensors[f"direction.{layer}"].double()
+            r = r / r.norm()
+            e = states[site.at(len(prompt.ids))][row, 0].double()
+            before = plain[site][0].double()
+            if objective.form == "cosine":
+                expected += weight * float(-objective.target - e @ r / e.norm()) ** 2
+                continue
+            along = ((1 + objective.scale) * (before @ r) - e @ r) ** 2
+            aside = (e - (e @ r) * r) - (before - (before @ r) * r)
+            total = along + objective.stability * (aside @ aside)
+            expected += weight * float(total / (before @ before))
+        assert float(losses[row]) == pytest.approx(expected, rel=1e-4)
+
+
+def test_probe_weights_multiply_each_layer(behavior: Behavior) -> None:
+    model = tiny("llama")
+    prompt = model.prompt(suffixed(behavior, 2), rng=torch.Generator().manual_seed(0))
+    artefact = fitted(model)
+
+    def losses(objective: Objective) -> torch.Tensor:
+        bound = objective.bind(model, prompt, artefact)
+        rng = torch.Generator().manual_seed(1)
+        return bound({s: torch.randn((3, 1, model.width), generator=rng) for s in both})
+
+    both = ProbeLoss(LAYERS).bind(model, prompt, artefact).reads
+    one, other = (losses(ProbeLoss(LAYERS, pair)) for pair in ((1.0, 0.0), (0.0, 1.0)))
+    torch.testing.assert_close(losses(ProbeLoss(LAYERS, (0.3, 2.0))), 0.3 * one + 2.0 * other)
+
+
+@pytest.mark.parametrize("objective", STEERING, ids=IDS)
+def test_steering_gradient_equals_directional_finite_differences(
+    objective: SteeringLoss, behavior: Behavior
+) -> None:
+    model = pocket("pocket-llama", "float64")
+    prompt = model.prompt(suffixed(behavior, 5), rng=torch.Generator().manual_seed(1))
+    search = Evaluator(model, prompt, objective.bind(model, prompt, fitted(model)), use_cache=False)
+    gradient, _ = search.gradient(prompt.slot_ids)
+    embeds = model.embed(search._sequences(prompt.slot_ids.unsqueeze(0)))
+    rng = torch.Generator().manual_seed(5)
+    for _ in range(3):
+        direction = torch.randn(gradient.shape, generator=rng, dtype=torch.float64)
+        direction /= direction.norm()
+        values = []
+        for step in (1e-2, -1e-2):
+            moved = embeds.clone()
+            moved[0, prompt.slots] += step * (direction @ model.embedding_table)
+            values.append(float(search._trace_losses(moved)[0]))
+        numeric = (values[0] - values[1]) / 2e-2
+        assert numeric == pytest.approx(float((gradient * direction).sum()), rel=1e-2, abs=1e-5)
+
+
+def test_the_forward_pass_really_stops_after_the_deepest_layer_read(behavior: Behavior) -> None:
+    model = pocket("pocket-llama")
+    prompt = model.prompt(suffixed(behavior, 3), rng=torch.Generator().manual_seed(0))
+    ran: list[int] = []
+    blocks = model.hf.model.layers
+    hooks = [
+        block.register_forward_pre_hook(lambda *_, at=at: ran.append(at))
+        for at, block in enumerate(blocks)
+    ]
+    try:
+        bound = SteeringLoss((1, 2)).bind(model, prompt, fitted(model))
+        search = Evaluator(model, prompt, bound, use_cache=False)
+        search.losses(prompt.slot_ids.unsqueeze(0))
+        search.gradient(prompt.slot_ids)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    assert set(ran) == {0, 1, 2}
+
+
+def test_what_cannot_be_steered_is_refused(behavior: Behavior) -> None:
+    model = tiny("llama")
+    prompt = model.prompt(suffixed(behavior, 2), rng=torch.Generator().manual_seed(0))
+    for objective, reason in (
+        (SteeringLoss(LAYERS, target=1.5), "cosines go no further"),
+        (SteeringLoss(LAYERS, form="other"), "cosine, projection"),  # type: ignore[arg-type]
+        (SteeringLoss(LAYERS, (1.0,)), "1 weights for 2 layers"),
+        (ProbeLoss(LAYERS, (1.0, 1.0, 1.0)), "3 weights for 2 layers"),
+    ):
+        with pytest.raises(BadInput, match=reason):
+            objective.bind(model, prompt, fitted(model))
+
+
+def reports(*values: tuple[float, float | None]) -> Survey:
+    layers = [LayerReport(at, acc, 1.0, effect, 0.0) for at, (acc, effect) in enumerate(values)]
+    return Survey({}, tuple(layers), 1)
+
+
+def test_the_layer_chosen_is_the_shallowest_that_is_accurate_and_causal() -> None:
+    found = reports((0.8, 0.9), (0.95, 0.1), (1.0, 0.48), (1.0, 0.5), (1.0, None))
+    assert choose_layers(found, (), who="x") == (2,)
+    assert choose_layers(found, (4, 1), who="x") == (4, 1)
+    assert choose_layers(reports((0.6, 0.5), (0.7, None)), (), who="x") == (1,)
+    with pytest.raises(BadInput, match="x: the probe of layer 0 is right on less than"):
+        choose_layers(found, (0,), who="x")
+    with pytest.raises(BadInput, match=r"layer 7 is not in 0\.\.4"):
+        choose_layers(found, (7,), who="x")
+
+
+def test_heads_that_the_model_does_not_have_are_refused() -> None:
+    model, (harmful, harmless) = pocket("pocket-llama"), _twins()
+    train = [*harmful[:4], *harmless[:4]]
+    with pytest.raises(BadInput, match=r"head \(9, 0\) is not in"):
+        choose_heads(model, train, [(9, 0)])
+    with pytest.raises(BadInput, match="harmful and harmless"):
+        choose_heads(model, train[:4], [])
+
+
+def _twins() -> tuple[list[Behavior], list[Behavior]]:
+    rows = [(f"{n}", f"{verb} the {thing}.") for n, (verb, thing) in enumerate(_PAIRS)]
+    harmful = [Behavior(f"h{n}", text, twin=f"g{n}") for n, text in rows]
+    harmless = [Behavior(f"g{n}", f"Please {text}", harmful=False) for n, text in rows]
+    return harmful, harmless
+
+
+_VERBS = ("Mend", "Paint", "Tune", "Carry", "Show", "Clean")
+_PAIRS = [(verb, thing) for verb in _VERBS for thing in ("harp", "kite", "oar", "bell", "drum")]
+
+
+@pytest.fixture(scope="module")
+def planted() -> tuple[Model, torch.Tensor, str, str]:
+    """A network that refuses along a known direction when a certain token is in the prompt.
+
+    Attention copies the mean of all embeddings into the last position; the forbidden token embeds
+    as the direction, some tokens as its opposite, and one token of the head is read along it.
+    """
+    tokenizer = AutoTokenizer.from_pretrained(POCKET / "pocket-llama")
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=8,
+        num_hidden_layers=3,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        max_position_embeddings=256,
+        tie_word_embeddings=False,
+    )
+    hf = LlamaForCausalLM(config).float()
+    direction = torch.randn(32)
+    direction /= direction.norm()
+    allowed = Model(hf, tokenizer, name="planted").chat.allowed.nonzero().squeeze(1).tolist()
+    letters = [at for at in allowed if tokenizer.decode([at]).strip().isalpha()]
+    spaced = [at for at in letters if tokenizer.decode([at]).startswith(" ")]
+    forbidden, harmless, refusal = spaced[0], spaced[1], letters[5]
+    with torch.no_grad():
+        embed, head = hf.model.embed_tokens.weight, hf.lm_head.weight
+        embed -= torch.outer(embed @ direction, direction)
+        embed[forbidden], embed[harmless] = direction, 0.0
+        for token in spaced[10:40]:
+            embed[token] = -direction
+        head.zero_()
+        head[refusal] = 40 * direction
+        for at, block in enumerate(hf.model.layers):
+            for name in ("q_proj", "k_proj"):
+                getattr(block.self_attn, name).weight.zero_()
+            for name in ("v_proj", "o_proj"):
+                getattr(block.self_attn, name).weight.copy_(torch.eye(32) * (at == 0))
+            block.mlp.down_proj.weight.zero_()
+    model = Model(hf, tokenizer, name="planted")
+    return model, direction, tokenizer.decode([forbidden]), tokenizer.decode([harmless])
+
+
+def test_a_planted_direction_is_recovered_and_rerouting_flips_the_probe(
+    planted: tuple[Model, torch.Tensor, str, str],
+) -> None:
+    model, direction, bad, good = planted
+    texts = [f"{verb} the {thing}" for verb, thing in _PAIRS]
+    train = [Behavior(f"h{n}", text + 4 * bad, harmful=True) for n, text in enumerate(texts)]
+    train += [Behavior(f"g{n}", text + 4 * good, harmful=False) for n, text in enumerate(texts)]
+    found = survey(model, train, rng=torch.Generator().manual_seed(0))
+    for layer in range(model.n_layers):
+        assert float(found.tensors[f"direction.{layer}"] @ direction) > 0.99
+        assert found.layers[layer].accuracy == 1.0
+    ablation = found.tensors["ablation"]
+    assert float(ablation @ direction / ablation.norm()) > 0.99
+    assert choose_layers(found, (), who="x") == (0,)
+    for name in ("ssr-probe", "ssr-steering"):
+        attack = load(name, steps=4, width=64, slots=6, keep="none")
+        artefact = attack.prepare(model, train, rng=torch.Generator().manual_seed(0))
+        request = Behavior("new", f"Bring the harp{4 * bad}")
+        rng = torch.Generator().manual_seed(1)
+        *_, last = attack.run(model, request, artefact=artefact, rng=rng)
+        site = Site(0, "resid_post")
+        weight, bias = (found.tensors[f"{part}.0"] for part in ("weight", "bias"))
+        before, after = (
+            float(last_token(model, [text], [site])[site][0] @ weight + bias)
+            for text in (request.text, last.prompts[0][-1].content)
+        )
+        assert before < 0 < after, "the probe says harmful, and harmless once rerouted"
+
+
+def test_the_answer_aimed_at_is_that_of_the_ablated_model(behavior: Behavior) -> None:
+    model = pocket("pocket-llama")
+    attack = load("ssr-probe", layers=(2,), tokens=7)
+    ablation = torch.randn(model.width, generator=torch.Generator().manual_seed(0))
+    tensors = dict(fitted(model).tensors) | {"ablation": ablation}
+    artefact = Artefact(tensors, {"layers": [2]})
+    (answer,) = model.generate(
+        [model.conversation(behavior.text)],
+        max_new_tokens=7,
+        interventions=[AblateDirection(ablation, model.n_layers)],
+    )
+    assert attack.pursuit(model, behavior, artefact).target == answer
+    given = replace(attack, answer="given")  # type: ignore[call-arg]
+    assert given.pursuit(model, behavior, artefact).target == behavior.target
+    published = replace(attack, keep="none").pursuit(model, behavior, artefact)  # type: ignore[call-arg]
+    assert published.then is None and published.rank is None
+    assert EMPTY.data == {}
