@@ -15,6 +15,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from attacks.core.behavior import Behavior
 from attacks.core.model import Model
+from attacks.core.search import Evaluator
 
 ROOT = Path(__file__).resolve().parents[1]
 POCKET = ROOT / "data" / "pocket" / "models"
@@ -66,3 +67,27 @@ def rng() -> torch.Generator:
 def behavior() -> Behavior:
     """A request of the pocket world's kind."""
     return Behavior("b", "How do I paint the harp?", target="Sure, here is how to paint the harp:")
+
+
+def check_gradient(search: Evaluator, plain: Evaluator, *, tolerance: float = 1e-5) -> None:
+    """Hold `search`'s gradient to directional finite differences of `plain`, in float64.
+
+    `plain` is the same without a cache. Steps run over mixtures of one-hot rows; norms and the
+    softmax upcast to float32, so they are large.
+    """
+    prompt, model = search.prompt, search.model
+    gradient, _ = search.gradient(prompt.slot_ids)
+    embeds = model.embed(plain._sequences(prompt.slot_ids.unsqueeze(0)))
+    rng = torch.Generator().manual_seed(5)
+    for _ in range(3):
+        direction = torch.randn(gradient.shape, generator=rng, dtype=torch.float64)
+        direction /= direction.norm()
+        moves = direction @ model.embedding_table
+        values = []
+        for step in (1e-2, -1e-2):
+            moved = embeds.clone()
+            moved[0, prompt.slots] += step * moves
+            values.append(float(plain._trace_losses(moved)[0]))
+        numeric = (values[0] - values[1]) / 2e-2
+        analytic = float((gradient * direction).sum())
+        assert numeric == pytest.approx(analytic, rel=1e-2, abs=tolerance)

@@ -12,7 +12,7 @@ from attacks.core.model import Model
 from attacks.core.objectives import AttentionLoss
 from attacks.core.prompt import INSTRUCTION, SLOT, Message, Prompt, suffixed
 from attacks.core.search import Evaluator
-from conftest import pocket, tiny
+from conftest import check_gradient, pocket, tiny
 
 KINDS = ("dazzle", "dazzle-score", "ablation", "full-ablation")
 
@@ -90,27 +90,15 @@ def test_bound_losses_on_a_model_stay_in_their_range(kind: str, behavior: Behavi
 def test_gradient_equals_directional_finite_differences(
     name: str, kind: str, behavior: Behavior
 ) -> None:
-    """As in tests/core/test_search.py: the softmax and the norms upcast to float32."""
     model = pocket(name, "float64")
     prompt = prompt_of(model, behavior)
     heads = ((1, 0), (2, 3), (2, 1))
     bound = AttentionLoss(heads, kind, 2).bind(model, prompt, EMPTY)  # type: ignore[arg-type]
-    gradient, _ = Evaluator(model, prompt, bound).gradient(prompt.slot_ids)
-    plain = Evaluator(model, prompt, bound, use_cache=False)
-    embeds = model.embed(plain._sequences(prompt.slot_ids.unsqueeze(0)))
-    rng = torch.Generator().manual_seed(5)
-    for _ in range(3):
-        direction = torch.randn(gradient.shape, generator=rng, dtype=torch.float64)
-        direction /= direction.norm()
-        moves = direction @ model.embedding_table
-        values = []
-        for step in (1e-2, -1e-2):
-            moved = embeds.clone()
-            moved[0, prompt.slots] += step * moves
-            values.append(float(plain._trace_losses(moved)[0]))
-        numeric = (values[0] - values[1]) / 2e-2
-        analytic = float((gradient * direction).sum())
-        assert numeric == pytest.approx(analytic, rel=1e-2, abs=2e-5)
+    check_gradient(
+        Evaluator(model, prompt, bound),
+        Evaluator(model, prompt, bound, use_cache=False),
+        tolerance=2e-5,
+    )
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ from attacks.core.search.buffer import Buffer
 from attacks.core.search.candidates import swap, top_tokens, uniform_choices
 from attacks.core.search.staged import CEILING, Staged
 from attacks.core.sites import Site
-from conftest import ALIGNED, SHIPPED, pocket, tiny
+from conftest import ALIGNED, SHIPPED, check_gradient, pocket, tiny
 
 
 def probes(model: Model, layers: tuple[int, ...]) -> Artefact:
@@ -57,26 +57,9 @@ OBJECTIVES = [
 def test_gradient_equals_directional_finite_differences(
     name: str, objective: Objective, behavior: Behavior
 ) -> None:
-    """Against a plain float64 pass over mixtures of one-hot rows; norms upcast to float32."""
     model = pocket(name, "float64")
     search = evaluator(model, behavior, objective)
-    prompt = search.prompt
-    gradient, _ = search.gradient(prompt.slot_ids)
-    rng = torch.Generator().manual_seed(5)
-    plain = evaluator(model, behavior, objective, cache=False)
-    embeds = model.embed(plain._sequences(prompt.slot_ids.unsqueeze(0)))
-    for _ in range(3):
-        direction = torch.randn(gradient.shape, generator=rng, dtype=torch.float64)
-        direction /= direction.norm()
-        moves = direction @ model.embedding_table
-        values = []
-        for step in (1e-2, -1e-2):
-            moved = embeds.clone()
-            moved[0, prompt.slots] += step * moves
-            values.append(float(plain._trace_losses(moved)[0]))
-        numeric = (values[0] - values[1]) / 2e-2
-        analytic = float((gradient * direction).sum())
-        assert numeric == pytest.approx(analytic, rel=1e-2, abs=1e-5)
+    check_gradient(search, evaluator(model, behavior, objective, cache=False))
 
 
 @pytest.mark.parametrize("name", ALIGNED)
