@@ -52,5 +52,5 @@ def test_quickstart_runs_from_it(installed: Path, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     records = [json.loads(line) for line in (tmp_path / "out/records.jsonl").open()]
     assert {record["status"] for record in records} == {"ok"}
-    assert len({(record["model"], record["attack"]) for record in records}) == 4 * 6
+    assert len({(record["model"], record["attack"]) for record in records}) == 4 * 8
     assert "gcg" in done.stdout and "|" in done.stdout
