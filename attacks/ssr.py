@@ -68,7 +68,14 @@ class SubspaceRerouting(SuffixAttack):
         Raises:
             BadInput: as `survey`, `choose_layers` and `choose_heads`.
         """
-        found = survey(model, train, rng=rng)
+        return self.fitted(model, survey(model, train, rng=rng), train)
+
+    def fitted(self, model: Model, found: Survey, train: Sequence[Behavior]) -> Artefact:
+        """The artefact, from a survey that is there already.
+
+        Raises:
+            BadInput: as `choose_layers` and `choose_heads`.
+        """
         aimed = self.aim(model, found, train)
         tensors = {**aimed.tensors, "ablation": found.tensors["ablation"]}
         return Artefact(tensors, {**found.data, **aimed.data})

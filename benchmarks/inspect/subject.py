@@ -175,8 +175,7 @@ class Subject:
 
     def attack_artefact(self, attack: ProbeSSR) -> Artefact:
         """What `attack.prepare` would fit, from the survey that is there already."""
-        aimed = attack.aim(self.model, self.survey, self.prompts.train)
-        return Artefact({**aimed.tensors, "ablation": self.survey.tensors["ablation"]}, aimed.data)
+        return attack.fitted(self.model, self.survey, self.prompts.train)
 
     def refused(self, texts: Sequence[str]) -> list[bool]:
         """Whether the answer to each text opens with a refusal."""
