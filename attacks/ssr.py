@@ -24,6 +24,9 @@ from attacks.core.survey import Survey, choose_heads, choose_layers, survey
 if TYPE_CHECKING:
     from attacks.core.model import Model
 
+#: How far towards harmless prompts an activation is taken for that of a harmless one.
+_FAR = 0.75
+
 
 @dataclass(frozen=True)
 class SubspaceRerouting(SuffixAttack):
@@ -49,7 +52,7 @@ class SubspaceRerouting(SuffixAttack):
     """The model's own, with its refusal direction ablated, or the behaviour's target."""
     tokens: int = 40
     """Length of the model's own answer at most."""
-    enough: float = 0.2
+    enough: float | None = 0.2
     weight: float = 1.0
     ranked: int = 32
     """Candidates that are ranked, with keep="rank"."""
@@ -97,7 +100,11 @@ class SubspaceRerouting(SuffixAttack):
             return Pursuit(subspace + self.weight * answer, target)
         if self.keep == "rank":
             return Pursuit(subspace, target, rank=answer)
-        return Pursuit(subspace, target, then=answer, enough=self.enough)
+        return Pursuit(subspace, target, then=answer, enough=self.threshold(artefact))
+
+    def threshold(self, artefact: Artefact) -> float:
+        """The loss at which the objective counts as reached, with keep="then"."""
+        return self.enough or 0.0
 
 
 def own_answer(model: Model, behavior: Behavior, artefact: Artefact, tokens: int) -> str:
@@ -147,7 +154,8 @@ class SteeringSSR(ResidualRerouting):
     name: ClassVar[str] = "ssr-steering"
     summary: ClassVar[str] = "subspace rerouting: a suffix that steers against refusal directions"
 
-    enough: float = 0.7
+    enough: float | None = None
+    """None: the loss of an activation `_FAR` of the way from harmful to harmless prompts."""
     form: Literal["cosine", "projection"] = "cosine"
     """This and what follows: see `SteeringLoss`."""
     target: float = 1.0
@@ -165,6 +173,18 @@ class SteeringSSR(ResidualRerouting):
             self.stability,
         )
 
+    def threshold(self, artefact: Artefact) -> float:
+        """Models differ in the cosine of a harmless prompt, so no one loss suits them all."""
+        if self.enough is not None:
+            return self.enough
+        total = 0.0
+        for place, layer in enumerate(artefact.data["layers"]):
+            harmful, harmless = artefact.data["survey"][layer]["cosines"]
+            goal = -self.target if self.form == "cosine" else (1 + self.scale) * harmful
+            passed = harmful + _FAR * (harmless - harmful)
+            total += (self.alphas[place] if self.alphas else 1.0) * (goal - passed) ** 2
+        return total
+
 
 @dataclass(frozen=True)
 class AttentionSSR(SubspaceRerouting):
@@ -173,7 +193,7 @@ class AttentionSSR(SubspaceRerouting):
     name: ClassVar[str] = "ssr-attention"
     summary: ClassVar[str] = "subspace rerouting: a suffix that distracts the heads behind refusal"
 
-    enough: float = 1.0
+    enough: float | None = 1.0
     heads: tuple[tuple[int, int], ...] = ()
     """(layer, head) pairs; none: those whose patching brings most of the refusal."""
     kind: Literal["dazzle", "dazzle-score", "ablation", "full-ablation"] = "dazzle"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -19,12 +20,22 @@ def names() -> dict[str, str]:
 
 
 def load_behaviors(name_or_file: str) -> list[Behavior]:
-    """The behaviours of a shipped set, a public set, or a JSONL or CSV file.
+    """The behaviours of a shipped set, a public set, or a JSONL or CSV file, or of several.
+
+    Args:
+        name_or_file: a name or file, or several joined by "+".
 
     Raises:
-        BadInput: unknown name, a file that does not hold behaviours, or a public set that cannot
-            be had now; the line says why.
+        BadInput: unknown name, a file that does not hold behaviours, a public set that cannot be
+            had now, or sets that share an id; the line says why.
     """
+    if "+" in name_or_file and not Path(name_or_file).exists():
+        rows = [row for name in name_or_file.split("+") for row in load_behaviors(name)]
+        ids = [row.id for row in rows]
+        if len(set(ids)) < len(ids):
+            twice = next(id for id, count in Counter(ids).items() if count > 1)
+            raise BadInput(f"behaviour sets '{name_or_file}': the id '{twice}' is in two of them")
+        return rows
     shipped = _shipped()
     if name_or_file in shipped:
         return read_file(shipped[name_or_file])

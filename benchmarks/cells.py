@@ -118,9 +118,9 @@ def cell_generator(attack: Attack, behavior_id: str, seed: int) -> torch.Generat
     return _generator(f"run {seed} {attack_hash(attack)} {behavior_id}")
 
 
-def prepare_generator(attack: Attack, revision: str, seed: int) -> torch.Generator:
-    """The stream of random numbers for fitting the attack's artefact on a model."""
-    return _generator(f"prepare {seed} {attack_hash(attack)} {revision}")
+def prepare_generator(fitted: str, revision: str, seed: int) -> torch.Generator:
+    """The stream of random numbers for fitting an attack (its hash), or whatever, on a model."""
+    return _generator(f"prepare {seed} {fitted} {revision}")
 
 
 def _generator(text: str) -> torch.Generator:

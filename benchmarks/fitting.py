@@ -12,10 +12,12 @@ from attacks.attack import Artefact, Attack, Behavior
 from attacks.core.artefact import EMPTY
 from attacks.core.model import Model
 from attacks.core.refusal import GENERAL_OPENERS, learn_openers
+from attacks.core.survey import LayerReport, Survey, Surveyor, survey
 from attacks.registry import params_of
 from benchmarks import artefacts
 from benchmarks.bench import Failure, failure_of, model_id
 from benchmarks.cells import artefact_id, prepare_generator
+from benchmarks.suites import attack_hash
 from benchmarks.timing import Clock
 
 
@@ -44,13 +46,43 @@ def fit_attack(
     if (found := _found(identity, folders)) is not None:
         return Fitted(identity, found.hash)
     try:
-        rng = prepare_generator(attack, model.revision, seed)
-        made = _timed(model, lambda: attack.prepare(model, train, rng=rng))
+        made = _prepared(model, attack, train, seed, folders)
         artefacts.save(folders[0], identity, made)
     except Exception as error:
         # A key of its own: the cells' keys cannot be known without the artefact.
         return Fitted(identity, f"unfitted {identity}", failure_of(error))
     return Fitted(identity, made.hash)
+
+
+def _prepared(
+    model: Model, attack: Attack, train: Sequence[Behavior], seed: int, folders: Sequence[Path]
+) -> Artefact:
+    """What the attack fits; several attacks that start from a survey pay for one between them."""
+    if not isinstance(attack, Surveyor):
+        rng = prepare_generator(attack_hash(attack), model.revision, seed)
+        return _timed(model, lambda: attack.prepare(model, train, rng=rng))
+    found, seconds = fit_survey(model, train, seed, folders)
+    made = _timed(model, lambda: attack.fitted(model, found, train))
+    # Each is charged the whole of it, as if it were run alone.
+    return dataclasses.replace(made, seconds=made.seconds + seconds)
+
+
+def fit_survey(
+    model: Model, train: Sequence[Behavior], seed: int, folders: Sequence[Path]
+) -> tuple[Survey, float]:
+    """The survey of the model, made or found, and what it cost in seconds.
+
+    Raises:
+        BadInput: damaged artefact files, or as `survey`.
+    """
+
+    def make() -> Artefact:
+        found = survey(model, train, rng=prepare_generator("survey", model.revision, seed))
+        return Artefact(found.tensors, found.data)
+
+    kept = keep(model, artefact_id(model_id(model), "survey", train, seed), folders, make)
+    reports = tuple(LayerReport(**report) for report in kept.data["survey"])
+    return Survey(kept.tensors, reports, int(kept.data["ablation_layer"])), kept.seconds
 
 
 def fit_openers(

@@ -128,6 +128,20 @@ PUBLIC_SETS: dict[str, PublicSet] = {
         "Souly et al. 2024, arXiv:2402.10260",
         elsewhere="https://github.com/alexandrasouly/strongreject",
     ),
+    "alpaca": PublicSet(
+        "tatsu-lab/alpaca",
+        (
+            Part(
+                "train[:520]",
+                "alpaca",
+                {"text": "instruction", "context": "input"},
+                harmful=False,
+            ),
+        ),
+        "Alpaca, the first 520 instructions: harmless, to fit on beside a harmful set (Hub)",
+        "CC-BY-NC-4.0",
+        "Taori et al. 2023, github.com/tatsu-lab/stanford_alpaca",
+    ),
     "xstest": PublicSet(
         "Paul/XSTest",
         (Part("train", "xstest", {"text": "prompt", "category": "type"}, harmful="label"),),

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import torch
 from torch import Generator, Tensor
+from torch.nn.functional import cosine_similarity
 
+from attacks.core.artefact import Artefact
 from attacks.core.attribution import head_patching
 from attacks.core.behavior import Behavior
 from attacks.core.directions import find_refusal_direction
@@ -39,6 +41,8 @@ class LayerReport:
     """Of the linear probe on held-out training prompts."""
     separation: float
     """Distance of the class means along the direction, in pooled standard deviations."""
+    cosines: tuple[float, float]
+    """Mean cosine with the direction, of harmful and of harmless prompts."""
     effect: float | None
     """How far ablating the direction everywhere takes harmful prompts to the refusal score of
     harmless ones, 0 not at all, 1 all the way; None for the last layer, after which no block
@@ -66,6 +70,14 @@ class Survey:
         """The reports as JSON values, for an artefact."""
         reports = [asdict(report) for report in self.layers]
         return {"survey": reports, "ablation_layer": self.ablation_layer}
+
+
+@runtime_checkable
+class Surveyor(Protocol):
+    """An attack that is fitted from a survey, which all such attacks on a model may share."""
+
+    def fitted(self, model: Model, found: Survey, train: Sequence[Behavior]) -> Artefact:
+        """The attack's artefact."""
 
 
 def survey(model: Model, train: Sequence[Behavior], *, rng: Generator) -> Survey:
@@ -97,11 +109,13 @@ def survey(model: Model, train: Sequence[Behavior], *, rng: Generator) -> Survey
         }
         spreads = torch.stack([(rows @ direction).var() for rows in (bad, good)])
         spread = spreads.mean().sqrt().clamp_min(1e-6)
+        harm, rest = (cosine_similarity(rows, direction).mean() for rows in (bad, good))
         reports.append(
             LayerReport(
                 layer,
                 probe.accuracy,
                 float(difference.norm() / spread),
+                (float(harm), float(rest)),
                 effects.get(layer),
                 (layer + 1) / model.n_layers,
             )

@@ -18,12 +18,10 @@ from attacks.core.model import Model
 from attacks.core.refusal import opens_with_refusal, refusal_tokens
 from attacks.core.sites import Site
 from attacks.core.states import last_token, next_token_log_probs
-from attacks.core.survey import LayerReport, Survey, choose_layers, survey
+from attacks.core.survey import Survey, choose_layers
 from attacks.ssr import ProbeSSR
 from benchmarks.behaviors import load_behaviors
-from benchmarks.bench import model_id
-from benchmarks.cells import artefact_id, prepare_generator
-from benchmarks.fitting import fit_openers, keep
+from benchmarks.fitting import fit_openers, fit_survey
 from benchmarks.inspect.linear import Array
 from benchmarks.models import names, resolve
 from benchmarks.plan import refuse_overlap
@@ -199,24 +197,9 @@ def load_subject(options: Options, prompts: Prompts, folders: Sequence[Path]) ->
         system=options.system,
     )
     with fixed_threads(threads_for(model)):
-        found = fit_survey(model, prompts.train, options.seed, folders)
+        found, _ = fit_survey(model, prompts.train, options.seed, folders)
         openers = fit_openers(model, prompts.train, folders)
     return Subject(model, prompts, options.seed, found, openers)
-
-
-def fit_survey(
-    model: Model, train: Sequence[Behavior], seed: int, folders: Sequence[Path]
-) -> Survey:
-    """The survey that ssr-probe takes its artefact from, with every layer kept."""
-
-    def make() -> Artefact:
-        found = survey(model, train, rng=prepare_generator(ProbeSSR(), model.revision, seed))
-        return Artefact(found.tensors, found.data)
-
-    identity = artefact_id(model_id(model), "survey", train, seed)
-    kept = keep(model, identity, folders, make)
-    reports = tuple(LayerReport(**report) for report in kept.data["survey"])
-    return Survey(kept.tensors, reports, int(kept.data["ablation_layer"]))
 
 
 def array(tensor: Tensor) -> Array:

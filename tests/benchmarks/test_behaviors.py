@@ -275,6 +275,14 @@ def test_advbench_drops_rotated_targets(hub: Path) -> None:
         ("strongreject", "default", ["prompt", "category", "source"], ["P", "c", "s"], "P", True),
         ("xstest", "default", ["prompt", "type", "label"], ["P", "c", "safe"], "P", False),
         ("xstest", "default", ["prompt", "type", "label"], ["P", "c", "unsafe"], "P", True),
+        (
+            "alpaca",
+            "default",
+            ["instruction", "input", "output"],
+            ["P", "C", "c"],
+            "C\n\n---\n\nP",
+            False,
+        ),
         ("or-bench-hard", "or-bench-hard-1k", ["prompt", "category"], ["P", "c"], "P", False),
     ],
 )
@@ -289,7 +297,20 @@ def test_the_other_public_sets(
 ) -> None:
     _publish(hub, config, train=[header, cells])
     (row,) = load_behaviors(name)
-    assert (row.text, row.category, row.harmful, row.target) == (text, "c", harmful, None)
+    category = "" if name == "alpaca" else "c"
+    assert (row.text, row.category, row.harmful, row.target) == (text, category, harmful, None)
+
+
+def test_several_sets_are_one_and_share_no_id(tmp_path: Path) -> None:
+    both = load_behaviors("pocket-train+pocket-test")
+    assert both == load_behaviors("pocket-train") + load_behaviors("pocket-test")
+    with pytest.raises(BadInput, match="'pocket-test-001' is in two of them"):
+        load_behaviors("pocket-test+pocket-test")
+    with pytest.raises(BadInput, match="unknown behaviour set 'nothing'"):
+        load_behaviors("pocket-test+nothing")
+    odd = tmp_path / "a+b.jsonl"
+    odd.write_text('{"id": "1", "text": "a", "target": null, "category": "", "harmful": true}\n')
+    assert [row.id for row in load_behaviors(str(odd))] == ["1"]
 
 
 def test_a_changed_column_is_named(hub: Path) -> None:

@@ -6,7 +6,6 @@ import json
 import re
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +18,10 @@ import benchmarks.inspect.subject as subject_module
 from attacks.core.attribution import logit_lens
 from attacks.core.sites import Site
 from attacks.core.states import last_token
-from attacks.ssr import ProbeSSR
 from benchmarks.behaviors import load_behaviors
-from benchmarks.cells import prepare_generator
 from benchmarks.cli import main
 from benchmarks.inspect import Options, inspect, linear, page
 from benchmarks.inspect.results import GROUPS, plain
-from benchmarks.inspect.subject import Subject, fit_survey, load_prompts
 from benchmarks.paths import data_dir
 from conftest import ROOT, pocket, tiny
 from runs import write_behaviors
@@ -252,19 +248,6 @@ def test_hostile_text_stays_text(text: str) -> None:
     assert re.fullmatch(r"(?:[A-Za-z0-9 ,'\u2423-]|&#\d+;)*", inner)
     assert page.code(" a ") == "<code>\u2423a\u2423</code>"
     assert len(page.code("a" * 10_000)) < 200
-
-
-def test_the_survey_is_what_an_attack_would_make(tmp_path: Path) -> None:
-    prompts = load_prompts(Options("pocket-llama", limit=4))
-    prompts = replace(prompts, train=prompts.train[::7])
-    model, attack = pocket("pocket-llama"), ProbeSSR()
-    found = fit_survey(model, prompts.train, 0, [tmp_path])
-    kept = Subject(model, prompts, 0, found, ()).attack_artefact(attack)
-    rng = prepare_generator(attack, model.revision, 0)
-    made = attack.prepare(model, prompts.train, rng=rng)
-    assert kept.tensors.keys() == made.tensors.keys()
-    assert all(torch.equal(kept.tensors[name], made.tensors[name]) for name in made.tensors)
-    assert kept.data["layers"] == made.data["layers"]
 
 
 def test_numbers_that_are_not_finite_become_null() -> None:

@@ -124,7 +124,10 @@ def test_what_cannot_be_steered_is_refused(behavior: Behavior) -> None:
 
 
 def reports(*values: tuple[float, float | None]) -> Survey:
-    layers = [LayerReport(at, acc, 1.0, effect, 0.0) for at, (acc, effect) in enumerate(values)]
+    layers = [
+        LayerReport(at, acc, 1.0, (0.5, -0.5), effect, 0.0)
+        for at, (acc, effect) in enumerate(values)
+    ]
     return Survey({}, tuple(layers), 1)
 
 
@@ -249,3 +252,15 @@ def test_the_answer_aimed_at_is_that_of_the_ablated_model(behavior: Behavior) ->
     published = replace(attack, keep="none").pursuit(model, behavior, artefact)  # type: ignore[call-arg]
     assert published.then is None and published.rank is None
     assert EMPTY.data == {}
+
+
+def test_a_steered_activation_has_arrived_three_quarters_of_the_way_to_harmless() -> None:
+    # Cosines 0.5 of harmful and -0.5 of harmless prompts: three quarters of the way is -0.25.
+    data = {**reports((1.0, 1.0), (1.0, 1.0)).data, "layers": [0, 1]}
+    artefact = Artefact({}, data)
+    assert load("ssr-steering").threshold(artefact) == pytest.approx(2 * 0.75**2)
+    weighted = load("ssr-steering", alphas=(1.0, 3.0), target=0.5)
+    assert weighted.threshold(artefact) == pytest.approx(4 * 0.25**2)
+    # The mirror image of 0.5 lies at -0.5.
+    assert load("ssr-steering", form="projection").threshold(artefact) == pytest.approx(2 * 0.25**2)
+    assert load("ssr-steering", enough=0.3).threshold(artefact) == 0.3

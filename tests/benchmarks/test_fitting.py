@@ -1,0 +1,45 @@
+"""What is fitted once for each model, and shared."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from attacks import load
+from attacks.core.survey import Survey
+from benchmarks import artefacts, fitting
+from benchmarks.behaviors import load_behaviors
+from benchmarks.cells import prepare_generator
+from conftest import pocket
+
+NAMES = ("ssr-probe", "ssr-steering", "ssr-attention")
+
+
+def test_attacks_that_start_from_a_survey_share_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = pocket("pocket-llama")
+    train = [row.for_attack() for row in load_behaviors("pocket-train")[::7]]
+    made: list[Survey] = []
+    original = fitting.survey
+
+    def counted(*args: object, **kwargs: object) -> Survey:
+        made.append(original(*args, **kwargs))  # type: ignore[arg-type]
+        return made[-1]
+
+    monkeypatch.setattr(fitting, "survey", counted)
+    found = {
+        name: fitting.fit_attack(model, load(name), train, 0, [tmp_path]).identity for name in NAMES
+    }
+    assert len(made) == 1
+    _, cost = fitting.fit_survey(model, train, 0, [tmp_path])
+    assert len(made) == 1 and cost > 0
+    rng = prepare_generator("survey", model.revision, 0)
+    for name, identity in found.items():
+        kept = artefacts.load(tmp_path, identity)
+        assert kept is not None and kept.seconds > cost
+        alone = load(name).prepare(model, train, rng=rng.manual_seed(rng.initial_seed()))
+        assert kept.tensors.keys() == alone.tensors.keys()
+        assert all(torch.equal(kept.tensors[key], alone.tensors[key]) for key in alone.tensors)
