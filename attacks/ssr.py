@@ -158,7 +158,7 @@ class SteeringSSR(ResidualRerouting):
     """None: the loss of an activation `_FAR` of the way from harmful to harmless prompts."""
     form: Literal["cosine", "projection"] = "cosine"
     """This and what follows: see `SteeringLoss`."""
-    target: float = 1.0
+    targets: tuple[float, ...] = ()
     scale: float = -2.0
     stability: float = 0.0
 
@@ -168,7 +168,7 @@ class SteeringSSR(ResidualRerouting):
             tuple(artefact.data["layers"]),
             self.alphas,
             self.form,
-            self.target,
+            self.targets,
             self.scale,
             self.stability,
         )
@@ -177,12 +177,16 @@ class SteeringSSR(ResidualRerouting):
         """Models differ in the cosine of a harmless prompt, so no one loss suits them all."""
         if self.enough is not None:
             return self.enough
+        layers = artefact.data["layers"]
+        ones = (1.0,) * len(layers)
         total = 0.0
-        for place, layer in enumerate(artefact.data["layers"]):
+        for layer, weight, target in zip(
+            layers, self.alphas or ones, self.targets or ones, strict=True
+        ):
             harmful, harmless = artefact.data["survey"][layer]["cosines"]
-            goal = -self.target if self.form == "cosine" else (1 + self.scale) * harmful
+            goal = -target if self.form == "cosine" else (1 + self.scale) * harmful
             passed = harmful + _FAR * (harmless - harmful)
-            total += (self.alphas[place] if self.alphas else 1.0) * (goal - passed) ** 2
+            total += weight * (goal - passed) ** 2
         return total
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,6 +12,8 @@ from attacks.core.errors import BadInput
 from benchmarks.behavior_files import SUFFIXES, read_file
 from benchmarks.paths import data_dir
 from benchmarks.public_sets import PUBLIC_SETS, load_public
+
+_PART = re.compile(r"(.+)\[(\d*):(\d*)\]")
 
 
 def names() -> dict[str, str]:
@@ -23,7 +26,8 @@ def load_behaviors(name_or_file: str) -> list[Behavior]:
     """The behaviours of a shipped set, a public set, or a JSONL or CSV file, or of several.
 
     Args:
-        name_or_file: a name or file, or several joined by "+".
+        name_or_file: a name or file; `NAME[a:b]` for a part of it, which counts the rows that are
+            nobody's twin, and the twins go with them; or several of these, joined by "+".
 
     Raises:
         BadInput: unknown name, a file that does not hold behaviours, a public set that cannot be
@@ -36,6 +40,9 @@ def load_behaviors(name_or_file: str) -> list[Behavior]:
             twice = next(id for id, count in Counter(ids).items() if count > 1)
             raise BadInput(f"behaviour sets '{name_or_file}': the id '{twice}' is in two of them")
         return rows
+    if (part := _PART.fullmatch(name_or_file)) and not Path(name_or_file).exists():
+        name, start, stop = part.groups()
+        return _part(load_behaviors(name), int(start or 0), int(stop) if stop else None)
     shipped = _shipped()
     if name_or_file in shipped:
         return read_file(shipped[name_or_file])
@@ -48,6 +55,13 @@ def load_behaviors(name_or_file: str) -> list[Behavior]:
     raise BadInput(
         f"unknown behaviour set '{name_or_file}'; valid: {valid}, or a {' or '.join(SUFFIXES)} file"
     )
+
+
+def _part(rows: Sequence[Behavior], start: int, stop: int | None) -> list[Behavior]:
+    twins = {row.twin for row in rows}
+    counted = [row for row in rows if row.id not in twins][start:stop]
+    wanted = {row.id for row in counted} | {row.twin for row in counted}
+    return [row for row in rows if row.id in wanted]
 
 
 def _shipped() -> dict[str, Path]:

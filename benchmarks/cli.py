@@ -79,6 +79,12 @@ def _parser() -> argparse.ArgumentParser:
         "--readme", type=Path, metavar="FILE", help="put it between that file's leaderboard markers"
     )
     board.set_defaults(command=commands.leaderboard)
+    pair = add("compare", help="compare attacks with one of them, paired over behaviours")
+    pair.add_argument("folders", nargs="+", type=Path, metavar="DIR", help="output of a run")
+    pair.add_argument("--base", required=True, metavar="ATTACK", help="as leaderboards call it")
+    pair.add_argument("--format", choices=("md", "json"), default="md")
+    pair.add_argument("--out", type=Path, metavar="FILE", help="write it there")
+    pair.set_defaults(command=commands.compare)
     _add_inspect(add("inspect", help="look into a model: where refusal sits, and what attacks do"))
     new = add("new-attack", help="write a package with a working attack, to start from")
     new.add_argument("name", metavar="NAME")

@@ -153,6 +153,19 @@ def leaderboard(args: Namespace) -> int:
     return 0
 
 
+def compare(args: Namespace) -> int:
+    """`compare`: printed, unless it goes into a file."""
+    from benchmarks.compare import as_json, as_markdown, compare
+
+    rows = compare(args.folders, args.base)
+    shown = as_json(rows) if args.format == "json" else as_markdown(rows)
+    if args.out:
+        args.out.write_text(shown, "utf-8")
+    else:
+        print(shown, end="")
+    return 0
+
+
 def inspect(args: Namespace) -> int:
     """`inspect`: writes a page about the model, with pictures, and says where."""
     from benchmarks.inspect import Options, inspect

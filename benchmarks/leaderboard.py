@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import dataclasses
-import html
 import io
 import json
 from collections.abc import Callable, Sequence
@@ -13,6 +12,7 @@ from itertools import groupby
 from typing import Any, Literal, NoReturn, get_args
 
 from benchmarks.rows import Row, by_success, read_rows
+from benchmarks.tables import attack_labels, table, text
 
 __all__ = ["FORMATS", "Format", "Row", "read_rows", "render", "update_block"]
 
@@ -127,7 +127,7 @@ def _baselines(board: Sequence[Row], rows: Sequence[Row]) -> list[Row]:
 
 
 def _title(row: Row) -> str:
-    title = f"### {_text(row.threat_model.capitalize())} attacks"
+    title = f"### {text(row.threat_model.capitalize())} attacks"
     if row.stop == "first-success":
         title += ", ended at the first success"
     if row.concurrency != 1:
@@ -151,28 +151,24 @@ def _note(board: Sequence[Row]) -> str:
 
 
 def _table(columns: Sequence[_Column], rows: Sequence[Row]) -> str:
-    lines = [
-        [column.heading for column in columns],
-        # Names to the left, figures to the right.
-        [":--" if column.heading in ("Model", "Attack", "Judge") else "--:" for column in columns],
-        *([column.cell(row) or "-" for column in columns] for row in rows),
-    ]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    left = sum(column.heading in ("Model", "Attack", "Judge") for column in columns)
+    cells = [[column.cell(row) for column in columns] for row in rows]
+    return table([column.heading for column in columns], cells, left=left)
 
 
 def _columns(rows: Sequence[Row]) -> list[_Column]:
     """All columns that the boards of these rows may show."""
-    names = _names(rows)
+    names = attack_labels(rows)
     tries = max(row.attempts for row in rows)
     return [
-        _Column("Model", "the model under attack.", lambda row: _text(row.model)),
+        _Column("Model", "the model under attack.", lambda row: text(row.model)),
         _Column(
             "Attack",
             f"the technique; `{BASELINE}` sends each request unchanged and is the baseline. "
             "Parameters are given where one technique has several rows.",
-            lambda row: names[row.attack_hash] + (" \\*" if row.mixed else ""),
+            lambda row: text(names[row.attack_hash]) + (" \\*" if row.mixed else ""),
         ),
-        _Column("Judge", "what decided about success.", lambda row: _text(row.judge)),
+        _Column("Judge", "what decided about success.", lambda row: text(row.judge)),
         _Column(
             "Success",
             "share of harmful requests that the attack's first candidate got through, with the "
@@ -241,20 +237,6 @@ def _columns(rows: Sequence[Row]) -> list[_Column]:
     ]
 
 
-def _names(rows: Sequence[Row]) -> dict[str, str]:
-    """Attack names by hash, with the parameters that tell attacks of one name apart."""
-    names = {}
-    for row in rows:
-        same = [other.params for other in rows if other.attack == row.attack]
-        varying = [
-            f"{key}={json.dumps(value, ensure_ascii=False)}"
-            for key, value in row.params.items()
-            if any(params.get(key) != value for params in same)
-        ]
-        names[row.attack_hash] = _text(row.attack + (f" ({', '.join(varying)})" if varying else ""))
-    return names
-
-
 def _interval(row: Row) -> str:
     if row.asr is None or row.asr_low is None or row.asr_high is None:
         return ""
@@ -279,14 +261,6 @@ def _big(value: float | None) -> str:
             return f"{value:.3g} {prefix}".strip()
         value /= 1000
     return f"{value:.3g} E"
-
-
-def _text(value: str) -> str:
-    """`value` as one line of plain text in a Markdown table cell."""
-    line = " ".join("".join(char if char.isprintable() else " " for char in value).split())
-    for special in "\\`*[]|~":
-        line = line.replace(special, f"\\{special}")
-    return html.escape(line, quote=False)
 
 
 def _refuse(message: str) -> NoReturn:

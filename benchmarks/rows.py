@@ -67,7 +67,7 @@ class Row:
 
 
 @dataclass(frozen=True)
-class _Entry:
+class Entry:
     """A record with one judge's verdicts by completion."""
 
     record: Record
@@ -105,7 +105,12 @@ def read_rows(folders: Sequence[Path]) -> list[Row]:
     Raises:
         BadInput: a folder without records.
     """
-    groups: dict[tuple[Any, ...], dict[str, _Entry]] = defaultdict(dict)
+    return [row for row, _ in read_rows_and_entries(folders)]
+
+
+def read_rows_and_entries(folders: Sequence[Path]) -> list[tuple[Row, list[Entry]]]:
+    """The same rows, each with the records that it sums up."""
+    groups: dict[tuple[Any, ...], dict[str, Entry]] = defaultdict(dict)
     for folder in folders:
         for judge, entry in _entries(folder):
             record = entry.record
@@ -123,11 +128,12 @@ def read_rows(folders: Sequence[Path]) -> list[Row]:
             known = groups[group].get(record.key)
             if known is None or len(entry.verdicts) > len(known.verdicts):
                 groups[group][record.key] = entry
-    rows = [_row(group[-1], list(entries.values())) for group, entries in groups.items()]
-    return sorted(rows, key=_order)
+    listed = [(group[-1], list(entries.values())) for group, entries in groups.items()]
+    rows = [(_row(judge, entries), entries) for judge, entries in listed]
+    return sorted(rows, key=lambda pair: _order(pair[0]))
 
 
-def _entries(folder: Path) -> list[tuple[str, _Entry]]:
+def _entries(folder: Path) -> list[tuple[str, Entry]]:
     """(judge, entry) for each record and each judge that judged its attack on its model."""
     records = read_records(folder)
     verdicts: dict[tuple[str, str], dict[int, Judgement]] = defaultdict(dict)
@@ -142,11 +148,11 @@ def _entries(folder: Path) -> list[tuple[str, _Entry]]:
         # Where nothing was answered nobody judged; such attacks are listed for every judge.
         own = [j for j in everyone if any((j, record.key) in verdicts for record in group)]
         for judge in own or everyone:
-            found += [(judge, _Entry(r, verdicts.get((judge, r.key), {}))) for r in group]
+            found += [(judge, Entry(r, verdicts.get((judge, r.key), {}))) for r in group]
     return found
 
 
-def _row(judge: str, entries: Sequence[_Entry]) -> Row:
+def _row(judge: str, entries: Sequence[Entry]) -> Row:
     """What the entries of one group, which is not empty, come to."""
     one = entries[0].record
     harmful = [entry for entry in entries if entry.record.harmful]
@@ -208,7 +214,7 @@ def _row(judge: str, entries: Sequence[_Entry]) -> Row:
 
 
 def _by_behavior(
-    entries: Iterable[_Entry], outcome: Callable[[_Entry], bool | None]
+    entries: Iterable[Entry], outcome: Callable[[Entry], bool | None]
 ) -> dict[str, list[bool]]:
     """The outcomes that are not None, for each behaviour."""
     found: dict[str, list[bool]] = defaultdict(list)
@@ -219,7 +225,7 @@ def _by_behavior(
     return found
 
 
-def _share(entries: Iterable[_Entry], outcome: Callable[[_Entry], bool | None]) -> float | None:
+def _share(entries: Iterable[Entry], outcome: Callable[[Entry], bool | None]) -> float | None:
     """The mean over behaviours of each one's share."""
     shares = [fmean(outcomes) for outcomes in _by_behavior(entries, outcome).values()]
     return fmean(shares) if shares else None

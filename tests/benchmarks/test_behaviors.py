@@ -301,6 +301,18 @@ def test_the_other_public_sets(
     assert (row.text, row.category, row.harmful, row.target) == (text, category, harmful, None)
 
 
+def test_part_of_a_set_keeps_twins_together() -> None:
+    whole, part = load_behaviors("pocket-test"), load_behaviors("pocket-test[100:]")
+    assert [row.id for row in part if row.harmful] == [row.id for row in whole if row.harmful][100:]
+    assert {row.twin for row in part if row.harmful} == {row.id for row in part if not row.harmful}
+    assert load_behaviors("pocket-test[:100]+pocket-test[100:]") != whole  # The order differs.
+    assert {row.id for row in load_behaviors("pocket-test[:100]")} == (
+        {row.id for row in whole} - {row.id for row in part}
+    )
+    with pytest.raises(BadInput, match="unknown behaviour set 'nothing'"):
+        load_behaviors("nothing[:3]")
+
+
 def test_several_sets_are_one_and_share_no_id(tmp_path: Path) -> None:
     both = load_behaviors("pocket-train+pocket-test")
     assert both == load_behaviors("pocket-train") + load_behaviors("pocket-test")

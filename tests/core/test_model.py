@@ -246,6 +246,15 @@ def test_flops_are_those_of_the_flop_counter(model_type: str, backward: bool) ->
     assert work.forward_tokens == 60 and work.backward_tokens == (60 if backward else 0)
 
 
+def test_an_answer_is_counted_too() -> None:
+    model = tiny("llama")
+    before = model.meter.snapshot()
+    with FlopCounterMode(display=False) as counter:
+        model.generate([conversation(REQUEST)] * 2, max_new_tokens=7)
+    work = model.meter.snapshot() - before
+    assert work.flops == pytest.approx(counter.get_total_flops(), rel=0.02)
+
+
 def test_a_family_whose_writes_do_not_add_up_is_named() -> None:
     model = tiny("granite", residual_multiplier=0.5)
     with pytest.raises(BadInput, match="Granite"):

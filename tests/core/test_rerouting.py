@@ -24,7 +24,7 @@ from conftest import POCKET, check_gradient, pocket, tiny
 LAYERS = (0, 2)
 STEERING = [
     SteeringLoss(LAYERS),
-    SteeringLoss(LAYERS, (0.5, 2.0), target=0.6),
+    SteeringLoss(LAYERS, (0.5, 2.0), targets=(0.6, 0.9)),
     SteeringLoss(LAYERS, (0.5, 2.0), form="projection", scale=-1.5, stability=0.3),
 ]
 IDS = ["cosine", "weighted cosine", "projection"]
@@ -49,13 +49,16 @@ def test_steering_loss_against_the_formula(objective: SteeringLoss, behavior: Be
     losses = bound(states)
     for row in range(3):
         expected = 0.0
-        for layer, site, weight in zip(LAYERS, sites, objective.weights or (1, 1), strict=True):
+        for at, (layer, site) in enumerate(zip(LAYERS, sites, strict=True)):
+            weight, target = (
+                values[at] if values else 1 for values in (objective.weights, objective.targets)
+            )
             r = artefact.tensors[f"direction.{layer}"].double()
             r = r / r.norm()
             e = states[site.at(len(prompt.ids))][row, 0].double()
             before = plain[site][0].double()
             if objective.form == "cosine":
-                expected += weight * float(-objective.target - e @ r / e.norm()) ** 2
+                expected += weight * float(-target - e @ r / e.norm()) ** 2
                 continue
             along = ((1 + objective.scale) * (before @ r) - e @ r) ** 2
             aside = (e - (e @ r) * r) - (before - (before @ r) * r)
@@ -114,7 +117,7 @@ def test_what_cannot_be_steered_is_refused(behavior: Behavior) -> None:
     model = tiny("llama")
     prompt = model.prompt(suffixed(behavior, 2), rng=torch.Generator().manual_seed(0))
     for objective, reason in (
-        (SteeringLoss(LAYERS, target=1.5), "cosines go no further"),
+        (SteeringLoss(LAYERS, targets=(0.5, 1.5)), "leave 0..1"),
         (SteeringLoss(LAYERS, form="other"), "cosine, projection"),  # type: ignore[arg-type]
         (SteeringLoss(LAYERS, (1.0,)), "1 weights for 2 layers"),
         (ProbeLoss(LAYERS, (1.0, 1.0, 1.0)), "3 weights for 2 layers"),
@@ -259,7 +262,7 @@ def test_a_steered_activation_has_arrived_three_quarters_of_the_way_to_harmless(
     data = {**reports((1.0, 1.0), (1.0, 1.0)).data, "layers": [0, 1]}
     artefact = Artefact({}, data)
     assert load("ssr-steering").threshold(artefact) == pytest.approx(2 * 0.75**2)
-    weighted = load("ssr-steering", alphas=(1.0, 3.0), target=0.5)
+    weighted = load("ssr-steering", alphas=(1.0, 3.0), targets=(0.5, 0.5))
     assert weighted.threshold(artefact) == pytest.approx(4 * 0.25**2)
     # The mirror image of 0.5 lies at -0.5.
     assert load("ssr-steering", form="projection").threshold(artefact) == pytest.approx(2 * 0.25**2)

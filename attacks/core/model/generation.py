@@ -59,8 +59,10 @@ def plain_generation(hf: Any, tokenizer: Any) -> Any:
 
 
 @torch.no_grad()
-def greedy(hf: Any, tokenizer: Any, ids: Tensor, mask: Tensor, *, max_new_tokens: int) -> list[str]:
-    """Texts of the greedy continuations of `ids` (B, T) under `mask` (B, T)."""
+def greedy(
+    hf: Any, tokenizer: Any, ids: Tensor, mask: Tensor, *, max_new_tokens: int
+) -> tuple[list[str], int]:
+    """Texts of the greedy continuations of `ids` (B, T) under `mask` (B, T), and their length."""
     device = hf.get_input_embeddings().weight.device
     output = hf.generate(
         input_ids=ids.to(device),
@@ -72,4 +74,4 @@ def greedy(hf: Any, tokenizer: Any, ids: Tensor, mask: Tensor, *, max_new_tokens
         skip_special_tokens=True,
         clean_up_tokenization_spaces=False,
     )
-    return [text.strip() for text in texts]
+    return [text.strip() for text in texts], output.shape[1] - ids.shape[1]

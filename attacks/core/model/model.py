@@ -268,8 +268,14 @@ class Model:
             ids, mask = left_padded([tokens[i][0] for i in filled], length, pad)
             roles, _ = left_padded([tokens[i][1] for i in filled], length, SYSTEM)
             with intervening(self.hf, self.structure, interventions, roles=roles, mask=mask):
-                texts = greedy(
+                texts, new = greedy(
                     self.hf, self.chat.tokenizer, ids, mask, max_new_tokens=max_new_tokens
+                )
+            # The prompt gives the first token, and the last one is not read.
+            for past in (0, *range(length, length + new - 1)):
+                read = 1 if past else length
+                self.meter.count(
+                    rows=len(ids), new=read, past=past, layers=self.n_layers, head_rows=1
                 )
             for index, text in zip(members, texts, strict=False):
                 answers[index] = text

@@ -44,7 +44,7 @@ class ProbeLoss(Objective):
             _last(self.layers, prompt),
             _stacked(artefact, "weight", self.layers).to(model.device),
             _stacked(artefact, "bias", self.layers).to(model.device),
-            _weights(self.weights, self.layers).to(model.device),
+            _each(self.weights, self.layers, "weights").to(model.device),
         )
 
 
@@ -76,7 +76,7 @@ class SteeringLoss(Objective):
     (D,) in the artefact, harmful minus harmless), on e = `resid_post` at the last token. Two forms,
     which the paper and its code do not share:
 
-    - cosine, the code's: (-s - cos(e, r))^2, with s the `target`, from 0 to 1.
+    - cosine, the code's: (-s - cos(e, r))^2, with s of `targets`, from 0 to 1.
     - projection, the paper's: ((1 + a) <e*, r> - <e, r>)^2 / |e*|^2, with a the `scale` (-1 takes
       the direction out, -2 reflects) and e* the activation of the conversation without slots;
       `stability` adds that weight times |orth(e) - orth(e*)|^2 / |e*|^2, orth(x) = x - <x, r> r.
@@ -86,7 +86,8 @@ class SteeringLoss(Objective):
     weights: tuple[float, ...] = ()
     """One for each layer, or none: all 1."""
     form: Literal["cosine", "projection"] = "cosine"
-    target: float = 1.0
+    targets: tuple[float, ...] = ()
+    """One for each layer, or none: all 1."""
     scale: float = -2.0
     stability: float = 0.0
 
@@ -94,17 +95,19 @@ class SteeringLoss(Objective):
         """Bind to the directions of `layers`; the projection form runs the prompt without slots.
 
         Raises:
-            BadInput: not as many weights as layers, a target outside 0..1, or an unknown form.
+            BadInput: not as many weights or targets as layers, a target outside 0..1, or an
+                unknown form.
             KeyError: the artefact lacks a layer's direction.
         """
-        if not 0 <= self.target <= 1:
-            raise BadInput(f"steering target {self.target} is not in 0..1: cosines go no further")
+        if not all(0 <= target <= 1 for target in self.targets):
+            raise BadInput(f"steering targets {self.targets} leave 0..1, as cosines cannot")
         sites = _last(self.layers, prompt)
         directions = _stacked(artefact, "direction", self.layers).to(model.device)
         directions = directions / directions.norm(dim=1, keepdim=True)
-        weights = _weights(self.weights, self.layers).to(model.device)
+        weights = _each(self.weights, self.layers, "weights").to(model.device)
         if self.form == "cosine":
-            return _BoundCosine(sites, directions, weights, self.target)
+            targets = _each(self.targets, self.layers, "targets").to(model.device)
+            return _BoundCosine(sites, directions, weights, targets)
         if self.form == "projection":
             start = unperturbed(model, prompt, self.layers)
             return _BoundProjection(sites, directions, weights, start, self.scale, self.stability)
@@ -118,7 +121,8 @@ class _BoundCosine(Bound):
     """(K, D) unit"""
     weights: Tensor
     """(K,)"""
-    target: float
+    targets: Tensor
+    """(K,)"""
 
     @property
     def reads(self) -> tuple[Site, ...]:
@@ -126,7 +130,7 @@ class _BoundCosine(Bound):
 
     def __call__(self, trace: Trace) -> Tensor:
         cosines = cosine_similarity(_states(trace, self.sites), self.directions, dim=-1)
-        return (self.weights * (self.target + cosines) ** 2).sum(1)
+        return (self.weights * (self.targets + cosines) ** 2).sum(1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -178,7 +182,7 @@ def _stacked(artefact: Artefact, name: str, layers: Sequence[int]) -> Tensor:
     return torch.stack([artefact.tensors[f"{name}.{layer}"] for layer in layers])
 
 
-def _weights(weights: Sequence[float], layers: Sequence[int]) -> Tensor:
-    if weights and len(weights) != len(layers):
-        raise BadInput(f"{len(weights)} weights for {len(layers)} layers; give one for each layer")
-    return torch.tensor(weights or [1.0] * len(layers))
+def _each(values: Sequence[float], layers: Sequence[int], what: str) -> Tensor:
+    if values and len(values) != len(layers):
+        raise BadInput(f"{len(values)} {what} for {len(layers)} layers; give one for each layer")
+    return torch.tensor(values or [1.0] * len(layers))

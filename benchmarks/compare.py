@@ -1,0 +1,238 @@
+"""Paired comparison of attacks: who gets more through, and at what cost, on the same behaviours.
+
+Imports no torch.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from benchmarks.rows import Entry, read_rows_and_entries
+from benchmarks.success import BOOTSTRAP_SEED, CONFIDENCE, RESAMPLES, wilson
+from benchmarks.tables import attack_labels, table, text
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One attack against the base on one model, paired over the behaviours that both were run on.
+
+    Differences and ratios are attack against base; intervals are 95 % percentile bootstraps over
+    behaviours, whose outcomes under both attacks are drawn together.
+    """
+
+    model: str
+    attack: str
+    params: Mapping[str, Any]
+    base: str
+    judge: str
+    n: int
+    """Behaviours in common."""
+    asr: float
+    base_asr: float
+    difference: float
+    """In success@1."""
+    difference_low: float
+    difference_high: float
+    won: int
+    """Behaviours on which the attack does better than the base."""
+    lost: int
+    flops_ratio: float | None
+    """Of the medians of FLOPs until the first verified success; None where half of the behaviours
+    never had one under either attack, 0 or infinite where under one of them."""
+    flops_ratio_low: float | None
+    flops_ratio_high: float | None
+    seconds_ratio: float | None
+    """The same of seconds: search and verification."""
+
+
+@dataclass(frozen=True)
+class _Outcomes:
+    """An attack on one model, by behaviour: means over seeds."""
+
+    success: Mapping[str, float]
+    flops: Mapping[str, float]
+    """Infinite where there was no success."""
+    seconds: Mapping[str, float]
+
+
+def compare(folders: Sequence[Path], base: str) -> list[Comparison]:
+    """Every other attack of the same threat model against `base`, model by model.
+
+    Args:
+        folders: of results.
+        base: an attack as boards call it: its name, and where one technique has several rows the
+            parameters in parentheses that tell it apart.
+
+    Raises:
+        BadInput: a folder without records, or no row of that name.
+    """
+    found = read_rows_and_entries(folders)
+    labels = attack_labels([row for row, _ in found])
+    bases = {
+        (row.model, row.judge): (row, entries)
+        for row, entries in found
+        if labels[row.attack_hash] == base
+    }
+    if not bases:
+        from attacks.core.errors import BadInput  # Here, for its package brings torch along.
+
+        valid = ", ".join(sorted(set(labels.values())))
+        raise BadInput(f"no attack '{base}' in the results; valid: {valid}")
+    comparisons = []
+    for row, entries in found:
+        against = bases.get((row.model, row.judge))
+        if against is None or labels[row.attack_hash] == base:
+            continue
+        if row.threat_model != against[0].threat_model:
+            continue
+        sides = (_outcomes(entries), _outcomes(against[1]))
+        if common := sorted(sides[0].success.keys() & sides[1].success.keys()):
+            names = (labels[row.attack_hash], base)
+            comparisons.append(_compared(row.model, row.judge, names, row.params, sides, common))
+    return comparisons
+
+
+def _outcomes(entries: Sequence[Entry]) -> _Outcomes:
+    success: dict[str, list[float]] = defaultdict(list)
+    costs: dict[str, list[tuple[float, float]]] = defaultdict(list)
+    for entry in entries:
+        if not entry.record.harmful or entry.success is None:
+            continue
+        first, behavior = entry.record.first_success, entry.record.behavior_id
+        success[behavior].append(float(entry.success))
+        costs[behavior].append((first.flops, first.seconds) if first else (math.inf, math.inf))
+    return _Outcomes(
+        {key: fmean(values) for key, values in success.items()},
+        *({key: fmean(cost[at] for cost in rows) for key, rows in costs.items()} for at in (0, 1)),
+    )
+
+
+def _compared(
+    model: str,
+    judge: str,
+    names: tuple[str, str],
+    params: Mapping[str, Any],
+    sides: tuple[_Outcomes, _Outcomes],
+    common: Sequence[str],
+) -> Comparison:
+    success, base = (np.array([side.success[key] for key in common]) for side in sides)
+    gap = success - base
+    drawn = np.random.default_rng(BOOTSTRAP_SEED).integers(
+        len(common), size=(RESAMPLES, len(common))
+    )
+    low, high = _interval(gap[drawn].mean(1))
+    if not gap.any():
+        # Resampling no difference at all would claim certainty.
+        high = wilson(0, len(common))[1]
+        low = -high
+    flops, seconds = (
+        [np.array([getattr(side, kind)[key] for key in common]) for side in sides]
+        for kind in ("flops", "seconds")
+    )
+    ratio = _ratio(_medians(flops[0][None]), _medians(flops[1][None]))[0]
+    ratios = _ratio(_medians(flops[0][drawn]), _medians(flops[1][drawn]))
+    known = np.isnan(ratios).mean() < 1 - CONFIDENCE
+    ratio_low, ratio_high = _interval(ratios[~np.isnan(ratios)]) if known else (None, None)
+    timed = _ratio(_medians(seconds[0][None]), _medians(seconds[1][None]))[0]
+    return Comparison(
+        model=model,
+        attack=names[0],
+        params=params,
+        base=names[1],
+        judge=judge,
+        n=len(common),
+        asr=float(success.mean()),
+        base_asr=float(base.mean()),
+        difference=float(gap.mean()),
+        difference_low=low,
+        difference_high=high,
+        won=int((gap > 0).sum()),
+        lost=int((gap < 0).sum()),
+        flops_ratio=_known(ratio),
+        flops_ratio_low=ratio_low,
+        flops_ratio_high=ratio_high,
+        seconds_ratio=_known(timed),
+    )
+
+
+def _medians(costs: Floats) -> Floats:
+    """(R,) the cost at which half of each row's (R, N) behaviours have had their first success."""
+    half: Floats = np.sort(costs, axis=1)[:, math.ceil(costs.shape[1] / 2) - 1]
+    return half
+
+
+def _ratio(one: Floats, other: Floats) -> Floats:
+    """`one` by `other`; not a number where neither is finite, or where nothing was spent."""
+    with np.errstate(invalid="ignore", divide="ignore"):
+        ratio: Floats = one / other
+    return ratio
+
+
+def _interval(values: Floats) -> tuple[float, float]:
+    # Order statistics, and not between them: some may be infinite.
+    low, high = np.quantile(
+        values, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2], method="inverted_cdf"
+    )
+    return float(low), float(high)
+
+
+def _known(value: float) -> float | None:
+    return None if math.isnan(value) else float(value)
+
+
+def as_json(rows: Sequence[Comparison]) -> str:
+    """A list of objects, with a final newline; infinite ratios are null."""
+    values = [{key: None if v == math.inf else v for key, v in asdict(row).items()} for row in rows]
+    return json.dumps(values, indent=2, allow_nan=False) + "\n"
+
+
+def as_markdown(rows: Sequence[Comparison]) -> str:
+    """A table and what it means, with a final newline."""
+    if not rows:
+        return "Nothing to compare.\n"
+    headings = ("Model", "Attack", "n", "Success", "Base", "Difference", "Won : lost")
+    costs = ("FLOPs to first success, ratio", "Seconds, ratio")
+    cells = [
+        (
+            text(row.model),
+            text(row.attack),
+            str(row.n),
+            f"{row.asr:.2f}",
+            f"{row.base_asr:.2f}",
+            f"{row.difference:+.2f} [{row.difference_low:+.2f}, {row.difference_high:+.2f}]",
+            f"{row.won} : {row.lost}",
+            _span(row.flops_ratio, row.flops_ratio_low, row.flops_ratio_high),
+            _span(row.seconds_ratio, None, None),
+        )
+        for row in rows
+    ]
+    return (
+        f"Against {text(rows[0].base)}, paired over behaviours.\n\n"
+        f"{table((*headings, *costs), cells, left=2)}\n\n"
+        "Difference: in success@1, attack less base, with the 95 % paired bootstrap interval. "
+        "Ratio: of the costs at which half of the behaviours had their first verified success, "
+        "attack by base; under 1 the attack is cheaper. A dash: neither got that far.\n"
+    )
+
+
+def _span(value: float | None, low: float | None, high: float | None) -> str:
+    if value is None:
+        return "-"
+    text = _factor(value)
+    return text if low is None or high is None else f"{text} [{_factor(low)}, {_factor(high)}]"
+
+
+def _factor(value: float) -> str:
+    return "never" if value == math.inf else f"{value:.2f}"

@@ -1,0 +1,47 @@
+"""Markdown tables of names and figures, and the names of attacks in them. Imports no torch."""
+
+from __future__ import annotations
+
+import html
+import json
+from collections.abc import Sequence
+
+from benchmarks.rows import Row
+
+
+def table(headings: Sequence[str], rows: Sequence[Sequence[str]], *, left: int) -> str:
+    """A Markdown table, without final newline; cells are Markdown already, empty ones a dash.
+
+    Args:
+        headings: of the columns.
+        rows: as many cells as headings, each.
+        left: how many columns, from the first on, hold names, which stand to the left.
+    """
+    lines = [
+        list(headings),
+        [":--"] * left + ["--:"] * (len(headings) - left),
+        *([cell or "-" for cell in row] for row in rows),
+    ]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def text(value: str) -> str:
+    """`value` as one line of plain text in a Markdown table cell."""
+    line = " ".join("".join(char if char.isprintable() else " " for char in value).split())
+    for special in "\\`*[]|~":
+        line = line.replace(special, f"\\{special}")
+    return html.escape(line, quote=False)
+
+
+def attack_labels(rows: Sequence[Row]) -> dict[str, str]:
+    """Attack names by hash, with the parameters that tell attacks of one name apart."""
+    names = {}
+    for row in rows:
+        same = [other.params for other in rows if other.attack == row.attack]
+        varying = [
+            f"{key}={json.dumps(value, ensure_ascii=False)}"
+            for key, value in row.params.items()
+            if any(params.get(key) != value for params in same)
+        ]
+        names[row.attack_hash] = row.attack + (f" ({', '.join(varying)})" if varying else "")
+    return names
