@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,6 @@ import pytest
 
 from attacks.core.behavior import Behavior
 from attacks.core.errors import BadInput
-from benchmarks import public_sets
 from benchmarks.behaviors import load_behaviors, names
 from benchmarks.paths import data_dir
 
@@ -214,93 +212,6 @@ def test_a_set_that_is_none(
     assert "\n" not in str(caught.value)
 
 
-@pytest.fixture
-def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder in which a data set looks as on the Hub; every public set is found in it."""
-    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
-    folder = tmp_path / "hub"
-    folder.mkdir()
-    for name, entry in public_sets.PUBLIC_SETS.items():
-        local = replace(entry, path=str(folder), revision=None)
-        monkeypatch.setitem(public_sets.PUBLIC_SETS, name, local)
-    return folder
-
-
-def _publish(hub: Path, config: str, **splits: list[list[Any]]) -> None:
-    files = [f"  - split: {split}\n    path: {split}.csv\n" for split in splits]
-    card = f"---\nconfigs:\n- config_name: {config}\n  data_files:\n{''.join(files)}---\n"
-    (hub / "README.md").write_text(card)
-    for split, rows in splits.items():
-        _csv(hub / f"{split}.csv", rows)
-
-
-def test_jailbreakbench_pairs_its_twins(hub: Path) -> None:
-    header = ["Index", "Goal", "Target", "Behavior", "Category", "Source"]
-    rows = [[i, f"Goal {i}", f"Sure {i}", "Title", "Kind", "Original"] for i in range(21)]
-    _publish(hub, "behaviors", harmful=[header, *rows], benign=[header, *rows])
-    found = load_behaviors("jailbreakbench")
-    assert found[0] == Behavior(
-        "jbb-harmful-1", "Goal 0", "Sure 0", "Kind", True, twin="jbb-benign-1"
-    )
-    assert found[21] == Behavior("jbb-benign-1", "Goal 0", "Sure 0", "Kind", False)
-    assert [row.id for row in found if row.target is None] == ["jbb-benign-11", "jbb-benign-21"]
-    assert load_behaviors("jailbreakbench-harmful") == found[:21]
-    assert load_behaviors("jailbreakbench-benign") == found[21:]
-
-
-def test_advbench_drops_rotated_targets(hub: Path) -> None:
-    rows = [[f"Do {i}", f"Sure {i}"] for i in range(1, 521)]
-    _publish(hub, "default", train=[["prompt", "target"], *rows])
-    found = load_behaviors("advbench")
-    assert len(found) == 520
-    assert [int(row.id.removeprefix("advbench-")) for row in found if row.target is None] == [
-        *(62, 64, 65, 282, 283, 284, 459, 460)
-    ]
-
-
-@pytest.mark.parametrize(
-    ("name", "config", "header", "cells", "text", "harmful"),
-    [
-        ("harmbench", "standard", ["prompt", "category"], ["P", "c"], "P", True),
-        (
-            "harmbench-contextual",
-            "contextual",
-            ["prompt", "context", "category"],
-            ["P", "C", "c"],
-            "C\n\n---\n\nP",
-            True,
-        ),
-        ("harmbench-copyright", "copyright", ["prompt", "category"], ["P", "c"], "P", True),
-        ("strongreject", "default", ["prompt", "category", "source"], ["P", "c", "s"], "P", True),
-        ("xstest", "default", ["prompt", "type", "label"], ["P", "c", "safe"], "P", False),
-        ("xstest", "default", ["prompt", "type", "label"], ["P", "c", "unsafe"], "P", True),
-        (
-            "alpaca",
-            "default",
-            ["instruction", "input", "output"],
-            ["P", "C", "c"],
-            "C\n\n---\n\nP",
-            False,
-        ),
-        ("or-bench-hard", "or-bench-hard-1k", ["prompt", "category"], ["P", "c"], "P", False),
-    ],
-)
-def test_the_other_public_sets(
-    hub: Path,
-    name: str,
-    config: str,
-    header: list[str],
-    cells: list[str],
-    text: str,
-    harmful: bool,
-) -> None:
-    _publish(hub, config, train=[header, cells])
-    (row,) = load_behaviors(name)
-    category = "" if name == "alpaca" else "c"
-    assert (row.text, row.category, row.harmful, row.target) == (text, category, harmful, None)
-
-
 def test_part_of_a_set_keeps_twins_together() -> None:
     whole, part = load_behaviors("pocket-test"), load_behaviors("pocket-test[100:]")
     assert [row.id for row in part if row.harmful] == [row.id for row in whole if row.harmful][100:]
@@ -323,48 +234,3 @@ def test_several_sets_are_one_and_share_no_id(tmp_path: Path) -> None:
     odd = tmp_path / "a+b.jsonl"
     odd.write_text('{"id": "1", "text": "a", "target": null, "category": "", "harmful": true}\n')
     assert [row.id for row in load_behaviors(str(odd))] == ["1"]
-
-
-def test_a_changed_column_is_named(hub: Path) -> None:
-    _publish(hub, "default", train=[["question", "target"], ["Q", "T"]])
-    with pytest.raises(BadInput, match="has no column 'prompt' any more, but question, target"):
-        load_behaviors("advbench")
-
-
-@pytest.mark.parametrize(
-    ("error", "advice"),
-    [
-        (ConnectionError("Couldn't reach 'x' on the Hub\n(offline)"), "connect to the internet"),
-        (FileNotFoundError("Dataset 'x' is a gated dataset on the Hub."), "accept its terms"),
-    ],
-)
-def test_a_set_that_cannot_be_had_says_what_to_do(
-    monkeypatch: pytest.MonkeyPatch, error: Exception, advice: str
-) -> None:
-    def refuse(*args: object, **kwargs: object) -> None:
-        raise error
-
-    monkeypatch.setattr("datasets.load_dataset", refuse)
-    with pytest.raises(BadInput, match=f"'advbench'.*{advice}.*pass a CSV file.*llm-attacks") as e:
-        load_behaviors("advbench")
-    assert "\n" not in str(e.value)
-
-
-@pytest.mark.skipif(not PUBLIC_FILES.is_dir(), reason="the public files are not part of it")
-@pytest.mark.parametrize(
-    ("file", "rows", "harmful", "targets"),
-    [
-        ("advbench", 520, 520, 512),
-        ("harmbench_text", 400, 400, 400),
-        ("jailbreakbench_harmful", 100, 100, 100),
-        ("jailbreakbench_benign", 100, 0, 100),
-        ("strongreject", 313, 313, 0),
-        ("xstest", 450, 200, 0),
-        ("orbench_hard_1k", 1319, 0, 0),
-    ],
-)
-def test_public_files(file: str, rows: int, harmful: int, targets: int) -> None:
-    found = load_behaviors(str(PUBLIC_FILES / f"{file}.csv"))
-    assert len(found) == rows
-    assert sum(row.harmful for row in found) == harmful
-    assert sum(row.target is not None for row in found) == targets
