@@ -52,6 +52,11 @@ class Meter:
         self.backward_tokens = 0
         self.flops = 0
 
+    @property
+    def per_position(self) -> int:
+        """Operations that a position costs in all blocks, attention apart."""
+        return sum(self._linear)
+
     def snapshot(self) -> Work:
         """The counts so far."""
         return Work(self.forward_tokens, self.backward_tokens, self.flops)
