@@ -25,7 +25,7 @@ def behaviors_of(shape: Shape, model: Model, rounds: int) -> list[Behavior]:
     if shape.shipped:
         found = [b for b in load_behaviors("pocket-test") if b.harmful]
         return [found[at % len(found)] for at in range(rounds)]
-    rng = Generator().manual_seed(rounds)
+    rng = Generator().manual_seed(0)
     words = _whole_words(model)
 
     def text(count: int) -> str:
@@ -42,7 +42,11 @@ def _whole_words(model: Model) -> Tensor:
     """Ids of the allowed tokens that are a word with the space before it."""
     allowed = model.chat.allowed.nonzero().squeeze(1)
     texts = model.chat.decode([[index] for index in allowed.tolist()])
-    words = [text[:1] == " " and text[1:].isalpha() and len(text) > 2 for text in texts]
+    encoded = [encoding.ids for encoding in model.chat.encode(texts)]
+    words = [
+        text[:1] == " " and text[1:].isalpha() and len(text) > 2 and ids == [index]
+        for text, ids, index in zip(texts, encoded, allowed.tolist(), strict=True)
+    ]
     return allowed[torch.tensor(words)]
 
 

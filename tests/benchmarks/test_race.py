@@ -204,9 +204,14 @@ def test_a_missing_peer_is_one_line(capsys: pytest.CaptureFixture[str], tmp_path
 
 
 @pytest.mark.skipif(not PEER.is_file(), reason="nanoGCG's environment is made by `make race`")
-def test_both_race(tmp_path: Path) -> None:
-    options = ["--shape", "pocket", "--rounds", "1", "--steps", "2"]
-    assert main(["--peer", str(PEER), *options, "--out", str(tmp_path)]) == 0
-    content = json.loads((tmp_path / "pocket.json").read_text())
-    theirs = content["rounds"][0]["theirs"]
-    assert len(theirs["losses"]) == 2 and theirs["lengths"]["slots"] == 10
+@pytest.mark.parametrize("shape", ["pocket", "small"])
+def test_both_race(shape: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same logits, lengths and first loss are conditions of every race."""
+    monkeypatch.setitem(SHAPES, "small", RACED)
+    options = ["--shape", shape, "--rounds", "1", "--steps", "2", "--peer", str(PEER)]
+    assert main([*options, "--out", str(tmp_path)]) == 0
+    content = json.loads((tmp_path / f"{shape}.json").read_text())
+    both = content["rounds"][0]
+    assert both["ours"]["lengths"] == both["theirs"]["lengths"]
+    assert len(both["theirs"]["losses"]) == 2
+    assert (both["judged"] is not None) == (shape == "pocket")

@@ -70,11 +70,14 @@ class Checks:
             return
         names = ("resid_pre", "attn_out", "mlp_out", "resid_post")
         positions = tuple(range(self._ids.shape[1]))
-        for layer in range(self._n_layers):
-            reads = [Site(layer, name, positions) for name in names]
-            plan = tracing.plan(reads, (), past=0, n_layers=self._n_layers)
-            work = tracing.Pass(self._hf.get_input_embeddings()(self._ids))
-            trace = tracing.run(self._envoy, self._structure, work, plan)
+        blocks = [
+            [Site(layer, name, positions) for name in names] for layer in range(self._n_layers)
+        ]
+        every = [site for reads in blocks for site in reads]
+        plan = tracing.plan(every, (), past=0, n_layers=self._n_layers)
+        work = tracing.Pass(self._hf.get_input_embeddings()(self._ids))
+        trace = tracing.run(self._envoy, self._structure, work, plan)
+        for layer, reads in enumerate(blocks):
             before, attn, mlp, after = (trace[site].float() for site in reads)
             for site in reads[1:3]:
                 if trace[site].shape != before.shape:
