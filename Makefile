@@ -6,10 +6,14 @@ PYTHON ?= python3
 TORCH ?= torch==2.13.0
 WORKERS ?= $(shell nproc 2>/dev/null || sysctl -n hw.ncpu 2>/dev/null || echo 1)
 
+ROUNDS ?= 5
+STEPS ?= 20
+
 BIN := .venv/bin
 STAMP := .venv/.installed
+RACE := .race-venv
 
-.PHONY: demo test check speed board pocket clean
+.PHONY: demo test check speed race board pocket clean
 
 demo: $(STAMP)  ## Attack the shipped pocket models and print a leaderboard.
 	$(BIN)/reroute run quickstart --workers $(WORKERS) --out runs/quickstart
@@ -24,6 +28,9 @@ check: $(STAMP)  ## Lint and type-check.
 
 speed: $(STAMP)  ## Time the parts of a search step.
 	$(BIN)/python -m pytest tests/speed --benchmark-enable --benchmark-only
+
+race: $(STAMP) $(RACE)/.installed  ## Race against nanoGCG, which has an environment of its own.
+	$(BIN)/python -m benchmarks.race --peer $(RACE)/bin/python --rounds $(ROUNDS) --steps $(STEPS)
 
 board: $(STAMP)  ## Run the committed board and refresh README's table.
 	$(BIN)/reroute run pocket-board --workers $(WORKERS) --out results/pocket-board
@@ -41,5 +48,11 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	touch $(STAMP)
 
+$(RACE)/.installed: benchmarks/race/constraints.txt
+	$(PYTHON) -m venv $(RACE)
+	$(RACE)/bin/python -m pip install --quiet $(TORCH)
+	$(RACE)/bin/python -m pip install --quiet --constraint $< nanogcg transformers
+	touch $@
+
 clean:
-	rm -rf .venv runs
+	rm -rf .venv $(RACE) runs

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from dataclasses import dataclass
 from operator import attrgetter
 from typing import Any
@@ -33,7 +34,7 @@ class Structure:
     blocks: str
     """Path of the list of blocks."""
     attn_out: str | None
-    """Name of the child of a block whose output attention adds to the residual stream."""
+    """Path in a block of the module whose output attention adds to the residual stream."""
     mlp_out: str | None
     projections: tuple[str | None, ...]
     """For each block, path in it of the output projection of its attention."""
@@ -102,12 +103,10 @@ def structure_of(model: nn.Module, n_layers: int) -> Structure:
     if not lists:
         raise BadInput(f"{family}: no list of {n_layers} decoder blocks found")
     blocks = min(lists, key=lambda path: path.count("."))
-    block = attrgetter(blocks)(model)[0]
-    children = dict(block.named_children())
-    attn_out = next((name for name in _ATTENTION if name in children), None)
-    mlp_out = next((name for name in _MLP if name in children), None)
+    children = [dict(block.named_children()) for block in attrgetter(blocks)(model)]
+    attn_out, mlp_out = _write(_ATTENTION, children), _write(_MLP, children)
     for attn, mlp in _OUTPUT_NORMS:
-        if attn in children and mlp in children:
+        if all(attn in block and mlp in block for block in children):
             attn_out, mlp_out = attn, mlp
             break
     heads = getattr(model.config.get_text_config(), "num_attention_heads", 0)  # type: ignore[operator, union-attr]
@@ -123,6 +122,22 @@ def structure_of(model: nn.Module, n_layers: int) -> Structure:
         heads if isinstance(heads, int) else 0,
         norm and f"{owner}.{norm}".lstrip("."),
     )
+
+
+def _write(names: tuple[str, ...], blocks: list[dict[str, nn.Module]]) -> str | None:
+    """Path in a block of the module that writes to the stream; None unless all blocks have it.
+
+    A module that is given the residual (as in BLOOM and MPT) returns it with the write added; what
+    it adds is then the output of its last linear map.
+    """
+    name = next((name for name in names if all(name in block for block in blocks)), None)
+    if name is None:
+        return None
+    module = blocks[0][name]
+    if "residual" not in inspect.signature(module.forward).parameters:
+        return name
+    maps = [child for child, inner in module.named_children() if isinstance(inner, nn.Linear)]
+    return f"{name}.{maps[-1]}" if maps else None
 
 
 def _projection(block: nn.Module) -> str | None:

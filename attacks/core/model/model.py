@@ -18,6 +18,7 @@ from attacks.core.interventions import Intervention
 from attacks.core.model import tracing
 from attacks.core.model.cache import Prefix
 from attacks.core.model.chat import Chat
+from attacks.core.model.checks import Checks
 from attacks.core.model.families import structure_of
 from attacks.core.model.generation import batches, greedy, left_padded, plain_generation
 from attacks.core.model.hooks import intervening
@@ -53,7 +54,7 @@ class Model:
         self.chat = Chat(tokenizer, name, vocab_rows=rows, context=_context(config))
         self.meter = Meter(hf, self.structure.blocks, self.n_layers)
         self._envoy = NNsight(hf)
-        self._writes_checked = False
+        self._checks = Checks(self._envoy, self.structure, self.chat, self.n_layers)
         self.chat.render(conversation("a", system=system))
 
     @classmethod
@@ -144,7 +145,12 @@ class Model:
     # Forward passes --------------------------------------------------------------------------
 
     def prefix(self, ids: Tensor, *, interventions: Sequence[Intervention] = ()) -> Prefix:
-        """Keys and values of the positions `ids` (P,), for sequences that begin with them."""
+        """Keys and values of the positions `ids` (P,), for sequences that begin with them.
+
+        Raises:
+            BadInput: this family carries something else from position to position.
+        """
+        self._checks.prefix()
         cache = DynamicCache()
         last = Site(self.n_layers - 1, "resid_post", (len(ids) - 1,))
         with torch.no_grad():
@@ -202,30 +208,8 @@ class Model:
         return trace
 
     def check_residual_writes(self) -> None:
-        """Make sure that `attn_out` and `mlp_out` are all that a block adds to the stream.
-
-        Raises:
-            BadInput: this family adds something else, so these sites would be wrong.
-        """
-        if self._writes_checked:
-            return
-        self._writes_checked = True
-        names = ("resid_pre", "attn_out", "mlp_out", "resid_post")
-        layer = self.n_layers // 2
-        ids = self.chat.allowed.nonzero()[:4].T
-        with torch.no_grad():
-            work = tracing.Pass(self.embed(ids))
-            reads = [Site(layer, name, (0, 1, 2, 3)) for name in names]
-            plan = tracing.plan(reads, (), past=0, n_layers=self.n_layers)
-            trace = tracing.run(self._envoy, self.structure, work, plan)
-        before, attn, mlp, after = (trace[site].float() for site in reads)
-        error = (before + attn + mlp - after).norm() / after.norm()
-        if not error < 0.02:
-            self._writes_checked = False
-            raise BadInput(
-                f"{self.structure.family}: a block's output is not its input plus its attention "
-                f"and MLP outputs (relative error {error:.2g}), so these sites cannot be used"
-            )
+        """`Checks.residual_writes`."""
+        self._checks.residual_writes()
 
     # Answers ---------------------------------------------------------------------------------
 
@@ -249,7 +233,8 @@ class Model:
                 is filled up with copies of its last row.
 
         Raises:
-            BadInput: a conversation that leaves no room for an answer in the context.
+            BadInput: a conversation that leaves no room for an answer in the context, or prompts of
+                several lengths in a family that reads their padding.
         """
         tokens = [self.chat.tokens(messages) for messages in conversations]
         lengths = [len(ids) for ids, _ in tokens]
@@ -267,6 +252,8 @@ class Model:
             filled = members + [members[-1]] * (size - len(members) if pad_to > 1 else 0)
             ids, mask = left_padded([tokens[i][0] for i in filled], length, pad)
             roles, _ = left_padded([tokens[i][1] for i in filled], length, SYSTEM)
+            if not mask.all():
+                self._checks.padding()
             with intervening(self.hf, self.structure, interventions, roles=roles, mask=mask):
                 texts, new = greedy(
                     self.hf, self.chat.tokenizer, ids, mask, max_new_tokens=max_new_tokens
