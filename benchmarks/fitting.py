@@ -6,9 +6,10 @@ import dataclasses
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from attacks.attack import Artefact, Attack, Behavior
+from attacks.composed import Composed
 from attacks.core.artefact import EMPTY
 from attacks.core.model import Model
 from attacks.core.refusal import GENERAL_OPENERS, learn_openers
@@ -16,6 +17,7 @@ from attacks.registry import params_of
 from benchmarks import artefacts
 from benchmarks.bench import Failure, failure_of, model_id
 from benchmarks.cells import artefact_id, prepare_generator
+from benchmarks.suites import attack_hash
 from benchmarks.timing import Clock
 
 
@@ -23,7 +25,8 @@ class Fitted(NamedTuple):
     """An attack's artefact on a model and seed, by reference."""
 
     identity: str
-    """Id of its files; empty where the attack fits nothing."""
+    """Id of its files; empty where the attack fits nothing. Those of a combination's parts, joined
+    by `+`."""
     hash: str
     """Of its content."""
     failure: Failure | None = None
@@ -34,12 +37,52 @@ def fit_attack(
 ) -> Fitted:
     """Fits the attack's artefact or finds it; the first of `folders` has it afterwards.
 
+    Each part of a combination keeps files of its own, and takes them from a run of that part alone
+    where nothing to its right changes the model.
+
     Raises:
         BadInput: damaged artefact files.
     """
+    if isinstance(attack, Composed):
+        return _fit_parts(model, attack, train, seed, folders)
+    return _fit(model, attack, train, seed, folders)
+
+
+def _fit_parts(
+    model: Model, attack: Composed, train: Sequence[Behavior], seed: int, folders: Sequence[Path]
+) -> Fitted:
+    rng = prepare_generator(attack, model.revision, seed)
+    identities, made = [""] * len(attack.parts), [EMPTY] * len(attack.parts)
+    for at in reversed(range(len(attack.parts))):
+        try:
+            changed = attack.stage(at, model, train, attack.join(made), rng=rng)
+        except Exception as error:
+            return Fitted("", f"unfitted {attack_hash(attack)}", failure_of(error))
+        behind = attack.parts[at + 1 :] if changed is not model else ()
+        fitted = _fit(changed, attack.parts[at], train, seed, folders, behind=behind)
+        if fitted.failure is not None:
+            return fitted
+        if fitted.identity:
+            identities[at] = fitted.identity
+            made[at] = artefacts.load(folders[0], fitted.identity) or EMPTY
+    return Fitted("+".join(identities) if any(identities) else "", attack.join(made).hash)
+
+
+def _fit(
+    model: Model,
+    attack: Attack,
+    train: Sequence[Behavior],
+    seed: int,
+    folders: Sequence[Path],
+    *,
+    behind: Sequence[Attack] = (),
+) -> Fitted:
+    """Of a single attack; `behind` are those that have changed `model`."""
     if type(attack).prepare is Attack.prepare:
         return Fitted("", EMPTY.hash)
-    fitted = {"attack": attack.name, "params": params_of(attack)}
+    fitted: dict[str, Any] = {"attack": attack.name, "params": params_of(attack)}
+    if behind:
+        fitted["on"] = [{"attack": part.name, "params": params_of(part)} for part in behind]
     identity = artefact_id(model_id(model), fitted, train, seed)
     if (found := _found(identity, folders)) is not None:
         return Fitted(identity, found.hash)

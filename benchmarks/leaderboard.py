@@ -7,7 +7,7 @@ import dataclasses
 import html
 import io
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any, Literal, NoReturn, get_args
@@ -205,6 +205,12 @@ def _columns(rows: Sequence[Row]) -> list[_Column]:
             lambda row: _rate(row.harmless_kept),
         ),
         _Column(
+            "Harmless KL",
+            "how far the interventions move the first token of answers to harmless requests: the "
+            "mean divergence of what the changed model says from what it would say, in nats.",
+            lambda row: "" if row.harmless_kl is None else f"{row.harmless_kl:.2g}",
+        ),
+        _Column(
             "Seconds",
             "median wall-clock time for one request: search and answer.",
             lambda row: _seconds(row.seconds_median),
@@ -245,14 +251,25 @@ def _names(rows: Sequence[Row]) -> dict[str, str]:
     """Attack names by hash, with the parameters that tell attacks of one name apart."""
     names = {}
     for row in rows:
-        same = [other.params for other in rows if other.attack == row.attack]
+        same = [_flat(other.params) for other in rows if other.attack == row.attack]
         varying = [
             f"{key}={json.dumps(value, ensure_ascii=False)}"
-            for key, value in row.params.items()
+            for key, value in _flat(row.params).items()
             if any(params.get(key) != value for params in same)
         ]
         names[row.attack_hash] = _text(row.attack + (f" ({', '.join(varying)})" if varying else ""))
     return names
+
+
+def _flat(params: Mapping[str, Any]) -> dict[str, Any]:
+    """Parameters with those of parts under dotted names."""
+    flat: dict[str, Any] = {}
+    for key, value in params.items():
+        if isinstance(value, Mapping):
+            flat |= {f"{key}.{inner}": own for inner, own in _flat(value).items()}
+        else:
+            flat[key] = value
+    return flat
 
 
 def _interval(row: Row) -> str:

@@ -110,7 +110,11 @@ def run(envoy: NNsight, structure: Structure, work: Pass, plan: Plan) -> Trace:
                     attention = at_path(model, structure.attention_path(place.layer))
                     value = recorder.value(attention, place.name)
                 if place in plan.changes:
-                    context = Context(place, 0, work.roles, None)
+                    roles = work.roles
+                    if roles is not None and rows is not None:
+                        # Logits are there for these positions only.
+                        roles = roles[:, list(rows)]
+                    context = Context(place, 0, roles, None)
                     for intervention in plan.changes[place]:
                         value = intervention(value, context)
                     if place.name == "resid_pre":

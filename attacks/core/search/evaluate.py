@@ -61,7 +61,9 @@ class Evaluator:
         self._roles = roles[start : self._length]
         self._start = start
         self._prefix = (
-            model.prefix(prompt.ids[:start], interventions=interventions) if start else None
+            model.prefix(prompt.ids[:start], interventions=interventions, roles=roles[:start])
+            if start
+            else None
         )
 
     def _sequences(self, candidates: Tensor) -> Tensor:
