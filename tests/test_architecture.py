@@ -36,6 +36,12 @@ ALLOWED = {
         "attacks.core.states",
         "attacks.core.refusal",
     ),
+    "attacks.core.faithfulness": (
+        *_CORE,
+        "attacks.core.model",
+        "attacks.core.states",
+        "attacks.core.refusal",
+    ),
     "attacks.core.survey": (
         *_CORE,
         *(f"attacks.core.{name}" for name in ("attribution", "directions", "probes")),
