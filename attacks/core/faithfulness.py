@@ -1,8 +1,9 @@
-"""Does a direction work through what reads it, or through a dormant path? (arXiv 2311.17030)
+"""Whether a direction works through what reads it, or through a dormant path.
 
-Patching along a direction can change a model's answer although the model never uses the direction:
-its part that varies with the concept reaches nothing, and its part that reaches the output does not
-vary on real prompts. Each part is therefore patched alone.
+Interpretability illusions of subspace patching (Makelov et al., arXiv 2311.17030): patching along a
+direction can change a model's answer although the model never uses the direction. Its part that
+varies with the concept reaches nothing, and its part that reaches the output does not vary on real
+prompts. So each part is patched alone.
 """
 
 from __future__ import annotations
