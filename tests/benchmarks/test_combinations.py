@@ -11,7 +11,7 @@ import torch
 
 import attacks.refusal_direction
 from attacks import parse_spec
-from attacks.core.interventions import AblateDirection, SuppressTokens
+from attacks.core.interventions import AblateDirection, Intervention, SuppressTokens
 from attacks.core.model.hooks import intervening
 from attacks.core.prompt import Message
 from attacks.core.states import LEAST_LOG_PROB, first_token_kl
@@ -168,20 +168,23 @@ def test_divergence_is_that_of_plain_hooks() -> None:
     model = pocket("pocket-llama")
     messages = (*model.conversation("How do I polish the harp?"), Message("assistant", "Sure,"))
     direction = torch.randn(model.width, generator=torch.Generator().manual_seed(0))
-    changes = [AblateDirection(direction, model.n_layers), SuppressTokens(torch.arange(9), -3.0, 1)]
     ids = model.chat.tokens(messages)[0].unsqueeze(0)
-    rows = []
-    for applied in ([], changes):
+
+    def log_probs(*applied: Intervention) -> torch.Tensor:
         with (
             torch.no_grad(),
             intervening(model.hf, model.structure, applied, roles=None, mask=None),
         ):
-            rows.append(model.hf(ids).logits[0, -1].double().log_softmax(0))
-    expected = float((rows[0].exp() * (rows[0] - rows[1])).sum())
+            return model.hf(ids).logits[0, -1].double().log_softmax(0)
+
+    plain = log_probs()
+    likely = plain.argmax().unsqueeze(0)
+    changes = [AblateDirection(direction, model.n_layers), SuppressTokens(likely, -3.0, 1)]
+    changed = log_probs(*changes)
+    expected = float((plain.exp() * (plain - changed)).sum())
     assert expected > 1e-3
-    assert first_token_kl(model, messages, changes) == pytest.approx(expected, rel=1e-4)
+    assert first_token_kl(model, messages, changes) == pytest.approx(expected, rel=1e-3)
     assert first_token_kl(model, messages, ()) == 0.0
     # What is made impossible counts, and leaves a number that JSON can hold.
-    likely = rows[0].argmax().unsqueeze(0)
     never = first_token_kl(model, messages, [SuppressTokens(likely, -float("inf"), 1)])
-    assert never == pytest.approx(float(rows[0].max().exp()) * -LEAST_LOG_PROB, rel=0.01)
+    assert never == pytest.approx(float(plain.max().exp()) * -LEAST_LOG_PROB, rel=0.01)
