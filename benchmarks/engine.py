@@ -274,7 +274,9 @@ def _finish(bench: Bench, item: _Pending, completions: Sequence[str]) -> Outcome
         # of it. Alone, since the shape of a batch would show in the last digits.
         divergence = None
         if item.interventions and not cell.behavior.harmful:
-            divergence = first_token_kl(bench.model, item.prompts[0], item.interventions)
+            # Of the plain request: behind an opening the next token is all but certain.
+            asked = bench.model.conversation(cell.behavior.text)
+            divergence = first_token_kl(bench.model, asked, item.interventions)
     except Exception as error:
         return _failed(bench, cell, tally, clock, failure_of(error))
     record = bench.record(

@@ -68,8 +68,8 @@ class Record:
     seconds: Seconds = field(default_factory=Seconds)
     first_success: FirstSuccess | None = None
     first_token_kl: float | None = None
-    """Nats: KL(as it is || changed) of the first token of the answer to the first candidate, what
-    the attack's interventions cost. Harmless behaviours only, and only with interventions."""
+    """Nats: KL(as it is || changed) of the first token of the answer to the plain request, what the
+    attack's interventions cost. Harmless behaviours only, and only with interventions."""
     stop: str = "never"
     """The `--stop` rule: such runs have their own board."""
     budget_seconds: float | None = None

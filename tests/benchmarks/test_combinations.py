@@ -118,6 +118,9 @@ def test_the_board_shows_side_effects(done: Path) -> None:
         measured = [r.first_token_kl for r in records if r.attack == name and not r.harmful]
         assert rows[name].harmless_kl == pytest.approx(sum(measured) / len(measured))
     assert rows["gcg+refusal-direction"].harmless_kl is None
+    # An opening hides nothing: what is compared is the answer to the plain request.
+    alone, opened = (rows[name].harmless_kl for name in list(rows)[::-1] if "gcg" not in name)
+    assert alone == opened
     table = render(list(rows.values()), "md")
     assert "Intervention attacks" in table and "| Harmless KL |" in table
     assert "gcg+refusal-direction |" in table
