@@ -100,7 +100,7 @@ def _add_run(sub: argparse.ArgumentParser) -> None:
     what = sub.add_argument_group("what to run, instead of a suite or to change one")
     for flag, field, meta, text in (
         ("--model", "models", "NAME", "shipped name, folder or Hub id; may be repeated"),
-        ("--attack", "attacks", "SPEC", "name or name:key=value,...; may be repeated"),
+        ("--attack", "attacks", "SPEC", "name or name:key=value,...; A+B: A where B is at work"),
         ("--judge", "judges", "NAME", "default: reference where there are references, or phrases"),
     ):
         what.add_argument(flag, action="append", dest=field, metavar=meta, help=text)

@@ -14,7 +14,7 @@ LONGEST = 350
 
 #: Modules of the suite that a module may import, by the longest matching prefix. The order is
 #: behavior <- prompt <- sites <- interventions, objectives <- model <- directions, refusal,
-#: attribution, survey, search <- attack <- the attack files <- registry <- benchmarks.
+#: attribution, survey, search <- attack <- the attack files, composed <- registry <- benchmarks.
 _TYPES = ("errors", "behavior", "prompt", "sites", "artefact", "interventions")
 _CORE = tuple(f"attacks.core.{name}" for name in _TYPES)
 ALLOWED = {
@@ -36,6 +36,12 @@ ALLOWED = {
         "attacks.core.states",
         "attacks.core.refusal",
     ),
+    "attacks.core.faithfulness": (
+        *_CORE,
+        "attacks.core.model",
+        "attacks.core.states",
+        "attacks.core.refusal",
+    ),
     "attacks.core.survey": (
         *_CORE,
         *(f"attacks.core.{name}" for name in ("attribution", "directions", "probes")),
@@ -44,7 +50,7 @@ ALLOWED = {
     "attacks.core.search": (*_CORE, "attacks.core.objectives", "attacks.core.search"),
     "attacks.core.plugins": ("attacks.core.errors",),
     "attacks.attack": (*_CORE, "attacks.core.search"),
-    "attacks.registry": ("attacks.attack", "attacks.core.plugins", *_CORE),
+    "attacks.registry": ("attacks.attack", "attacks.composed", "attacks.core.plugins", *_CORE),
     "attacks": ("attacks",),
     "benchmarks": ("attacks", "benchmarks"),
 }

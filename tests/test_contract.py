@@ -22,14 +22,19 @@ from conftest import pocket
 
 MODEL = "pocket-llama"
 STEPS = 3
-ATTACKS = sorted(available())
+#: Every registered attack, and combinations of a search and of single steps.
+COMPOSED = ["gcg+refusal-direction", "refusal-tokens+prefill+refusal-direction"]
+ATTACKS = [*sorted(available()), *COMPOSED]
 
 
 def small(name: str) -> Attack:
     """The attack with few steps and candidates, where it has such parameters."""
-    fields = {field.name for field in dataclasses.fields(available()[name])}
     wanted = {"steps": STEPS, "width": 16, "topk": 16, "slots": 4}
-    return load(name, **{key: value for key, value in wanted.items() if key in fields})
+    params = {}
+    for part in name.split("+"):
+        fields = {field.name for field in dataclasses.fields(available()[part])}
+        params[part] = {key: value for key, value in wanted.items() if key in fields}
+    return load(name, **(params if "+" in name else params[name]))
 
 
 @cache

@@ -13,6 +13,7 @@ SITE_ORDER = (
     "pattern",
     "z",
     "attn_out",
+    "mlp_post",
     "mlp_out",
     "resid_post",
     "logits",
@@ -33,9 +34,9 @@ class Site:
     in families that have one). `resid_pre` of block l is its input, `resid_post` its output;
     `logits` belongs to no layer and has layer -1. `scores` are attention scores after scaling and
     soft cap, before the mask; `pattern` is their masked softmax; `z` is each head's output, the
-    input of attention's output projection. Positions (of queries, for `scores` and `pattern`) count
-    from the start of the conversation; negative ones count from its end (not from the end of a
-    target after it).
+    input of attention's output projection, and `mlp_post` the input of the MLP's. Positions (of
+    queries, for `scores` and `pattern`) count from the start of the conversation; negative ones
+    count from its end (not from the end of a target after it).
     """
 
     layer: int

@@ -9,11 +9,14 @@ import torch
 from torch import Tensor
 
 from attacks.core.interventions import Intervention
-from attacks.core.prompt import Prompt
+from attacks.core.prompt import Messages, Prompt
 from attacks.core.sites import Site
 
 if TYPE_CHECKING:
     from attacks.core.model import Model
+
+LEAST_LOG_PROB = -1000.0
+"""Below this a log-probability is as good as minus infinity: its probability is 0 in float64."""
 
 
 def _equal_lengths(prompts: Sequence[Prompt], batch_size: int) -> Iterator[list[int]]:
@@ -55,6 +58,32 @@ def last_token(
             for index, row in zip(members, trace[read][:, -1].float().cpu(), strict=True):
                 rows[site][index] = row
     return {site: torch.stack(values) for site, values in rows.items()}
+
+
+@torch.no_grad()
+def first_token_kl(
+    model: Model, conversation: Messages, interventions: Sequence[Intervention]
+) -> float:
+    """KL(as it is || changed) of the first token of the answer, in nats, float64.
+
+    What arXiv 2406.11717 (appendix C) and 2512.13655 (section 4) measure on harmless prompts: how
+    far interventions move a model where they should not. Tokens that they make all but impossible
+    count with a log-probability of `LEAST_LOG_PROB`, so that the divergence stays finite.
+
+    Raises:
+        BadInput: as `Model.trace` and `Chat.render`.
+    """
+    prompt = model.chat.prompt(conversation, target=None, rng=torch.Generator())
+    read = Site(-1, "logits").at(len(prompt.ids))
+    plain, changed = (
+        model.trace(prompt.ids.unsqueeze(0), [read], interventions=applied, roles=prompt.roles)
+        for applied in ((), interventions)
+    )
+    before, after = (
+        trace[read][0, -1].double().log_softmax(0).clamp_min(LEAST_LOG_PROB)
+        for trace in (plain, changed)
+    )
+    return float((before.exp() * (before - after)).sum())
 
 
 def next_token_log_probs(

@@ -62,6 +62,7 @@ def measured(subject: Subject, options: Options) -> Report:
         attribution=measure.attribution(subject),
         curves=measure.curves(subject, attacked),
         angles=measure.angles(subject),
+        paths=measure.paths(subject),
         lens=measure.lens(subject),
         reverse=searches.invert(subject, options.reverse_steps, options.restarts),
     )

@@ -37,6 +37,7 @@ def write(report: Report, pictures: Mapping[str, str]) -> str:
         _attribution(report, figures),
         _curves(report, figures),
         _angles(report, figures),
+        _paths(report),
         _lens(report),
         _reverse(report),
         ["Every number that was drawn is in [data.json](data.json)."],
@@ -221,6 +222,56 @@ def _angles(report: Report, figures: Mapping[str, str]) -> list[str]:
             ["Layer", "Harmful and harmless", "The same, half of each", "Two halves of harmful"],
             rows,
         ),
+    ]
+
+
+def _paths(report: Report) -> list[str]:
+    title, found = "## Does the direction work through what reads it?", report.paths
+    if found.note:
+        return [title, f"Left out: {code(found.note)}."]
+    kinds = ("direction", "read", "unread", "whole", "random")
+    rows = [
+        [
+            str(row.layer),
+            row.verdict,
+            *(_number(row.share[kind]) for kind in kinds),
+            _number(row.unread),
+            _number(row.reach, 1),
+        ]
+        for row in found.rows
+    ]
+    ranks = ", ".join(sorted({f"{row.rank} of {row.dimension}" for row in found.rows}))
+    return [
+        title,
+        "A patch along a direction can change answers through a path that the model itself never "
+        "uses. Inside an MLP this can be told, since its output projection is all that reads the "
+        f"hidden activations and sees only some of their dimensions (here {ranks}). So the "
+        "difference in means there, harmful minus harmless, is split into the part that is read "
+        "and the part that is not, and each is patched from harmful prompts into harmless ones at "
+        "the last token. The figures are shares of the refusal that comes along; the whole "
+        "activation and the strongest of eight random moves of the same length are for comparison. "
+        "*faithful*: the part that is read has the effect by itself. *dormant path*: it has not, "
+        "and the effect is an artefact of the patch. *no effect*: hardly any, or no more than a "
+        "random move has. In the residual stream itself every direction is read, so there this "
+        "test could not fail.",
+        _table(
+            [
+                "Layer",
+                "Verdict",
+                "Direction",
+                "Read part",
+                "Unread part",
+                "Whole",
+                "Random",
+                "Length unread",
+                "Reach, std",
+            ],
+            rows,
+            text=2,
+        ),
+        "*Length unread* is that of the part of the unit direction that nothing reads, and *reach* "
+        "how far the patch carries activations from their mean along the part that is read: above "
+        "4 or so it leaves what the model ever sees.",
     ]
 
 

@@ -115,6 +115,35 @@ class Angles:
 
 
 @dataclass(frozen=True)
+class Path:
+    """Whether the direction in one block's MLP works through what reads it; see `Faithfulness`."""
+
+    layer: int
+    verdict: str
+    rank: int
+    dimension: int
+    read: float
+    unread: float
+    alignment: float
+    spread: float
+    separation: float
+    reach: float
+    share: dict[str, float]
+    """Effect of each patch, 0 to 1."""
+    flips: dict[str, float | None]
+    """Interchange accuracy of each patch."""
+
+
+@dataclass(frozen=True)
+class Paths:
+    """The direction in the MLPs, block by block; empty where there is nothing to test."""
+
+    rows: list[Path]
+    note: str = ""
+    """Why it is empty."""
+
+
+@dataclass(frozen=True)
 class LensRow:
     """The tokens that one layer's direction raises and lowers most, with their logits."""
 
@@ -171,6 +200,7 @@ class Report:
     attribution: Attribution
     curves: Curves
     angles: Angles
+    paths: Paths
     lens: list[LensRow]
     reverse: Reverse
 

@@ -13,6 +13,7 @@ from torch import Generator, Tensor
 
 from attacks.core.errors import BadInput
 from attacks.core.prompt import (
+    GENERATED,
     INSTRUCTION,
     POST_INSTRUCTION,
     SLOT,
@@ -107,17 +108,26 @@ class Chat:
         return torch.tensor(encoding.ids), self._roles(messages, text, encoding.offsets)
 
     def _roles(self, messages: Messages, text: str, offsets: list[tuple[int, int]]) -> Tensor:
-        """SYSTEM before the last user message, INSTRUCTION in it, POST_INSTRUCTION after it."""
+        """SYSTEM before the last user message, INSTRUCTION in it, POST_INSTRUCTION after it.
+
+        GENERATED in an assistant turn at the end: it stands where the model's own words would.
+        """
         last = max(i for i, message in enumerate(messages) if message.role == "user")
         marked = (*messages[:last], Message("user", _MARK), *messages[last + 1 :])
         before, _, after = self.render(marked).partition(_MARK)
-        start, end = len(before), len(text) - len(after)
-        return torch.tensor(
-            [
-                SYSTEM if begin < start else INSTRUCTION if stop <= end else POST_INSTRUCTION
-                for begin, stop in offsets
-            ]
-        )
+        start, end, answer = len(before), len(text) - len(after), len(text)
+        if messages[-1].role == "assistant":
+            opened = self.render((*messages[:-1], Message("assistant", _MARK)))
+            answer = len(opened.partition(_MARK)[0])
+
+        def role(begin: int, stop: int) -> int:
+            if begin < start:
+                return SYSTEM
+            if stop <= end:
+                return INSTRUCTION
+            return GENERATED if begin >= answer else POST_INSTRUCTION
+
+        return torch.tensor([role(begin, stop) for begin, stop in offsets])
 
     @cached_property
     def allowed(self) -> Tensor:

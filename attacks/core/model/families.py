@@ -21,6 +21,8 @@ _ATTENTION = ("self_attn", "attention", "attn", "self_attention")
 _MLP = ("mlp", "feed_forward", "block_sparse_moe", "ffn")
 #: Children of an attention module that map the heads' outputs to the residual stream.
 _PROJECTION = ("o_proj", "out_proj", "c_proj", "dense", "wo")
+#: Children of an MLP that map its hidden activations to the residual stream.
+_MLP_PROJECTION = ("down_proj", "c_proj", "fc2", "dense_4h_to_h", "fc_out")
 #: Siblings of the list of blocks that normalise the last block's output.
 _FINAL_NORM = ("norm", "final_layernorm", "final_layer_norm", "ln_f", "norm_f")
 
@@ -42,9 +44,11 @@ class Structure:
     """Query heads; 0 where the configuration does not say."""
     final_norm: str | None
     """Path of the norm between the last block and the unembedding."""
+    mlp_projections: tuple[str | None, ...] = ()
+    """For each block, path in it of the output projection of its MLP; None for a mixture."""
 
     def module_path(self, layer: int, name: str) -> str:
-        """Path of the module whose input (`resid_pre`, `z`) or output is the site.
+        """Path of the module whose input (`resid_pre`, `z`, `mlp_post`) or output is the site.
 
         For `scores` and `pattern` it is the first module that runs after they are computed.
 
@@ -62,6 +66,14 @@ class Structure:
                     f"{layer}, so no site '{name}'"
                 )
             return f"{block}.{projection}"
+        if name == "mlp_post":
+            down = self.mlp_projections[layer] if self.mlp_projections else None
+            if down is None:
+                raise BadInput(
+                    f"{self.family}: no output projection of an MLP known in block {layer}, so no "
+                    f"site '{name}'"
+                )
+            return f"{block}.{down}"
         child = self.attn_out if name == "attn_out" else self.mlp_out
         if child is None:
             raise BadInput(f"{self.family}: no module known for site '{name}'")
@@ -118,9 +130,10 @@ def structure_of(model: nn.Module, n_layers: int) -> Structure:
         blocks,
         attn_out,
         mlp_out,
-        tuple(_projection(block) for block in attrgetter(blocks)(model)),
+        tuple(_projection(block, _ATTENTION, _PROJECTION) for block in attrgetter(blocks)(model)),
         heads if isinstance(heads, int) else 0,
         norm and f"{owner}.{norm}".lstrip("."),
+        tuple(_projection(block, _MLP, _MLP_PROJECTION) for block in attrgetter(blocks)(model)),
     )
 
 
@@ -140,12 +153,14 @@ def _write(names: tuple[str, ...], blocks: list[dict[str, nn.Module]]) -> str | 
     return f"{name}.{maps[-1]}" if maps else None
 
 
-def _projection(block: nn.Module) -> str | None:
-    """Path in a block of its attention's output projection; None in blocks without attention."""
-    for name, attention in block.named_children():
-        if name in _ATTENTION:
-            for child, _ in attention.named_children():
-                if child in _PROJECTION:
+def _projection(
+    block: nn.Module, parents: tuple[str, ...], projections: tuple[str, ...]
+) -> str | None:
+    """Path in a block of the output projection of one of `parents`; None where there is none."""
+    for name, parent in block.named_children():
+        if name in parents:
+            for child, _ in parent.named_children():
+                if child in projections:
                     return f"{name}.{child}"
     return None
 

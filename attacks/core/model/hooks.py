@@ -119,6 +119,13 @@ def _register(
 
         return module.register_forward_pre_hook(on_heads)
 
+    if site.name == "mlp_post":
+
+        def on_hidden(module: nn.Module, args: Any) -> Any:
+            return (changed(args[0]), *args[1:])
+
+        return module.register_forward_pre_hook(on_hidden)
+
     def on_output(module: nn.Module, args: Any, output: Any) -> Any:
         return with_first(output, changed(first(output)))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import resource
 import sys
 from collections.abc import Sequence
+from copy import copy
 from functools import cached_property
 from typing import Any
 
@@ -55,6 +56,8 @@ class Model:
         self.meter = Meter(hf, self.structure.blocks, self.n_layers)
         self._envoy = NNsight(hf)
         self._checks = Checks(self._envoy, self.structure, self.chat, self.n_layers)
+        self._whole = self
+        self._changes: tuple[Intervention, ...] = ()
         self.chat.render(conversation("a", system=system))
 
     @classmethod
@@ -106,6 +109,18 @@ class Model:
         """Of the weights, such as "float32"."""
         return str(self.hf.dtype).removeprefix("torch.")
 
+    def changed(self, interventions: Sequence[Intervention]) -> Model:
+        """This model with `interventions` active in every pass and answer, before any others.
+
+        A light view: weights, meter and chat are shared, and `self` stays as it is. So an attack
+        that is given it searches on the changed model without knowing of it.
+        """
+        if not interventions:
+            return self
+        view = copy(self)
+        view._changes = (*self._changes, *interventions)
+        return view
+
     # Conversations ---------------------------------------------------------------------------
 
     def conversation(self, text: str) -> Messages:
@@ -137,6 +152,8 @@ class Model:
     @cached_property
     def embedding_table(self) -> Tensor:
         """(V, D) what `embed` gives for each id."""
+        if self._whole is not self:
+            return self._whole.embedding_table
         module = self.hf.get_input_embeddings()
         if type(module) is torch.nn.Embedding:
             return module.weight.detach()
@@ -144,8 +161,16 @@ class Model:
 
     # Forward passes --------------------------------------------------------------------------
 
-    def prefix(self, ids: Tensor, *, interventions: Sequence[Intervention] = ()) -> Prefix:
+    def prefix(
+        self,
+        ids: Tensor,
+        *,
+        interventions: Sequence[Intervention] = (),
+        roles: Tensor | None = None,
+    ) -> Prefix:
         """Keys and values of the positions `ids` (P,), for sequences that begin with them.
+
+        `interventions` and `roles` (P,) as in `trace`.
 
         Raises:
             BadInput: this family carries something else from position to position.
@@ -155,7 +180,7 @@ class Model:
         last = Site(self.n_layers - 1, "resid_post", (len(ids) - 1,))
         with torch.no_grad():
             embeds = self.embed(ids).unsqueeze(0)
-            self._run(tracing.Pass(embeds, cache, interventions=interventions), [last])
+            self._run(self._pass(embeds, cache, 0, interventions, roles), [last])
         return Prefix.of(cache)
 
     def trace(
@@ -182,14 +207,21 @@ class Model:
             {site: (B, P, D)}, or (B, P, V) for logits, in the order of each site's positions.
         """
         embeds = inputs if inputs.is_floating_point() else self.embed(inputs)
-        work = tracing.Pass(
-            embeds,
-            prefix.expanded(len(embeds)) if prefix else None,
-            prefix.length if prefix else 0,
-            interventions,
-            None if roles is None else roles.to(self.device).expand(embeds.shape[:2]),
-        )
-        return self._run(work, reads)
+        cache = prefix.expanded(len(embeds)) if prefix else None
+        past = prefix.length if prefix else 0
+        return self._run(self._pass(embeds, cache, past, interventions, roles), reads)
+
+    def _pass(
+        self,
+        embeds: Tensor,
+        cache: DynamicCache | None,
+        past: int,
+        interventions: Sequence[Intervention],
+        roles: Tensor | None,
+    ) -> tracing.Pass:
+        """A pass on this model as it has been changed."""
+        rows = None if roles is None else roles.to(self.device).expand(embeds.shape[:2])
+        return tracing.Pass(embeds, cache, past, (*self._changes, *interventions), rows)
 
     def _run(self, work: tracing.Pass, reads: Sequence[Site]) -> Trace:
         plan = tracing.plan(reads, work.interventions, past=work.past, n_layers=self.n_layers)
@@ -243,6 +275,7 @@ class Model:
                 f"prompt of {max(lengths)} tokens is longer than the context of model "
                 f"'{self.name}' ({self.chat.context})"
             )
+        interventions = (*self._changes, *interventions)
         if any(site.name in ("attn_out", "mlp_out") for i in interventions for site in i.sites):
             self.check_residual_writes()
         answers = [""] * len(tokens)

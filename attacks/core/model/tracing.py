@@ -98,7 +98,7 @@ def run(envoy: NNsight, structure: Structure, work: Pass, plan: Plan) -> Trace:
                     rows = plan.head
                 else:
                     module = at_path(envoy, paths[place])
-                    if place.name in ("resid_pre", "z", *ATTENTION_WEIGHTS):
+                    if place.name in ("resid_pre", "z", "mlp_post", *ATTENTION_WEIGHTS):
                         # For scores and pattern it only waits until they have been computed.
                         whole = module.input
                     else:
@@ -110,10 +110,14 @@ def run(envoy: NNsight, structure: Structure, work: Pass, plan: Plan) -> Trace:
                     attention = at_path(model, structure.attention_path(place.layer))
                     value = recorder.value(attention, place.name)
                 if place in plan.changes:
-                    context = Context(place, 0, work.roles, None)
+                    roles = work.roles
+                    if roles is not None and rows is not None:
+                        # Logits are there for these positions only.
+                        roles = roles[:, list(rows)]
+                    context = Context(place, 0, roles, None)
                     for intervention in plan.changes[place]:
                         value = intervention(value, context)
-                    if place.name == "resid_pre":
+                    if place.name in ("resid_pre", "mlp_post"):
                         module.input = value
                     elif place.name == "z":
                         module.input = value.flatten(2)

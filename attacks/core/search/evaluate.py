@@ -72,7 +72,8 @@ class Evaluator:
         self._share = share and use_cache
 
     def _keys(self, ids: Tensor) -> Prefix:
-        return self.model.prefix(ids, interventions=self.interventions)
+        roles = self._roles[: len(ids)]
+        return self.model.prefix(ids, interventions=self.interventions, roles=roles)
 
     def _sequences(self, candidates: Tensor) -> Tensor:
         """(B, length) ids up to the last position read."""
@@ -107,7 +108,8 @@ class Evaluator:
         losses = torch.empty(len(candidates))
         sequences = self._sequences(candidates)
         for (rows, start), prefix in self._passes(candidates):
-            for chunk in rows.split(batch_size):
+            for at in range(0, len(rows), batch_size):
+                chunk = rows[at : at + batch_size]
                 found = self._trace_losses(sequences[chunk, start:], prefix, start)
                 losses[chunk] = found.float().cpu()
         return losses
