@@ -26,6 +26,7 @@ ALLOWED = {
     "attacks.core.interventions": ("attacks.core.sites",),
     "attacks.core.objectives": (*_CORE, "attacks.core.objectives"),
     "attacks.core.model": (*_CORE, "attacks.core.model"),
+    "attacks.core.control": (*_CORE,),
     "attacks.core.states": (*_CORE,),
     "attacks.core.probes": (*_CORE,),
     "attacks.core.refusal": (*_CORE, "attacks.core.states"),
