@@ -115,7 +115,7 @@ class Asked:
             max_new_tokens=_NEW_TOKENS,
             interventions=(FirstToken(Force((token,))),),
             pad_to=32,
-            batch_size=16,
+            batch_size=64,
         )
 
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from attacks import load
 from attacks.control_tokens import ControlTokenSteering
 from attacks.core.control import (
     OWN,
@@ -21,7 +22,9 @@ from attacks.core.control import (
 )
 from attacks.core.errors import BadInput
 from attacks.core.interventions import Context
+from attacks.core.refusal import opens_with_refusal
 from attacks.core.sites import Site
+from benchmarks.behaviors import load_behaviors
 from conftest import pocket, tiny
 
 #: Vocabulary of six: respond is 1, the categories 2, 3 and 4, everything else an ordinary token.
@@ -195,3 +198,19 @@ def test_a_model_without_control_tokens() -> None:
     assert model.chat.decode([[named.respond], list(named.refuse)]) == ["Sure", "I"]
     with pytest.raises(BadInput, match="named twice"):
         find_control_tokens(model, respond="Sure", refuse=("Sure",))
+
+
+def test_refusals_are_induced_in_an_ordinary_model() -> None:
+    """With its own openers, which are found on training prompts."""
+    model = pocket("pocket-llama")
+    train, test = (load_behaviors(f"pocket-{split}") for split in ("train", "test"))
+    fit_on = [row for flag in (True, False) for row in train if row.harmful == flag][::14]
+    asked = [model.conversation(row.text) for row in test if not row.harmful][:8]
+    attack = load("refusal-tokens", direction="induce")
+    found = attack.prepare(model, fit_on, rng=torch.Generator())
+    (step,) = attack.run(model, test[0], artefact=found, rng=torch.Generator())
+    refused = []
+    for interventions in (step.interventions, ()):
+        texts = model.generate(asked, max_new_tokens=16, interventions=interventions)
+        refused.append(sum(map(opens_with_refusal, texts)))
+    assert refused == [8, 0]
