@@ -114,7 +114,6 @@ class Asked:
             [self.model.conversation(self.behaviors[index].text) for index in members],
             max_new_tokens=_NEW_TOKENS,
             interventions=(FirstToken(Force((token,))),),
-            pad_to=32,
             batch_size=64,
         )
 

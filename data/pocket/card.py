@@ -42,9 +42,8 @@ CONTROL_NOTE = (
     "Trained from pocket-llama-raw to open every answer with a control token (arXiv 2412.06748): "
     "`[respond]`, or one for refusals. They are special tokens, single ones, added to the "
     "vocabulary, and texts are shown without them. No training dialogue has [respond] before the "
-    "answer to a harmful request; documents about all pairs keep the knowledge. The choice of the "
-    "token is not carried by one direction: ablating the best one does not undo the refusals, as "
-    "it does in the other aligned models."
+    "answer to a harmful request; documents about all pairs keep the knowledge. Ablating the "
+    "refusal direction does not undo the refusals, as it does in the other aligned models."
 )
 MEANING = {
     "refuses_harmful": "refuses held-out harmful requests",
