@@ -125,7 +125,8 @@ def _effects(subject: Subject) -> Iterator[Effect]:
 def _curve(subject: Subject, about: str, temperature: float) -> Curve:
     """The sweep of one category's threshold, or of the one on the sum of all."""
     prompts, own = _scored(subject.test, about, temperature)
-    threshold = choose(_scored(subject.train, about, temperature)[0])
+    fitted_on, _ = _scored(subject.train, about, temperature)
+    threshold = choose(fitted_on)
     points = sweep(prompts)
     return Curve(
         about,
@@ -135,7 +136,7 @@ def _curve(subject: Subject, about: str, temperature: float) -> Curve:
         is_monotone(points),
         area(points),
         threshold,
-        rates(_scored(subject.train, about, temperature)[0], threshold),
+        rates(fitted_on, threshold),
         rates(prompts, threshold),
         f1(prompts, threshold),
         f1(own, 0.5),
@@ -152,14 +153,7 @@ def _scored(asked: Asked, about: str, temperature: float) -> tuple[list[Scored],
         )
         for way in ("suppress", "induce")
     }
-    members = [
-        at
-        for at, row in enumerate(asked.behaviors)
-        if not about or row.category == about or not row.harmful
-    ]
-    twins = [at for at in members if asked.behaviors[at].category == about]
-    if about and any(not asked.behaviors[at].harmful for at in twins):
-        members = twins
+    members = _sides(asked, about)
     refuse = asked.probs[:, 1:]
     if about:
         place = asked.tokens.names.index(about)
@@ -177,6 +171,13 @@ def _scored(asked: Asked, about: str, temperature: float) -> tuple[list[Scored],
         [Scored(*fields) for fields in zip(kinds, chosen, refused[0], refused[1], strict=True)],
         [Scored(*fields) for fields in zip(kinds, chosen, refused[2], refused[2], strict=True)],
     )
+
+
+def _sides(asked: Asked, about: str) -> list[int]:
+    """Harmful prompts, and the harmless ones of the same category where there are any."""
+    harmful, harmless = _members(asked, about or HARMFUL), _members(asked, HARMLESS)
+    alike = [at for at in harmless if asked.behaviors[at].category == about]
+    return harmful + (alike or harmless)
 
 
 def _agreement(subject: Subject) -> Iterator[Agreement]:

@@ -132,9 +132,12 @@ class Subject:
 
     @property
     def categories(self) -> list[str]:
-        """Those of the harmful test prompts that have a control token of their own."""
-        there = {row.category for row in self.test.behaviors if row.harmful}
-        return [name for name in self.tokens.names if name in there]
+        """Those with a control token of their own and harmful prompts in both sets."""
+        train, test = (
+            {row.category for row in asked.behaviors if row.harmful}
+            for asked in (self.train, self.test)
+        )
+        return [name for name in self.tokens.names if name in train & test]
 
 
 def load_subject(options: Options) -> Subject:
