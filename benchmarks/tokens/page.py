@@ -69,8 +69,8 @@ def _sweep(report: Report, picture: str) -> list[str]:
         f"![True over false refusals as the threshold falls]({picture})",
         "A prompt is refused where p(refuse) reaches the threshold: the sum over the categories, "
         "or for one category its own p, where it is the likeliest. Areas by trapezia with the "
-        "corners added. The threshold chosen is the one with the most true over false refusals on the "
-        "training prompts; ties give the middle of the widest range.",
+        "corners added. The threshold chosen is the one with the most true over false refusals on "
+        "the training prompts; ties give the middle of the widest range.",
         _table(
             (
                 "Threshold on",
