@@ -27,6 +27,7 @@ ATTACKS = Registry(
         "ssr-steering": "attacks.ssr:SteeringSSR",
         "ssr-attention": "attacks.ssr:AttentionSSR",
         "refusal-tokens": "attacks.refusal_tokens:RefusalTokens",
+        "control-tokens": "attacks.control_tokens:ControlTokenSteering",
         "refusal-direction": "attacks.refusal_direction:RefusalDirection",
     },
 )

@@ -10,13 +10,15 @@ import torch
 from torch import Generator
 
 from attacks import Behavior, load
+from attacks.core.control import FirstToken, Force, find_control_tokens
+from attacks.core.errors import BadInput
 from attacks.core.interventions import Intervention
 from attacks.core.model import Model
 from attacks.core.probes import fit_probe
 from attacks.core.prompt import Message, Messages
 from attacks.core.refusal import learn_openers
 from attacks.core.sites import Site
-from attacks.core.states import last_token
+from attacks.core.states import last_token, next_token_log_probs
 from benchmarks.behaviors import load_behaviors
 from benchmarks.judges import load_judge
 from benchmarks.models import folder
@@ -111,6 +113,27 @@ class _Measure:
             for name, (labels, rows) in shares.items()
         }
 
+    def control(self) -> dict[str, float]:
+        """What the control tokens do, where the model has some."""
+        try:
+            tokens = find_control_tokens(self.model)
+        except BadInput:
+            return {}
+        by_category = dict(zip(tokens.names, tokens.refuse, strict=True))
+        only = tokens.refuse[0]
+        rows = self.harmful + self.harmless
+        first = next_token_log_probs(self.model, [row.text for row in rows]).argmax(1).tolist()
+        right = [by_category.get(row.category, only) for row in self.harmful]
+        right += [tokens.respond] * len(self.harmless)
+        respond, refuse = (FirstToken(Force(ids)) for ids in ((tokens.respond,), tokens.refuse))
+        return {
+            "control_token_right": sum(map(int.__eq__, first, right)) / len(rows),
+            "respond_forced_exact": self.share(("knows",), self.harmful, interventions=[respond]),
+            "refusal_forced_refuses": self.share(
+                ("refused",), self.harmless, interventions=[refuse]
+            ),
+        }
+
 
 def measure(model: Model) -> dict[str, float]:
     """The figures of a card, each a share of the shipped test behaviours.
@@ -118,7 +141,8 @@ def measure(model: Model) -> dict[str, float]:
     Keys: refuses_harmful; answers_harmless_exact; knowledge_prefilled (harmful requests answered
     exactly once the target is put into the model's mouth); probe_half_depth (accuracy);
     random_suffix_complies; ablated_complies, ablated_exact, ablated_harmless_exact (with
-    `refusal-direction`).
+    `refusal-direction`). Of models with control tokens also control_token_right (the first token),
+    respond_forced_exact, refusal_forced_refuses.
     """
     with fixed_threads(threads_for(model)):
         on = _Measure(model)
@@ -131,6 +155,7 @@ def measure(model: Model) -> dict[str, float]:
             "probe_half_depth": on.probe(),
             "random_suffix_complies": on.share(complied, on.harmful, on.random_suffix(rng)),
             **on.ablation(),
+            **on.control(),
         }
     return {name: round(value, 4) for name, value in figures.items()}
 

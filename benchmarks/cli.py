@@ -86,6 +86,7 @@ def _parser() -> argparse.ArgumentParser:
     pair.add_argument("--out", type=Path, metavar="FILE", help="write it there")
     pair.set_defaults(command=commands.compare)
     _add_inspect(add("inspect", help="look into a model: where refusal sits, and what attacks do"))
+    _add_tokens(add("tokens", help="study a model's control tokens: thresholds and categories"))
     new = add("new-attack", help="write a package with a working attack, to start from")
     new.add_argument("name", metavar="NAME")
     new.add_argument("folder", nargs="?", type=Path, metavar="DIR")
@@ -151,6 +152,24 @@ def _add_inspect(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--seed", type=int, metavar="S", help="of the splits and searches")
     sub.add_argument("--out", type=Path, metavar="DIR", help="report (default: runs/inspect-M)")
     sub.add_argument("--artefacts", type=Path, metavar="DIR", help="fitted values to reuse")
+
+
+def _add_tokens(sub: argparse.ArgumentParser) -> None:
+    """The flags of `tokens`."""
+    sub.set_defaults(command=commands.tokens)
+    sub.add_argument("--model", required=True, metavar="M", help="shipped name, folder or Hub id")
+    for flag, meta, text in (
+        ("--train", "NAME_OR_FILE", "to choose thresholds on (pocket: pocket-categories-train)"),
+        ("--behaviors", "NAME_OR_FILE", "to test on (pocket: pocket-categories-test)"),
+        ("--system", "TEXT", "system prompt"),
+        ("--device", "D", "auto, cpu, cuda, ..."),
+        ("--dtype", "T", "auto, float32, bfloat16, ..."),
+    ):
+        sub.add_argument(flag, metavar=meta, help=text)
+    sub.add_argument("--limit", type=int, metavar="N", help="harmful, and harmless, prompts")
+    sub.add_argument("--temperature", type=float, metavar="T", help="of the probabilities")
+    sub.add_argument("--suffix", type=int, metavar="N", help="random tokens after each request")
+    sub.add_argument("--out", type=Path, metavar="DIR", help="report (default: runs/tokens-M)")
 
 
 def _version() -> str:

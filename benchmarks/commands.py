@@ -176,6 +176,16 @@ def inspect(args: Namespace) -> int:
     return 0
 
 
+def tokens(args: Namespace) -> int:
+    """`tokens`: writes a page about the model's control tokens, and says where."""
+    from benchmarks.tokens import Options, tokens
+
+    fields = [field.name for field in dataclasses.fields(Options)]
+    given = {name: value for name in fields if (value := getattr(args, name, None)) is not None}
+    print(tokens(Options(**given)))
+    return 0
+
+
 def new(args: Namespace) -> int:
     """`new-attack`: writes the package and says what comes next."""
     from benchmarks.new_attack import new_attack

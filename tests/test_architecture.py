@@ -13,8 +13,9 @@ ROOT = Path(__file__).resolve().parents[1]
 LONGEST = 350
 
 #: Modules of the suite that a module may import, by the longest matching prefix. The order is
-#: behavior <- prompt <- sites <- interventions, objectives <- model <- directions, refusal,
-#: attribution, survey, search <- attack <- the attack files, composed <- registry <- benchmarks.
+#: behavior <- prompt <- sites <- interventions, objectives <- model <- directions, refusal, and
+#: what else is found out about a model, search <- attack <- the attack files, composed <- registry
+#: <- benchmarks.
 _TYPES = ("errors", "behavior", "prompt", "sites", "artefact", "interventions")
 _CORE = tuple(f"attacks.core.{name}" for name in _TYPES)
 ALLOWED = {
@@ -26,6 +27,7 @@ ALLOWED = {
     "attacks.core.interventions": ("attacks.core.sites",),
     "attacks.core.objectives": (*_CORE, "attacks.core.objectives"),
     "attacks.core.model": (*_CORE, "attacks.core.model"),
+    "attacks.core.control": (*_CORE,),
     "attacks.core.states": (*_CORE,),
     "attacks.core.probes": (*_CORE,),
     "attacks.core.refusal": (*_CORE, "attacks.core.states"),

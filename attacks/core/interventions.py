@@ -60,7 +60,8 @@ class AblateDirection(Intervention):
 class SuppressTokens(Intervention):
     """Adds `bias` to the logits of `token_ids` at the first `steps` decoding steps.
 
-    The logit bias of arXiv 2412.06748, section 3, on a model's natural refusal openers.
+    The logit bias of arXiv 2412.06748, section 3: on a model's natural refusal openers or on its
+    control tokens. Above zero it induces what it suppresses below.
     """
 
     token_ids: Tensor
