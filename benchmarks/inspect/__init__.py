@@ -7,7 +7,7 @@ from pathlib import Path
 
 from attacks.core.errors import BadInput
 from attacks.core.model import Model
-from benchmarks.inspect import measure, page, plots, searches
+from benchmarks.inspect import measure, page, plots, searches, thinking
 from benchmarks.inspect.results import Report
 from benchmarks.inspect.subject import Options, Subject, load_prompts, load_subject
 from benchmarks.models import resolve
@@ -64,6 +64,7 @@ def measured(subject: Subject, options: Options) -> Report:
         angles=measure.angles(subject),
         lens=measure.lens(subject),
         reverse=searches.invert(subject, options.reverse_steps, options.restarts),
+        thinking=thinking.measure(subject),
     )
 
 
