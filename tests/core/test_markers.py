@@ -12,7 +12,7 @@ from attacks.core import answers as answers_module
 from attacks.core.behavior import Behavior
 from attacks.core.model import Model
 from attacks.core.model.chat import Chat
-from attacks.core.refusal import learn_openers
+from attacks.core.refusal import GENERAL_OPENERS, learn_openers
 from attacks.core.thinking import ALLOWANCE, Markers, find_markers
 from attacks.core.transcripts import transcribe
 from conftest import pocket
@@ -92,7 +92,7 @@ class Scripted:
 def model(monkeypatch: pytest.MonkeyPatch) -> Model:
     """The thinking pocket model, with an answer of its own for two requests."""
     model = pocket("pocket-llama-think")
-    long = "so " * 40
+    long = " ".join(["so"] * 40)
     said = {
         HARMFUL.text: f"<think>\nThis {long}\n</think>\n\nNo way, friend, that is not done.",
         HARMLESS.text: f"<think>\nThat {long}\n</think>\n\nTake the needle.",
@@ -103,8 +103,7 @@ def model(monkeypatch: pytest.MonkeyPatch) -> Model:
 
 def test_openers_are_those_of_answers_and_not_of_thinking(model: Model) -> None:
     found = learn_openers(model, [HARMFUL, HARMLESS])
-    assert "no way, friend," in found
-    assert not any("think" in opener or opener.startswith("this") for opener in found)
+    assert found == (*GENERAL_OPENERS, "no way, friend,")
     assert model.generate.lengths == [16, 16 + ALLOWANCE] * 2  # type: ignore[attr-defined]
 
 
