@@ -49,6 +49,7 @@ def section(found: Thinking | None, figures: Mapping[str, str]) -> list[str]:
             ],
             _cliffs(found),
         ),
+        *_excess(found),
         "Ranked by cliff and ranked by final score alone, harmful prompts agree to "
         f"{' / '.join(map(number, found.agreement))} (Spearman, by layer).",
         "What becomes of refusals when single heads are ablated, chosen by what they write before "
@@ -66,6 +67,21 @@ def section(found: Thinking | None, figures: Mapping[str, str]) -> list[str]:
             ],
             text=2,
         ),
+    ]
+
+
+def _excess(found: Thinking) -> list[str]:
+    """How much of the cliff benign thinking does not have."""
+    if "answered" not in found.cliffs or "harmless" not in found.cliffs:
+        return []
+    rows = zip(found.cliffs["answered"], found.cliffs["harmless"], strict=True)
+    excess = [harmful["drop"] - harmless["drop"] for harmful, harmless in rows]
+    return [
+        "The control decides what such a cliff means: harmless requests that are thought about and "
+        "answered have no refusal to lose, so only what harmful, answered ones have beyond them is "
+        f"one. That is {' / '.join(map(number, excess))} (cliff minus cliff of harmless requests, "
+        "by layer). Where it is near 0, the probe takes all thinking for refusal, and its plateau "
+        "says nothing."
     ]
 
 

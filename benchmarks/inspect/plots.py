@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
+from PIL import Image
 
 from benchmarks.inspect.results import GROUPS, THOUGHT, Report
 
@@ -32,6 +34,7 @@ _STYLE = {
 _THOUGHT_STYLE = {"refused": "harmful", "answered": "ssr", "harmless": "harmless"}
 _NOTE: dict[str, Any] = {"color": _GREY, "fontsize": 11}
 _DPI = 100
+_COLOURS = 128
 _WIDTH = 9.0
 _SETTINGS: Any = {
     "font.size": 12,
@@ -72,7 +75,10 @@ def _figure(path: Path, height: float) -> Iterator[Figure]:
         figure = Figure(figsize=(_WIDTH, height), dpi=_DPI, layout="constrained")
         FigureCanvasAgg(figure)
         yield figure
-        figure.savefig(path)
+        # Few colours make small files, and pictures are kept in repositories.
+        with BytesIO() as drawn:
+            figure.savefig(drawn, format="png")
+            Image.open(drawn).convert("RGB").quantize(_COLOURS).save(path, optimize=True)
 
 
 def _layers(figure: Figure, report: Report) -> None:
@@ -217,14 +223,14 @@ def _cliff(figure: Figure, report: Report) -> None:
     assert found is not None
     grid = figure.subplots(2, 2, sharey=True)
     for axes, at in zip(grid, ((len(found.layers) - 1) // 2, len(found.layers) - 1), strict=True):
-        for group in found.counts:
+        for order, group in enumerate(found.counts):
             colour, marker, line = _STYLE[_THOUGHT_STYLE[group]]
+            above = len(found.counts) - order + 2
             whole, late = found.whole[group][at], found.late[group][at]
-            axes[0].plot(np.linspace(0, 100, len(whole)), whole, line, color=colour)
+            axes[0].plot(np.linspace(0, 100, len(whole)), whole, line, color=colour, zorder=above)
             places = range(1 - len(late), 1)
-            axes[1].plot(
-                places, late, line, color=colour, marker=marker, markersize=5, label=THOUGHT[group]
-            )
+            look = {"color": colour, "marker": marker, "markersize": 5, "zorder": above}
+            axes[1].plot(places, late, line, label=THOUGHT[group], **look)
             axes[1].plot(places, found.lens[group][at], ":", color=colour, linewidth=1.5)
         axes[1].axvspan(0.5 - found.closing, 0.5, color=_GREY, alpha=0.15, lw=0)
         axes[0].set_ylabel(f"P(refusal), layer {found.layers[at]}")
