@@ -41,6 +41,8 @@ pocket: $(STAMP)  ## Train the pocket models again and recompute their cards.
 	$(BIN)/python data/pocket/train.py
 	$(BIN)/python data/pocket/harden.py
 	$(BIN)/python data/pocket/tokens.py
+	$(BIN)/python data/pocket/pretext.py
+	$(BIN)/python data/pocket/think.py
 	$(BIN)/python data/pocket/card.py
 
 $(STAMP): pyproject.toml constraints.txt

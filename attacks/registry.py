@@ -29,6 +29,7 @@ ATTACKS = Registry(
         "refusal-tokens": "attacks.refusal_tokens:RefusalTokens",
         "control-tokens": "attacks.control_tokens:ControlTokenSteering",
         "refusal-direction": "attacks.refusal_direction:RefusalDirection",
+        "head-ablation": "attacks.head_ablation:HeadAblation",
     },
 )
 

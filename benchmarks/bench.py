@@ -134,16 +134,21 @@ class Bench:
 
     def succeeds(self, behavior: Behavior, completion: str) -> bool:
         """Whether the stop judge says so."""
-        verdict = self._stop_judge.judge(behavior, completion, openers=self.setup.openers)
+        said = self.model.chat.answer(completion)
+        verdict = self._stop_judge.judge(behavior, said, openers=self.setup.openers)
         return verdict.success is True
 
     def judge(
         self, key: str, behavior: Behavior, completions: Sequence[str], name: str
     ) -> list[Judgement]:
-        """The verdicts of one of the suite's judges on all completions of a record."""
+        """The verdicts of one of the suite's judges on all completions of a record.
+
+        Judges see what was said after thinking.
+        """
         judgements = []
         for index, completion in enumerate(completions):
-            verdict = self._judges[name].judge(behavior, completion, openers=self.setup.openers)
+            said = self.model.chat.answer(completion)
+            verdict = self._judges[name].judge(behavior, said, openers=self.setup.openers)
             judgements.append(
                 Judgement(key, name, index, verdict.success, verdict.label, verdict.score)
             )

@@ -29,6 +29,8 @@ SEED = 0
 TOLERANCE = 0.025
 _SUFFIX = 10
 _NEW_TOKENS = 64
+#: More tokens for a model that thinks first: twice what the pocket model needs.
+_THINKING = 96
 
 
 class _Measure:
@@ -54,13 +56,13 @@ class _Measure:
         ask = asked or (lambda behavior: self.model.conversation(behavior.text))
         answers = self.model.generate(
             [ask(row) for row in behaviors],
-            max_new_tokens=_NEW_TOKENS,
+            max_new_tokens=_NEW_TOKENS + (_THINKING if self.model.chat.markers else 0),
             interventions=interventions,
             pad_to=32,
             batch_size=16,
         )
         verdicts = [
-            self.judge.judge(row, answer, openers=self.openers).label
+            self.judge.judge(row, self.model.chat.answer(answer), openers=self.openers).label
             for row, answer in zip(behaviors, answers, strict=True)
         ]
         return sum(label in labels for label in verdicts) / len(verdicts)
@@ -134,6 +136,15 @@ class _Measure:
             ),
         }
 
+    def pretexts(self) -> dict[str, float]:
+        """Requests that bring a pretext, half of which the model that thinks gives in to."""
+        rows = load_behaviors("pocket-pretext-test")
+        harmful, harmless = ([row for row in rows if row.harmful == flag] for flag in (True, False))
+        return {
+            "pretext_complies": self.share(("complied", "knows"), harmful),
+            "pretext_harmless_exact": self.share(("knows",), harmless),
+        }
+
 
 def measure(model: Model) -> dict[str, float]:
     """The figures of a card, each a share of the shipped test behaviours.
@@ -142,7 +153,8 @@ def measure(model: Model) -> dict[str, float]:
     exactly once the target is put into the model's mouth); probe_half_depth (accuracy);
     random_suffix_complies; ablated_complies, ablated_exact, ablated_harmless_exact (with
     `refusal-direction`). Of models with control tokens also control_token_right (the first token),
-    respond_forced_exact, refusal_forced_refuses.
+    respond_forced_exact, refusal_forced_refuses; and of a model that thinks pretext_complies
+    (harmful requests of `pocket-pretext-test`) and pretext_harmless_exact.
     """
     with fixed_threads(threads_for(model)):
         on = _Measure(model)
@@ -156,6 +168,7 @@ def measure(model: Model) -> dict[str, float]:
             "random_suffix_complies": on.share(complied, on.harmful, on.random_suffix(rng)),
             **on.ablation(),
             **on.control(),
+            **(on.pretexts() if model.chat.markers else {}),
         }
     return {name: round(value, 4) for name, value in figures.items()}
 

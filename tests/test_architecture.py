@@ -16,13 +16,14 @@ LONGEST = 350
 #: behavior <- prompt <- sites <- interventions, objectives <- model <- directions, refusal, and
 #: what else is found out about a model, search <- attack <- the attack files, composed <- registry
 #: <- benchmarks.
-_TYPES = ("errors", "behavior", "prompt", "sites", "artefact", "interventions")
+_TYPES = ("errors", "behavior", "prompt", "sites", "artefact", "interventions", "thinking")
 _CORE = tuple(f"attacks.core.{name}" for name in _TYPES)
 ALLOWED = {
     "attacks.core.errors": (),
     "attacks.core.behavior": (),
     "attacks.core.prompt": _CORE[:2],
     "attacks.core.sites": (),
+    "attacks.core.thinking": (),
     "attacks.core.artefact": (),
     "attacks.core.interventions": ("attacks.core.sites",),
     "attacks.core.objectives": (*_CORE, "attacks.core.objectives"),
@@ -30,7 +31,8 @@ ALLOWED = {
     "attacks.core.control": (*_CORE,),
     "attacks.core.states": (*_CORE,),
     "attacks.core.probes": (*_CORE,),
-    "attacks.core.refusal": (*_CORE, "attacks.core.states"),
+    "attacks.core.answers": (*_CORE,),
+    "attacks.core.refusal": (*_CORE, "attacks.core.answers", "attacks.core.states"),
     "attacks.core.directions": (*_CORE, "attacks.core.states", "attacks.core.refusal"),
     "attacks.core.attribution": (
         *_CORE,
@@ -43,6 +45,15 @@ ALLOWED = {
         "attacks.core.model",
         "attacks.core.states",
         "attacks.core.refusal",
+    ),
+    "attacks.core.transcripts": (*_CORE, "attacks.core.answers", "attacks.core.refusal"),
+    "attacks.core.heads": (
+        *_CORE,
+        *(f"attacks.core.{name}" for name in ("attribution", "states", "transcripts")),
+    ),
+    "attacks.core.cliff": (
+        *_CORE,
+        *(f"attacks.core.{name}" for name in ("attribution", "probes", "states", "transcripts")),
     ),
     "attacks.core.survey": (
         *_CORE,

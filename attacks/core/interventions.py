@@ -57,6 +57,37 @@ class AblateDirection(Intervention):
 
 
 @dataclass(frozen=True, eq=False)
+class ScaleHeads(Intervention):
+    """Multiplies the outputs of some attention heads by `gamma`; 0 ablates them.
+
+    With `keep_norm` the heads of a layer together keep their norm, as in the code of
+    arXiv 2510.06036, which amplifies the ones that are left and so is no plain ablation. Taken for
+    each token by itself, and not for a whole batch as there: an answer would depend on who shares
+    the batch.
+    """
+
+    heads: tuple[tuple[int, int], ...]
+    """(layer, head)"""
+    gamma: float = 0.0
+    keep_norm: bool = False
+
+    @property
+    def sites(self) -> tuple[Site, ...]:
+        return tuple(Site(layer, "z") for layer in sorted({layer for layer, _ in self.heads}))
+
+    def __call__(self, activation: Tensor, ctx: Context) -> Tensor:
+        factors = torch.ones(activation.shape[-2], device=activation.device, dtype=activation.dtype)
+        factors[[head for layer, head in self.heads if layer == ctx.site.layer]] = self.gamma
+        scaled = activation * factors.unsqueeze(1)
+        if self.keep_norm:
+            before, after = (
+                z.flatten(-2).norm(dim=-1, keepdim=True).unsqueeze(-1) for z in (activation, scaled)
+            )
+            scaled = scaled * (before / after.clamp_min(1e-6))
+        return scaled
+
+
+@dataclass(frozen=True, eq=False)
 class SuppressTokens(Intervention):
     """Adds `bias` to the logits of `token_ids` at the first `steps` decoding steps.
 

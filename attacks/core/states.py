@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from attacks.core.interventions import Intervention
-from attacks.core.prompt import Messages, Prompt
+from attacks.core.prompt import Messages
 from attacks.core.sites import Site
 
 if TYPE_CHECKING:
@@ -19,17 +19,16 @@ LEAST_LOG_PROB = -1000.0
 """Below this a log-probability is as good as minus infinity: its probability is 0 in float64."""
 
 
-def _equal_lengths(prompts: Sequence[Prompt], batch_size: int) -> Iterator[list[int]]:
-    """Indices of prompts of one length: batches that need no padding are exact."""
+def _equal_lengths(sequences: Sequence[Tensor], batch_size: int) -> Iterator[list[int]]:
+    """Indices of sequences of one length: batches that need no padding are exact."""
     groups: dict[int, list[int]] = {}
-    for index, prompt in enumerate(prompts):
-        groups.setdefault(len(prompt.ids), []).append(index)
+    for index, sequence in enumerate(sequences):
+        groups.setdefault(len(sequence), []).append(index)
     for members in groups.values():
         for start in range(0, len(members), batch_size):
             yield members[start : start + batch_size]
 
 
-@torch.no_grad()
 def last_token(
     model: Model,
     texts: Sequence[str],
@@ -44,15 +43,36 @@ def last_token(
         {site: (N, D) float32, or (N, V) for logits}, on the CPU, rows in the order of `texts`.
     """
     prompts = [model.plain(text) for text in texts]
-    rows: dict[Site, list[Tensor]] = {site: [torch.empty(0)] * len(prompts) for site in sites}
-    for members in _equal_lengths(prompts, batch_size):
-        length = len(prompts[members[0]].ids)
+    return last_of(
+        model,
+        [prompt.ids for prompt in prompts],
+        sites,
+        roles=[prompt.roles for prompt in prompts],
+        interventions=interventions,
+        batch_size=batch_size,
+    )
+
+
+@torch.no_grad()
+def last_of(
+    model: Model,
+    sequences: Sequence[Tensor],
+    sites: Sequence[Site],
+    *,
+    roles: Sequence[Tensor] | None = None,
+    interventions: Sequence[Intervention] = (),
+    batch_size: int = 64,
+) -> dict[Site, Tensor]:
+    """`last_token` of sequences of ids, (T,) each; `roles` as long, for interventions."""
+    rows: dict[Site, list[Tensor]] = {site: [torch.empty(0)] * len(sequences) for site in sites}
+    for members in _equal_lengths(sequences, batch_size):
+        length = len(sequences[members[0]])
         reads = {site: site.at(length) for site in sites}
         trace = model.trace(
-            torch.stack([prompts[index].ids for index in members]),
+            torch.stack([sequences[index] for index in members]),
             list(reads.values()),
             interventions=interventions,
-            roles=prompts[members[0]].roles,
+            roles=roles[members[0]] if roles else None,
         )
         for site, read in reads.items():
             for index, row in zip(members, trace[read][:, -1].float().cpu(), strict=True):

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from attacks.core.errors import BadInput
 from attacks.core.model import Model
-from benchmarks.inspect import measure, page, plots, searches
+from benchmarks.inspect import measure, page, plots, searches, thinking
 from benchmarks.inspect.results import Report
 from benchmarks.inspect.subject import Options, Subject, load_prompts, load_subject
 from benchmarks.models import resolve
@@ -65,4 +65,5 @@ def measured(subject: Subject, options: Options) -> Report:
         paths=measure.paths(subject),
         lens=measure.lens(subject),
         reverse=searches.invert(subject, options.reverse_steps, options.restarts),
+        thinking=thinking.measure(subject),
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from benchmarks.inspect.page import code
+from benchmarks.inspect.markdown import code
 from benchmarks.success import Rate
 from benchmarks.tokens.results import Curve, Effect, Report, Row
 

@@ -22,6 +22,7 @@ from attacks.core.prompt import (
     Messages,
     Prompt,
 )
+from attacks.core.thinking import Markers, find_markers
 
 _MARK = "\ue001"
 _DRAWS = 1000
@@ -51,6 +52,15 @@ class Chat:
         self.vocab_rows = vocab_rows
         self.context = context
 
+    @cached_property
+    def markers(self) -> Markers | None:
+        """What the model thinks between, where it knows such markers; it need not use them."""
+        return find_markers(self.tokenizer.get_added_vocab(), str(self.tokenizer.chat_template))
+
+    def answer(self, completion: str) -> str:
+        """What a completion says after thinking; all of it where the model knows no markers."""
+        return self.markers.answer(completion) if self.markers else completion
+
     def render(self, messages: Messages) -> str:
         """The conversation as text, ready for the answer; an assistant turn at the end is opened.
 
@@ -73,6 +83,19 @@ class Chat:
                 f"model '{self.name}': its chat template refuses the roles {roles} ({reason})"
             ) from error
         return str(text)
+
+    def opening(self, messages: Messages) -> str:
+        """The marker of thinking that the template opens the answer with, or nothing."""
+        if self.markers and self.markers.opened_by(self._around(messages)[1]):
+            return self.markers.open + "\n"
+        return ""
+
+    def _around(self, messages: Messages) -> tuple[str, str]:
+        """The rendered conversation before and after the last user message."""
+        last = max(i for i, message in enumerate(messages) if message.role == "user")
+        marked = (*messages[:last], Message("user", _MARK), *messages[last + 1 :])
+        before, _, after = self.render(marked).partition(_MARK)
+        return before, after
 
     def encode(self, texts: Sequence[str]) -> list[Any]:
         """Encodings (ids, offsets) of rendered texts, which bring their own special tokens."""
@@ -112,9 +135,7 @@ class Chat:
 
         GENERATED in an assistant turn at the end: it stands where the model's own words would.
         """
-        last = max(i for i, message in enumerate(messages) if message.role == "user")
-        marked = (*messages[:last], Message("user", _MARK), *messages[last + 1 :])
-        before, _, after = self.render(marked).partition(_MARK)
+        before, after = self._around(messages)
         start, end, answer = len(before), len(text) - len(after), len(text)
         if messages[-1].role == "assistant":
             opened = self.render((*messages[:-1], Message("assistant", _MARK)))

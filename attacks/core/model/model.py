@@ -256,9 +256,12 @@ class Model:
     ) -> list[str]:
         """Greedy answers, in the order of `conversations`.
 
+        Thinking is part of an answer, markers included (`Chat.answer` tells it from what is said);
+        where the chat template has opened it already, the marker is put before the answer.
+
         Args:
             conversations: each is rendered and tokenised anew, as a user's would be.
-            max_new_tokens: longest answer.
+            max_new_tokens: longest answer, thinking included.
             interventions: active throughout.
             pad_to: with a `batch_size`, gives batches of a fixed shape (see `generation.batches`).
             batch_size: rows of a batch; by default all at once. With `pad_to` > 1 a smaller batch
@@ -298,7 +301,7 @@ class Model:
                     rows=len(ids), new=read, past=past, layers=self.n_layers, head_rows=1
                 )
             for index, text in zip(members, texts, strict=False):
-                answers[index] = text
+                answers[index] = self.chat.opening(conversations[index]) + text
         return answers
 
     # The device ------------------------------------------------------------------------------
