@@ -10,7 +10,7 @@ import torch
 from torch import Generator
 
 from attacks import Behavior, load
-from attacks.core.interventions import Intervention
+from attacks.core.weights import Change
 from attacks.core.model import Model
 from attacks.core.probes import fit_probe
 from attacks.core.prompt import Message, Messages
@@ -46,7 +46,7 @@ class _Measure:
         labels: Sequence[str],
         behaviors: Sequence[Behavior],
         asked: Callable[[Behavior], Messages] | None = None,
-        interventions: Sequence[Intervention] = (),
+        interventions: Sequence[Change] = (),
     ) -> float:
         """Share of the answers whose label is among `labels`."""
         ask = asked or (lambda behavior: self.model.conversation(behavior.text))

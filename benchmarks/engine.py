@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import torch
 
 from attacks.attack import Artefact, Step
-from attacks.core.interventions import Intervention
+from attacks.core.weights import Change
 from attacks.core.prompt import Messages
 from benchmarks.bench import Bench, Failure, OnStep, Outcome, Tally, failure_of, release_memory
 from benchmarks.budget import exhausted, verification_due
@@ -166,7 +166,7 @@ class _Pending:
     clock: Clock
     tally: Tally = field(default_factory=Tally)
     prompts: tuple[Messages, ...] = ()
-    interventions: tuple[Intervention, ...] = ()
+    interventions: tuple[Change, ...] = ()
     failure: Failure | None = None
 
 

@@ -17,7 +17,8 @@ _OUTPUT_NORMS = (
     ("post_attention_layernorm", "post_feedforward_layernorm"),
 )
 _ATTENTION = ("self_attn", "attention", "attn", "self_attention")
-_MLP = ("mlp", "feed_forward", "block_sparse_moe", "ffn")
+#: Children of a block that hold its MLP, or its experts.
+MLP = ("mlp", "feed_forward", "block_sparse_moe", "ffn")
 #: Children of an attention module that map the heads' outputs to the residual stream.
 _PROJECTION = ("o_proj", "out_proj", "c_proj", "dense", "wo")
 #: Siblings of the list of blocks that normalise the last block's output.
@@ -66,6 +67,11 @@ class Structure:
             raise BadInput(f"{self.family}: no module known for site '{name}'")
         return f"{block}.{child}"
 
+    @property
+    def norms_outputs(self) -> bool:
+        """Whether a norm stands between what a block computes and the stream that it is added to."""
+        return any(self.attn_out == attn for attn, _ in _OUTPUT_NORMS)
+
     def attention_path(self, layer: int) -> str:
         """Path of the attention module, the parent of the output projection.
 
@@ -105,7 +111,7 @@ def structure_of(model: nn.Module, n_layers: int) -> Structure:
     block = attrgetter(blocks)(model)[0]
     children = dict(block.named_children())
     attn_out = next((name for name in _ATTENTION if name in children), None)
-    mlp_out = next((name for name in _MLP if name in children), None)
+    mlp_out = next((name for name in MLP if name in children), None)
     for attn, mlp in _OUTPUT_NORMS:
         if attn in children and mlp in children:
             attn_out, mlp_out = attn, mlp

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import resource
 import sys
-from collections.abc import Sequence
-from functools import cached_property
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -14,17 +14,18 @@ from torch import Generator, Tensor
 from transformers import DynamicCache
 
 from attacks.core.errors import BadInput
-from attacks.core.interventions import Intervention
 from attacks.core.model import tracing
 from attacks.core.model.cache import Prefix
 from attacks.core.model.chat import Chat
+from attacks.core.model.editing import edited
 from attacks.core.model.families import structure_of
 from attacks.core.model.generation import batches, greedy, left_padded, plain_generation
-from attacks.core.model.hooks import intervening
+from attacks.core.model.hooks import by_site, intervening
 from attacks.core.model.loading import load_parts, load_tokenizer
 from attacks.core.model.meter import Meter
 from attacks.core.prompt import SYSTEM, Messages, Prompt, conversation
 from attacks.core.sites import Site, Trace
+from attacks.core.weights import Change, WeightEdit
 
 
 class Model:
@@ -54,6 +55,8 @@ class Model:
         self.meter = Meter(hf, self.structure.blocks, self.n_layers)
         self._envoy = NNsight(hf)
         self._writes_checked = False
+        self._table: tuple[Tensor, Tensor] | None = None
+        self._edits: list[WeightEdit] = []
         self.chat.render(conversation("a", system=system))
 
     @classmethod
@@ -133,23 +136,54 @@ class Model:
         embedded: Tensor = self.hf.get_input_embeddings()(ids.to(self.device))
         return embedded
 
-    @cached_property
+    @property
     def embedding_table(self) -> Tensor:
-        """(V, D) what `embed` gives for each id."""
+        """(V, D) what `embed` gives for each id; kept as long as the weights are the same."""
         module = self.hf.get_input_embeddings()
+        weight: Tensor = module.weight
         if type(module) is torch.nn.Embedding:
-            return module.weight.detach()
-        return self.embed(torch.arange(module.weight.shape[0])).detach()
+            return weight.detach()
+        if self._table is None or self._table[0] is not weight:
+            self._table = weight, self.embed(torch.arange(weight.shape[0])).detach()
+        return self._table[1]
 
     # Forward passes --------------------------------------------------------------------------
 
-    def prefix(self, ids: Tensor, *, interventions: Sequence[Intervention] = ()) -> Prefix:
-        """Keys and values of the positions `ids` (P,), for sequences that begin with them."""
+    @contextmanager
+    def editing(self, changes: Sequence[Change]) -> Iterator[None]:
+        """Apply the weight edits among `changes` inside the block and undo them bit for bit.
+
+        Every pass enters this for its own interventions; an edit that is in place already is not
+        applied twice. So a loop of passes enters it once, around the whole, to save the work.
+
+        Raises:
+            BadInput: see `editing.edited`.
+        """
+        edits = [change for change in changes if isinstance(change, WeightEdit)]
+        fresh = [edit for edit in edits if not any(edit is held for held in self._edits)]
+        with edited(self.hf, self.structure, fresh):
+            self._edits += fresh
+            try:
+                yield
+            finally:
+                del self._edits[len(self._edits) - len(fresh) :]
+
+    def prefix(
+        self, ids: Tensor, *, interventions: Sequence[Change] = (), roles: Tensor | None = None
+    ) -> Prefix:
+        """Keys and values of the positions `ids` (P,), for sequences that begin with them.
+
+        Args:
+            ids: the positions.
+            interventions: as for `trace`.
+            roles: (P,) roles of the positions, for interventions.
+        """
         cache = DynamicCache()
         last = Site(self.n_layers - 1, "resid_post", (len(ids) - 1,))
-        with torch.no_grad():
+        with torch.no_grad(), self.editing(interventions):
             embeds = self.embed(ids).unsqueeze(0)
-            self._run(tracing.Pass(embeds, cache, interventions=interventions), [last])
+            rows = None if roles is None else roles.to(self.device).unsqueeze(0)
+            self._run(tracing.Pass(embeds, cache, 0, interventions, rows), [last])
         return Prefix.of(cache)
 
     def trace(
@@ -158,7 +192,7 @@ class Model:
         reads: Sequence[Site],
         *,
         prefix: Prefix | None = None,
-        interventions: Sequence[Intervention] = (),
+        interventions: Sequence[Change] = (),
         roles: Tensor | None = None,
     ) -> Trace:
         """Activations at `reads`; the forward pass stops after the deepest of them.
@@ -166,24 +200,27 @@ class Model:
         Gradients flow to `inputs` when they are embeddings that require them.
 
         Args:
-            inputs: ids (B, T) or embeddings (B, T, D) of what follows the prefix.
+            inputs: ids (B, T) or embeddings (B, T, D) of what follows the prefix; embeddings are
+                taken as they are, so with weight edits make them inside `editing`.
             reads: sites with absolute positions, counted from the start of the prefix.
             prefix: keys and values of earlier positions, shared by all rows.
-            interventions: applied at each site in the order given, before it is read.
-            roles: (T,) roles of the positions of `inputs`, for interventions.
+            interventions: applied at each site in the order given, before it is read; weight edits
+                hold during the whole pass.
+            roles: (T,) or (B, T) roles of the positions of `inputs`, for interventions.
 
         Returns:
             {site: (B, P, D)}, or (B, P, V) for logits, in the order of each site's positions.
         """
-        embeds = inputs if inputs.is_floating_point() else self.embed(inputs)
-        work = tracing.Pass(
-            embeds,
-            prefix.expanded(len(embeds)) if prefix else None,
-            prefix.length if prefix else 0,
-            interventions,
-            None if roles is None else roles.to(self.device).expand(embeds.shape[:2]),
-        )
-        return self._run(work, reads)
+        with self.editing(interventions):
+            embeds = inputs if inputs.is_floating_point() else self.embed(inputs)
+            work = tracing.Pass(
+                embeds,
+                prefix.expanded(len(embeds)) if prefix else None,
+                prefix.length if prefix else 0,
+                interventions,
+                None if roles is None else roles.to(self.device).expand(embeds.shape[:2]),
+            )
+            return self._run(work, reads)
 
     def _run(self, work: tracing.Pass, reads: Sequence[Site]) -> Trace:
         plan = tracing.plan(reads, work.interventions, past=work.past, n_layers=self.n_layers)
@@ -234,7 +271,7 @@ class Model:
         conversations: Sequence[Messages],
         *,
         max_new_tokens: int,
-        interventions: Sequence[Intervention] = (),
+        interventions: Sequence[Change] = (),
         pad_to: int = 1,
         batch_size: int | None = None,
     ) -> list[str]:
@@ -258,7 +295,7 @@ class Model:
                 f"prompt of {max(lengths)} tokens is longer than the context of model "
                 f"'{self.name}' ({self.chat.context})"
             )
-        if any(site.name in ("attn_out", "mlp_out") for i in interventions for site in i.sites):
+        if any(site.name in ("attn_out", "mlp_out") for site in by_site(interventions)):
             self.check_residual_writes()
         answers = [""] * len(tokens)
         pad = self.hf.generation_config.pad_token_id
@@ -267,7 +304,10 @@ class Model:
             filled = members + [members[-1]] * (size - len(members) if pad_to > 1 else 0)
             ids, mask = left_padded([tokens[i][0] for i in filled], length, pad)
             roles, _ = left_padded([tokens[i][1] for i in filled], length, SYSTEM)
-            with intervening(self.hf, self.structure, interventions, roles=roles, mask=mask):
+            with (
+                self.editing(interventions),
+                intervening(self.hf, self.structure, interventions, roles=roles, mask=mask),
+            ):
                 texts = greedy(
                     self.hf, self.chat.tokenizer, ids, mask, max_new_tokens=max_new_tokens
                 )

@@ -10,9 +10,9 @@ from accelerate.utils.memory import find_executable_batch_size, should_reduce_ba
 from torch import Tensor
 
 from attacks.core.errors import BadInput
-from attacks.core.interventions import Intervention
 from attacks.core.objectives import Bound
 from attacks.core.prompt import GENERATED, Prompt
+from attacks.core.weights import Change
 
 if TYPE_CHECKING:
     from attacks.core.model import Model
@@ -31,7 +31,7 @@ class Evaluator:
         prompt: Prompt,
         objective: Bound,
         *,
-        interventions: Sequence[Intervention] = (),
+        interventions: Sequence[Change] = (),
         use_cache: bool = True,
         batch_size: int = 512,
     ) -> None:
@@ -61,7 +61,11 @@ class Evaluator:
         self._roles = roles[start : self._length]
         self._start = start
         self._prefix = (
-            model.prefix(prompt.ids[:start], interventions=interventions) if start else None
+            model.prefix(
+                prompt.ids[:start], interventions=interventions, roles=prompt.roles[:start]
+            )
+            if start
+            else None
         )
 
     def _sequences(self, candidates: Tensor) -> Tensor:
@@ -108,14 +112,15 @@ class Evaluator:
             FloatingPointError: the gradient is not a number.
         """
         ids = self._sequences(candidate.unsqueeze(0))
-        embeds = self.model.embed(ids).detach().requires_grad_()
-        with torch.enable_grad():
+        with torch.enable_grad(), self.model.editing(self.interventions):
+            embeds = self.model.embed(ids).detach().requires_grad_()
             loss = self._trace_losses(embeds)[0]
             (gradient,) = torch.autograd.grad(loss, embeds)
+            table = self.model.embedding_table
         rows = gradient[0, self.prompt.slots.to(gradient.device) - self._start]
         if torch.isnan(rows).any():
             raise FloatingPointError("the gradient is not a number (NaN)")
-        return rows @ self.model.embedding_table.T.to(rows.dtype), float(loss.detach())
+        return rows @ table.T.to(rows.dtype), float(loss.detach())
 
     def _trace_losses(self, inputs: Tensor) -> Tensor:
         trace = self.model.trace(
