@@ -46,8 +46,8 @@ class RefusalDirection(Attack):
     mode: Literal["ablate", "add"] = "ablate"
     """Ablate it at every write of every layer, or add it at the input of its own."""
     coefficient: float = -1.0
-    """With mode="add": in units of the direction as it was measured; -1 bypasses refusal, +1 induces
-    it."""
+    """With mode="add": in units of the direction as it was measured; -1 bypasses refusal, +1
+    induces it."""
 
     def prepare(self, model: Model, train: Sequence[Behavior], *, rng: Generator) -> Artefact:
         """Fit the direction; `data` holds where it is from and the scores of all.

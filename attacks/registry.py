@@ -27,6 +27,7 @@ ATTACKS = Registry(
         "refusal-tokens": "attacks.refusal_tokens:RefusalTokens",
         "refusal-direction": "attacks.refusal_direction:RefusalDirection",
         "refusal-direction-weights": "attacks.refusal_direction:RefusalDirectionWeights",
+        "abliteration": "attacks.abliteration:Abliteration",
     },
 )
 

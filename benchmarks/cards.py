@@ -10,13 +10,13 @@ import torch
 from torch import Generator
 
 from attacks import Behavior, load
-from attacks.core.weights import Change
 from attacks.core.model import Model
 from attacks.core.probes import fit_probe
 from attacks.core.prompt import Message, Messages
 from attacks.core.refusal import learn_openers
 from attacks.core.sites import Site
 from attacks.core.states import last_token
+from attacks.core.weights import Change
 from benchmarks.behaviors import load_behaviors
 from benchmarks.judges import load_judge
 from benchmarks.models import folder

@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 import torch
 
 from attacks.attack import Artefact, Step
-from attacks.core.weights import Change
 from attacks.core.prompt import Messages
+from attacks.core.weights import Change
 from benchmarks.bench import Bench, Failure, OnStep, Outcome, Tally, failure_of, release_memory
 from benchmarks.budget import exhausted, verification_due
 from benchmarks.cells import Cell, Task, cell_generator

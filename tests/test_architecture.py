@@ -13,9 +13,9 @@ ROOT = Path(__file__).resolve().parents[1]
 LONGEST = 350
 
 #: Modules of the suite that a module may import, by the longest matching prefix. The order is
-#: behavior <- prompt <- sites <- interventions, objectives <- model <- directions, refusal,
-#: attribution, survey, search <- attack <- the attack files <- registry <- benchmarks.
-_TYPES = ("errors", "behavior", "prompt", "sites", "artefact", "interventions")
+#: behavior <- prompt <- sites <- interventions, weights, objectives <- model <- directions,
+#: refusal, attribution, survey, search <- attack <- the attack files <- registry <- benchmarks.
+_TYPES = ("errors", "behavior", "prompt", "sites", "artefact", "interventions", "weights")
 _CORE = tuple(f"attacks.core.{name}" for name in _TYPES)
 ALLOWED = {
     "attacks.core.errors": (),
@@ -23,13 +23,19 @@ ALLOWED = {
     "attacks.core.prompt": _CORE[:2],
     "attacks.core.sites": (),
     "attacks.core.artefact": (),
-    "attacks.core.interventions": ("attacks.core.sites",),
+    "attacks.core.interventions": ("attacks.core.errors", "attacks.core.sites"),
+    "attacks.core.weights": ("attacks.core.interventions",),
     "attacks.core.objectives": (*_CORE, "attacks.core.objectives"),
     "attacks.core.model": (*_CORE, "attacks.core.model"),
     "attacks.core.states": (*_CORE,),
     "attacks.core.probes": (*_CORE,),
     "attacks.core.refusal": (*_CORE, "attacks.core.states"),
     "attacks.core.directions": (*_CORE, "attacks.core.states", "attacks.core.refusal"),
+    "attacks.core.abliteration": (
+        *_CORE,
+        *(f"attacks.core.{name}" for name in ("directions", "refusal", "states")),
+    ),
+    "attacks.core.harmfulness": (*_CORE, "attacks.core.refusal", "attacks.core.states"),
     "attacks.core.attribution": (
         *_CORE,
         "attacks.core.model",

@@ -14,7 +14,7 @@ from attacks.core.interventions import AblateDirection, AddDirection
 from attacks.core.prompt import Prompt
 from attacks.core.refusal import refusal_score, refusal_tokens
 from attacks.core.sites import Site
-from attacks.core.states import Locate, at_last, next_token_log_probs, read, tail
+from attacks.core.states import Locate, Text, at_last, next_token_log_probs, read, tail
 
 if TYPE_CHECKING:
     from attacks.core.model import Model
@@ -60,7 +60,7 @@ def direction_at(
     return directions[0, layer]
 
 
-def _states(model: Model, texts: Sequence[str], locate: Locate) -> tuple[Tensor, Tensor]:
+def _states(model: Model, texts: Sequence[Text], locate: Locate) -> tuple[Tensor, Tensor]:
     """(N, P, L, D) inputs of the blocks and (N, V) log-probabilities of the answer's first token.
 
     `locate` names the prompt's last token last.
@@ -96,20 +96,21 @@ def mean_kl(before: Tensor, after: Tensor) -> float:
 def score_directions(
     model: Model,
     directions: Tensor,
-    harmful: Sequence[str],
-    harmless: Sequence[str],
+    harmful: Sequence[Text],
+    harmless: Sequence[Text],
     token_ids: Tensor,
 ) -> list[DirectionScore]:
     """Score directions (P, L, D) by ablation and addition (arXiv 2406.11717, appendix C).
 
-    Left out are those of layer 0 at a token of the template, whose input is the same in every
-    prompt; they are zeros.
+    Left out are zeros, as at layer 0, where a token of the template is the same in every prompt,
+    and at all tokens but the last those of layers that `choose_direction` leaves out.
     """
     before = next_token_log_probs(model, harmless)
     scores = []
     for at, rows in enumerate(directions):
         for layer, direction in enumerate(rows):
-            if not direction.any():
+            deep = layer >= int(DEPTH * model.n_layers) and at < len(directions) - 1
+            if deep or not direction.any():
                 continue
             ablation = [AblateDirection(direction, model.n_layers)]
             addition = [AddDirection(direction, layer, 1.0)]
@@ -162,8 +163,8 @@ def find_refusal_direction(
 ) -> RefusalDirection:
     """Directions from three quarters of the prompts, one of them chosen on the rest.
 
-    Harmful prompts that the model does not refuse and harmless ones that it does are left out of
-    both, by the first token's distribution (arXiv 2406.11717, appendix C), unless none would be left.
+    Harmful prompts that the model does not refuse and harmless ones that it does are left out, by
+    the first token's distribution (arXiv 2406.11717, appendix C), unless that leaves none.
 
     Args:
         model: the model.
@@ -182,9 +183,9 @@ def find_refusal_direction(
             "a refusal direction needs at least 4 harmful and 4 harmless training behaviours, got "
             f"{len(harmful)} and {len(harmless)}"
         )
-    prompts = [model.plain(text) for text in (*harmful, *harmless)]
-    positions = 1 if last_only else tail(prompts)
-    bad, good = (_Side.of(model, texts, positions, rng) for texts in (harmful, harmless))
+    asked = [[model.plain(text) for text in texts] for texts in (harmful, harmless)]
+    positions = 1 if last_only else tail([prompt for prompts in asked for prompt in prompts])
+    bad, good = (_Side.of(model, prompts, positions, rng) for prompts in asked)
     openers = refusal_tokens(bad.log_probs[bad.fit], good.log_probs[good.fit], most=8)
     bad, good = bad.keep(openers, refused=True), good.keep(openers, refused=False)
     directions = _difference(bad.states[bad.fit], good.states[good.fit])
@@ -198,7 +199,7 @@ def find_refusal_direction(
         best,
         tuple(scores),
         given_up,
-        model.chat.decode([[int(prompts[0].ids[best.position])]])[0],
+        model.chat.decode([[int(asked[0][0].ids[best.position])]])[0],
         refused,
         answered,
     )
@@ -208,7 +209,7 @@ def find_refusal_direction(
 class _Side:
     """The prompts of one kind, all read once."""
 
-    texts: Sequence[str]
+    prompts: Sequence[Prompt]
     states: Tensor
     """(N, P, L, D)"""
     log_probs: Tensor
@@ -219,20 +220,20 @@ class _Side:
     """Indices of those to choose on."""
 
     @classmethod
-    def of(cls, model: Model, texts: Sequence[str], positions: int, rng: Generator) -> _Side:
+    def of(cls, model: Model, prompts: Sequence[Prompt], positions: int, rng: Generator) -> _Side:
         def locate(prompt: Prompt) -> range:
             return range(len(prompt.ids) - positions, len(prompt.ids))
 
-        order, held = torch.randperm(len(texts), generator=rng), max(1, len(texts) // 4)
+        order, held = torch.randperm(len(prompts), generator=rng), max(1, len(prompts) // 4)
         fit, check = order[held:].sort().values, order[:held].sort().values
-        return cls(texts, *_states(model, texts, locate), fit, check)
+        return cls(prompts, *_states(model, prompts, locate), fit, check)
 
     def keep(self, openers: Tensor, *, refused: bool) -> _Side:
         """Only prompts that are refused, or that are not; all where that leaves none."""
         wanted = (refusal_score(self.log_probs, openers) > 0) == refused
         fit, check = (rows[wanted[rows]] for rows in (self.fit, self.check))
         return _Side(
-            self.texts,
+            self.prompts,
             self.states,
             self.log_probs,
             fit if len(fit) else self.fit,
@@ -240,8 +241,8 @@ class _Side:
         )
 
     @property
-    def held_out(self) -> list[str]:
-        return [self.texts[index] for index in self.check.tolist()]
+    def held_out(self) -> list[Prompt]:
+        return [self.prompts[index] for index in self.check.tolist()]
 
 
 def _difference(harmful: Tensor, harmless: Tensor) -> Tensor:
@@ -260,9 +261,10 @@ def choose_direction(
     The paper's filters (arXiv 2406.11717, appendix C) leave out layers from 0.8 of the depth on,
     directions whose ablation changes harmless prompts by more than `max_kl`, and those whose
     addition does not induce refusal (a score under 0). Where they leave nothing that gets past
-    refusal (a bypass score under 0: the first token opens a refusal in less than half of the cases),
-    filters are given up: kl, then induce in its stead, then both, then depth too. Where nothing gets
-    past refusal even so, it is the lowest score that the filter on depth leaves, or the lowest.
+    refusal (a bypass score under 0: the first token opens a refusal in less than half of the
+    cases), filters are given up: kl, then induce in its stead, then both, then depth too. Where
+    nothing gets past refusal even so, it is the lowest score that the filter on depth leaves, or
+    the lowest.
 
     Returns:
         The choice, and the names of the filters that were given up.

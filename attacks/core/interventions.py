@@ -71,6 +71,8 @@ class AddDirection(Intervention):
     coefficient: float
     roles: tuple[int, ...] = ()
     """Roles (`attacks.core.prompt`) of the positions that it is added at; none: all."""
+    spare: int = 0
+    """With roles: how many of these positions, counted from their end, are left alone."""
     prompt_only: bool = False
     """Whether generated tokens are left alone."""
 
@@ -87,6 +89,8 @@ class AddDirection(Intervention):
         if ctx.roles is None:
             raise BadInput("a direction added at some roles needs a pass that knows the roles")
         chosen = torch.isin(ctx.roles, torch.tensor(self.roles, device=ctx.roles.device))
+        if self.spare:
+            chosen = chosen & (chosen.flip(-1).cumsum(-1).flip(-1) > self.spare)
         return activation + chosen.to(activation.device).unsqueeze(-1) * shift
 
 

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 #: The positions (P,) to read in a prompt, counted from its start; as many in each prompt.
 Locate: TypeAlias = Callable[[Prompt], Sequence[int]]
+#: A text, asked as a plain conversation, or what `Model.plain` makes of it.
+Text: TypeAlias = str | Prompt
 
 
 def at_last(prompt: Prompt) -> tuple[int]:
@@ -56,7 +58,7 @@ def _batches(prompts: Sequence[Prompt], batch_size: int) -> Iterator[list[int]]:
 @torch.no_grad()
 def read(
     model: Model,
-    texts: Sequence[str],
+    texts: Sequence[Text],
     sites: Sequence[Site],
     *,
     locate: Locate = at_last,
@@ -69,9 +71,10 @@ def read(
     from what comes before it. The positions of `sites` are not used.
 
     Returns:
-        {site: (N, P, D) float32, or (N, P, V) for logits}, on the CPU, rows in the order of `texts`.
+        {site: (N, P, D) float32, or (N, P, V) for logits}, on the CPU, rows in the order of
+        `texts`.
     """
-    prompts = [model.plain(text) for text in texts]
+    prompts = [text if isinstance(text, Prompt) else model.plain(text) for text in texts]
     rows: dict[Site, list[Tensor]] = {site: [torch.empty(0)] * len(prompts) for site in sites}
     for members in _batches(prompts, batch_size):
         wanted = [tuple(locate(prompts[index])) for index in members]
@@ -91,7 +94,7 @@ def read(
 
 def last_token(
     model: Model,
-    texts: Sequence[str],
+    texts: Sequence[Text],
     sites: Sequence[Site],
     *,
     interventions: Sequence[Change] = (),
@@ -103,7 +106,7 @@ def last_token(
 
 
 def next_token_log_probs(
-    model: Model, texts: Sequence[str], *, interventions: Sequence[Change] = ()
+    model: Model, texts: Sequence[Text], *, interventions: Sequence[Change] = ()
 ) -> Tensor:
     """(N, V) log-probabilities of the first token of the answer."""
     site = Site(-1, "logits")

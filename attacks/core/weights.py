@@ -54,9 +54,9 @@ def take_out(
 ) -> Tensor:
     """W - strength r r^T W for the unit r along `direction` (arXiv 2406.11717, section 2.4).
 
-    So r^T W' = (1 - strength) r^T W. With `keep_norms` the rows are scaled to length one before, and
-    to their old lengths after it: a row is what one coordinate of the stream reads from the inputs.
-    That keeps the norms and no longer takes the direction out exactly.
+    So r^T W' = (1 - strength) r^T W. With `keep_norms` the rows are scaled to length one before,
+    and to their old lengths after it: a row is what one coordinate of the stream reads from the
+    inputs. That keeps the norms and no longer takes the direction out exactly.
 
     Args:
         weight: (..., D, K)

@@ -1,8 +1,8 @@
 """Weight edits in place for some forward passes: new parameters go in, the old ones come back.
 
 A parameter is exchanged and not written to. So the old values are restored bit for bit whatever
-happens in between, a graph built inside can be differentiated outside, and of a table that embedding
-and unembedding share only the embedding changes.
+happens in between, a graph built inside can be differentiated outside, and of a table that is both
+embedding and unembedding only the embedding changes.
 """
 
 from __future__ import annotations
@@ -41,9 +41,10 @@ class _Slot:
     def edited(self, edit: WeightEdit) -> nn.Parameter | None:
         held = self.parameter.detach()
         if not held.is_floating_point() or held.is_meta:
+            what = "not loaded" if held.is_meta else str(held.dtype)
             raise BadInput(
-                f"{self.writer.name}: its weights are {'not loaded' if held.is_meta else held.dtype}"
-                "; only floating-point weights in memory can be edited"
+                f"{self.writer.name}: its weights are {what}; only floating-point weights in "
+                "memory can be edited"
             )
         exact = held.to(torch.promote_types(held.dtype, torch.float32))
         # The stream's axis second to last, as `WeightEdit` wants it.
@@ -163,7 +164,9 @@ def _module_slots(
         last = getattr(experts, "is_transposed", False) if square else module.shape[2] == width
         slots = [_Slot(experts, name, Writer(path, layer, part, False, gain), 2 if last else 1)]
         if getattr(experts, biases, None) is not None:
-            slots.append(_Slot(experts, biases, Writer(f"{owner}.{biases}", layer, part, True, gain), 1))
+            slots.append(
+                _Slot(experts, biases, Writer(f"{owner}.{biases}", layer, part, True, gain), 1)
+            )
         return slots
     # GPT-2's Conv1D keeps its matrix the other way round than nn.Linear.
     axis = 1 if type(module).__name__ == "Conv1D" else 0

@@ -69,7 +69,7 @@ class Structure:
 
     @property
     def norms_outputs(self) -> bool:
-        """Whether a norm stands between what a block computes and the stream that it is added to."""
+        """Whether a norm stands between what a block computes and the residual stream."""
         return any(self.attn_out == attn for attn, _ in _OUTPUT_NORMS)
 
     def attention_path(self, layer: int) -> str:
