@@ -27,6 +27,9 @@ if TYPE_CHECKING:
     from attacks.core.model import Model
 
 
+_EVEN = Kernel()
+
+
 @dataclass(frozen=True)
 class Abliteration(Attack):
     """Directional weight edits as common tools make them (compared in arXiv 2512.13655).
@@ -49,8 +52,8 @@ class Abliteration(Attack):
     depth: float | None = 0.6
     """Layer of the direction that is taken out of all blocks, from 0 to 1 of the depth; none: each
     block its own."""
-    attention: Kernel = Kernel()
-    mlp: Kernel = Kernel()
+    attention: Kernel = _EVEN
+    mlp: Kernel = _EVEN
     trials: int = 0
     """Of the search, which needs optuna; 0: the recipe above."""
     max_kl: float = 0.5

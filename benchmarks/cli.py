@@ -79,6 +79,11 @@ def _parser() -> argparse.ArgumentParser:
         "--readme", type=Path, metavar="FILE", help="put it between that file's leaderboard markers"
     )
     board.set_defaults(command=commands.leaderboard)
+    front = add(
+        "pareto", help="show the trade-offs that the weight edits of a run were chosen from"
+    )
+    front.add_argument("folder", type=Path, metavar="DIR", help="output of a run")
+    front.set_defaults(command=commands.pareto)
     _add_inspect(add("inspect", help="look into a model: where refusal sits, and what attacks do"))
     new = add("new-attack", help="write a package with a working attack, to start from")
     new.add_argument("name", metavar="NAME")

@@ -36,7 +36,7 @@ def reply_of(text: str, openers: Sequence[str] = GENERAL_OPENERS) -> Reply:
         openers: normalised openings of refusals, looked for anywhere.
     """
     said = normalise(text)
-    patterns = [(label, pattern) for label, pattern in _WORDS.items()]
+    patterns: list[tuple[str, str]] = list(_WORDS.items())
     patterns += [("refused", rf"\b{re.escape(opener)}") for opener in openers if opener]
     matches = [
         (match.start(), label) for label, pattern in patterns if (match := re.search(pattern, said))
