@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import torch
 from torch import Generator
@@ -19,6 +19,7 @@ from attacks.core.abliteration import (
     layer_directions,
     pareto_front,
     search,
+    shallow_depths,
 )
 from attacks.core.errors import BadInput
 from attacks.core.weights import Abliterate
@@ -49,21 +50,23 @@ class Abliteration(Attack):
     mode: Mode = "plain"
     """plain: W - strength r r^T W. projected: r without its component along the harmless mean.
     norm-preserving: the rows keep their lengths."""
-    depth: float | None = 0.6
-    """Layer of the direction that is taken out of all blocks, from 0 to 1 of the depth; none: each
-    block its own."""
+    scope: Literal["global", "layer"] = "global"
+    """One direction for all blocks, or each block's own."""
+    depth: float | None = None
+    """With one: the block whose output gives it, from 0 to 1 of the depth; none: chosen among those
+    of the first four fifths, as with trials."""
     attention: Kernel = _EVEN
     mlp: Kernel = _EVEN
     trials: int = 0
-    """Of the search, which needs optuna; 0: the recipe above."""
+    """Of the search for depth and strengths, which needs optuna; 0: none."""
     max_kl: float = 0.5
-    """With trials: KL on harmless prompts, in nats, up to which fewer refusals are preferred."""
+    """KL on harmless prompts, in nats, up to which fewer refusals are preferred."""
 
     def prepare(self, model: Model, train: Sequence[Behavior], *, rng: Generator) -> Artefact:
         """Fit directions on three quarters of the prompts; measure, or search, on the rest.
 
-        `data` holds `chosen`, a recipe with its refusals and KL on held-out prompts, and with
-        trials the `front`, a list of the same.
+        `data` holds `chosen`, a recipe with its refusals and KL on held-out prompts, and `front`, a
+        list of all those among the tried that no other beats (`reroute pareto` shows it).
 
         Raises:
             BadInput: too few training prompts, a depth outside 0..1, or no optuna for a search.
@@ -88,9 +91,11 @@ class Abliteration(Attack):
             projected=self.mode == "projected",
         )
         yardstick = Yardstick(model, fit, held_out)
-        outcomes = [
-            yardstick.measure(Recipe(self.depth, self.attention, self.mlp), directions, self.mode)
-        ]
+        depths: list[float | None] = [None]
+        if self.scope == "global":
+            depths = [self.depth] if self.depth is not None else shallow_depths(model.n_layers)
+        recipes = [Recipe(depth, self.attention, self.mlp) for depth in depths]
+        outcomes = [yardstick.measure(recipe, directions, self.mode) for recipe in recipes]
         if self.trials:
             outcomes += search(yardstick, directions, self.mode, trials=self.trials, rng=rng)
         front = pareto_front(outcomes)
@@ -100,9 +105,11 @@ class Abliteration(Attack):
             name: torch.tensor(getattr(edit, name), dtype=torch.float64)
             for name in ("attention", "mlp")
         }
-        data = {"mode": self.mode, "chosen": asdict(best)}
-        if self.trials:
-            data["front"] = [asdict(outcome) for outcome in front]
+        data = {
+            "mode": self.mode,
+            "chosen": asdict(best),
+            "front": [asdict(outcome) for outcome in front],
+        }
         return Artefact({"directions": edit.directions, **strengths}, data)
 
     def run(

@@ -27,9 +27,7 @@ def fronts(folder: Path) -> str:
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise BadInput(f"{path}: damaged artefact ({type(error).__name__})") from error
     if not tables:
-        raise BadInput(
-            f"{folder}: no artefact with a Pareto front; 'abliteration:trials=N' makes one"
-        )
+        raise BadInput(f"{folder}: no artefact with a Pareto front; 'abliteration' makes one")
     return "\n".join(tables)
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Generator, Tensor
 
 from attacks.core.behavior import Behavior
-from attacks.core.directions import mean_kl
+from attacks.core.directions import DEPTH, mean_kl
 from attacks.core.errors import BadInput
 from attacks.core.refusal import learn_openers, opens_with_refusal
 from attacks.core.sites import Site
@@ -93,6 +93,12 @@ def one_direction(directions: Tensor, depth: float) -> Tensor:
     high = min(low + 1, len(directions) - 1)
     mixed = torch.lerp(directions[low], directions[high], place - low)
     return torch.nn.functional.normalize(mixed, dim=0).expand(len(directions), -1).contiguous()
+
+
+def shallow_depths(n_layers: int) -> list[float | None]:
+    """Depths of the blocks in the first four fifths."""
+    blocks = range(max(int(DEPTH * n_layers), 1))
+    return [block / max(n_layers - 1, 1) for block in blocks]
 
 
 @dataclass(frozen=True)

@@ -82,7 +82,7 @@ def read(
         reads = {site: Site(site.layer, site.name, tuple(union)) for site in sites}
         ids, roles = (
             torch.nn.utils.rnn.pad_sequence(values, batch_first=True)
-            for values in zip(*((prompts[i].ids, prompts[i].roles) for i in members), strict=True)
+            for values in ([prompts[i].ids for i in members], [prompts[i].roles for i in members])
         )
         trace = model.trace(ids, list(reads.values()), interventions=interventions, roles=roles)
         for site, place in reads.items():

@@ -68,7 +68,8 @@ def take_out(
     lengths = weight.norm(dim=-1, keepdim=True)
     rows = torch.nn.functional.normalize(weight, dim=-1) if keep_norms else weight
     rows = rows - strength * unit.unsqueeze(-1) * (unit @ rows).unsqueeze(-2)
-    return lengths * torch.nn.functional.normalize(rows, dim=-1) if keep_norms else rows
+    new: Tensor = lengths * torch.nn.functional.normalize(rows, dim=-1) if keep_norms else rows
+    return new
 
 
 @dataclass(frozen=True, eq=False)

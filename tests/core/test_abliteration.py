@@ -100,7 +100,7 @@ def test_the_front_holds_what_nothing_else_beats() -> None:
 def test_norm_preserving_and_plain_edits_differ() -> None:
     model, found = pocket("pocket-llama"), {}
     for mode in ("plain", "norm-preserving"):
-        attack = load("abliteration", mode=mode)
+        attack = load("abliteration", mode=mode, depth=0.4)
         artefact = attack.prepare(model, train(4), rng=torch.Generator().manual_seed(0))
         (step,) = attack.run(model, train(4)[0], artefact=artefact, rng=torch.Generator())
         with model.editing(step.interventions):
@@ -112,7 +112,7 @@ def test_norm_preserving_and_plain_edits_differ() -> None:
 
 def test_a_search_keeps_a_front_that_one_seed_reproduces(tmp_path) -> None:  # type: ignore[no-untyped-def]
     pytest.importorskip("optuna")
-    model, attack = pocket("pocket-llama"), load("abliteration", trials=4, max_kl=0.5)
+    model, attack = pocket("pocket-llama"), load("abliteration", trials=3, depth=0.4)
     first, again = (
         attack.prepare(model, train(12), rng=torch.Generator().manual_seed(2)) for _ in range(2)
     )
