@@ -89,7 +89,8 @@ class DirectionScore:
 
 def mean_kl(before: Tensor, after: Tensor) -> float:
     """Mean KL(before || after) in nats of log-probabilities (N, V)."""
-    one, other = before.double(), after.double()
+    # Normalised again, since single precision leaves sums that make small divergences negative.
+    one, other = (rows.double().log_softmax(1) for rows in (before, after))
     return float((one.exp() * (one - other)).sum(1).mean())
 
 

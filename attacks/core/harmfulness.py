@@ -44,7 +44,8 @@ class TwoDirections:
     def cosines(self) -> Tensor:
         """(L,) between the two; NaN at layer 0, where the template's token is always the same."""
         lengths = self.harmfulness.norm(dim=1) * self.refusal.norm(dim=1)
-        return (self.harmfulness * self.refusal).sum(1) / lengths
+        cosines: Tensor = (self.harmfulness * self.refusal).sum(1) / lengths
+        return cosines
 
     def steering(
         self, kind: Kind, layer: int, coefficient: float, *, spare: int = 0
