@@ -263,9 +263,8 @@ def choose_direction(
     directions whose ablation changes harmless prompts by more than `max_kl`, and those whose
     addition does not induce refusal (a score under 0). Where they leave nothing that gets past
     refusal (a bypass score under 0: the first token opens a refusal in less than half of the
-    cases), filters are given up: kl, then induce in its stead, then both, then depth too. Where
-    nothing gets past refusal even so, it is the lowest score that the filter on depth leaves, or
-    the lowest.
+    cases), filters are given up: kl, then induce, then depth. Where nothing gets past refusal even
+    so, it is the lowest score that the filter on depth leaves, or the lowest.
 
     Returns:
         The choice, and the names of the filters that were given up.
@@ -280,13 +279,13 @@ def choose_direction(
         "kl": lambda score: score.kl <= max_kl,
         "induce": lambda score: score.induce >= 0,
     }
-    ladder: tuple[tuple[str, ...], ...] = ((), ("kl",), ("induce",), ("kl", "induce"), (*passes,))
+    ladder: tuple[tuple[str, ...], ...] = ((), ("kl",), ("kl", "induce"), (*passes,))
     lowest: dict[tuple[str, ...], DirectionScore] = {}
     for given_up in ladder:
         held = [test for name, test in passes.items() if name not in given_up]
         left = [score for score in scores if all(test(score) for test in held)]
         if left:
-            lowest[given_up] = min(left, key=lambda score: score.bypass)
+            lowest[given_up] = min(left, key=lambda score: (score.bypass, score.kl))
     past = [given_up for given_up in lowest if lowest[given_up].bypass < 0]
     given_up = next(iter(past or [filters for filters in ladder[-2:] if filters in lowest]))
     return lowest[given_up], given_up
