@@ -183,9 +183,13 @@ def pareto_front(outcomes: Sequence[Outcome]) -> list[Outcome]:
 
 
 def choose(front: Sequence[Outcome], *, max_kl: float) -> Outcome:
-    """The fewest refusals at a KL of at most `max_kl`, or else the lowest KL."""
-    gentle = [outcome for outcome in front if outcome.kl <= max_kl]
-    return gentle[0] if gentle else front[-1]
+    """The fewest refusals at a KL of at most `max_kl`, if it halves them, or else the fewest."""
+    gentle = [
+        outcome
+        for outcome in front
+        if outcome.kl <= max_kl and 2 * outcome.refusals <= outcome.harmful
+    ]
+    return gentle[0] if gentle else front[0]
 
 
 def search(

@@ -263,8 +263,9 @@ def choose_direction(
     directions whose ablation changes harmless prompts by more than `max_kl`, and those whose
     addition does not induce refusal (a score under 0). Where they leave nothing that gets past
     refusal (a bypass score under 0: the first token opens a refusal in less than half of the
-    cases), filters are given up: kl, then induce, then depth. Where nothing gets past refusal even
-    so, it is the lowest score that the filter on depth leaves, or the lowest.
+    cases), filters are given up: kl, then depth too, then induce in its stead, then all. Where
+    nothing gets past refusal even so, it is the lowest score that the filter on depth leaves, or
+    the lowest.
 
     Returns:
         The choice, and the names of the filters that were given up.
@@ -279,7 +280,13 @@ def choose_direction(
         "kl": lambda score: score.kl <= max_kl,
         "induce": lambda score: score.induce >= 0,
     }
-    ladder: tuple[tuple[str, ...], ...] = ((), ("kl",), ("kl", "induce"), (*passes,))
+    ladder: tuple[tuple[str, ...], ...] = (
+        (),
+        ("kl",),
+        ("depth", "kl"),
+        ("kl", "induce"),
+        tuple(passes),
+    )
     lowest: dict[tuple[str, ...], DirectionScore] = {}
     for given_up in ladder:
         held = [test for name, test in passes.items() if name not in given_up]

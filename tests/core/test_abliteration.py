@@ -94,7 +94,8 @@ def test_the_front_holds_what_nothing_else_beats() -> None:
         assert any(one.refusals <= point[0] and one.kl <= point[1] for one in front)
     assert choose(front, max_kl=0.5).refusals == 2
     assert choose(front, max_kl=1.0).refusals == 0
-    assert choose(front[:2], max_kl=0.1).refusals == 2
+    assert choose(front[:2], max_kl=0.1).refusals == 0, "none is gentle"
+    assert choose([front[0], front[3]], max_kl=0.1).refusals == 0, "the gentle one does nothing"
 
 
 def test_norm_preserving_and_plain_edits_differ() -> None:
