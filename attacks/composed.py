@@ -11,8 +11,8 @@ from torch import Generator
 from attacks.attack import Artefact, Attack, Behavior, State, Step, ThreatModel
 from attacks.core.artefact import EMPTY
 from attacks.core.errors import BadInput
-from attacks.core.interventions import Intervention
 from attacks.core.prompt import Message, Messages
+from attacks.core.weights import Change
 
 if TYPE_CHECKING:
     from attacks.core.model import Model
@@ -22,10 +22,10 @@ _BEHIND = (ThreatModel.PREFILL, ThreatModel.INTERVENTION, ThreatModel.WEIGHTS)
 
 
 @dataclass(frozen=True, eq=False)
-class Change:
+class Effect:
     """What parts of a combination do beside the prompt of the first."""
 
-    interventions: tuple[Intervention, ...] = ()
+    interventions: tuple[Change, ...] = ()
     """Those of the rightmost part first, as they are applied."""
     opening: str | None = None
     """What the answer is opened with."""
@@ -157,9 +157,9 @@ class Composed(Attack):
 
     def _change(
         self, at: int, model: Model, behavior: Behavior, artefact: Artefact, rng: Generator
-    ) -> Change:
+    ) -> Effect:
         """What the parts to the right of part `at` do."""
-        interventions: tuple[Intervention, ...] = ()
+        interventions: tuple[Change, ...] = ()
         opening = None
         for part in reversed(self.parts[at + 1 :]):
             (step,) = part.run(
@@ -168,7 +168,7 @@ class Composed(Attack):
             interventions = (*interventions, *step.interventions)
             last = step.prompts[0][-1]
             opening = last.content if last.role == "assistant" else opening
-        return Change(interventions, opening)
+        return Effect(interventions, opening)
 
 
 def _opened(prompt: Messages, opening: str | None) -> Messages:

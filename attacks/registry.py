@@ -30,6 +30,8 @@ ATTACKS = Registry(
         "control-tokens": "attacks.control_tokens:ControlTokenSteering",
         "refusal-direction": "attacks.refusal_direction:RefusalDirection",
         "head-ablation": "attacks.head_ablation:HeadAblation",
+        "refusal-direction-weights": "attacks.refusal_direction:RefusalDirectionWeights",
+        "abliteration": "attacks.abliteration:Abliteration",
     },
 )
 

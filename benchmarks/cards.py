@@ -12,13 +12,13 @@ from torch import Generator
 from attacks import Behavior, load
 from attacks.core.control import FirstToken, Force, find_control_tokens
 from attacks.core.errors import BadInput
-from attacks.core.interventions import Intervention
 from attacks.core.model import Model
 from attacks.core.probes import fit_probe
 from attacks.core.prompt import Message, Messages
 from attacks.core.refusal import learn_openers
 from attacks.core.sites import Site
 from attacks.core.states import last_token, next_token_log_probs
+from attacks.core.weights import Change
 from benchmarks.behaviors import load_behaviors
 from benchmarks.judges import load_judge
 from benchmarks.models import folder
@@ -50,7 +50,7 @@ class _Measure:
         labels: Sequence[str],
         behaviors: Sequence[Behavior],
         asked: Callable[[Behavior], Messages] | None = None,
-        interventions: Sequence[Intervention] = (),
+        interventions: Sequence[Change] = (),
     ) -> float:
         """Share of the answers whose label is among `labels`."""
         ask = asked or (lambda behavior: self.model.conversation(behavior.text))

@@ -85,6 +85,11 @@ def _parser() -> argparse.ArgumentParser:
     pair.add_argument("--format", choices=("md", "json"), default="md")
     pair.add_argument("--out", type=Path, metavar="FILE", help="write it there")
     pair.set_defaults(command=commands.compare)
+    front = add(
+        "pareto", help="show the trade-offs that the weight edits of a run were chosen from"
+    )
+    front.add_argument("folder", type=Path, metavar="DIR", help="output of a run")
+    front.set_defaults(command=commands.pareto)
     _add_inspect(add("inspect", help="look into a model: where refusal sits, and what attacks do"))
     _add_tokens(add("tokens", help="study a model's control tokens: thresholds and categories"))
     new = add("new-attack", help="write a package with a working attack, to start from")

@@ -166,6 +166,14 @@ def compare(args: Namespace) -> int:
     return 0
 
 
+def pareto(args: Namespace) -> int:
+    """`pareto`: what the searches of a run found, as tables."""
+    from benchmarks.pareto import fronts
+
+    print(fronts(args.folder), end="")
+    return 0
+
+
 def inspect(args: Namespace) -> int:
     """`inspect`: writes a page about the model, with pictures, and says where."""
     from benchmarks.inspect import Options, inspect

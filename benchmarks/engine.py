@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 import torch
 
 from attacks.attack import Artefact, Step
-from attacks.core.interventions import Intervention
 from attacks.core.prompt import Messages
 from attacks.core.states import first_token_kl
+from attacks.core.weights import Change
 from benchmarks.bench import Bench, Failure, OnStep, Outcome, Tally, failure_of, release_memory
 from benchmarks.budget import exhausted, verification_due
 from benchmarks.cells import Cell, Task, cell_generator
@@ -167,7 +167,7 @@ class _Pending:
     clock: Clock
     tally: Tally = field(default_factory=Tally)
     prompts: tuple[Messages, ...] = ()
-    interventions: tuple[Intervention, ...] = ()
+    interventions: tuple[Change, ...] = ()
     failure: Failure | None = None
 
 

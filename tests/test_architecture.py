@@ -13,10 +13,12 @@ ROOT = Path(__file__).resolve().parents[1]
 LONGEST = 350
 
 #: Modules of the suite that a module may import, by the longest matching prefix. The order is
-#: behavior <- prompt <- sites <- interventions, objectives <- model <- directions, refusal, and
-#: what else is found out about a model, search <- attack <- the attack files, composed <- registry
-#: <- benchmarks.
-_TYPES = ("errors", "behavior", "prompt", "sites", "artefact", "interventions", "thinking")
+#: behavior <- prompt <- sites <- interventions, weights, objectives <- model <- directions, refusal
+#: and what else is found out about a model, search <- attack <- the attack files, composed <-
+#: registry <- benchmarks.
+_TYPES = (
+    *("errors", "behavior", "prompt", "sites", "artefact", "interventions", "thinking", "weights"),
+)
 _CORE = tuple(f"attacks.core.{name}" for name in _TYPES)
 ALLOWED = {
     "attacks.core.errors": (),
@@ -25,7 +27,8 @@ ALLOWED = {
     "attacks.core.sites": (),
     "attacks.core.thinking": (),
     "attacks.core.artefact": (),
-    "attacks.core.interventions": ("attacks.core.sites",),
+    "attacks.core.interventions": ("attacks.core.errors", "attacks.core.sites"),
+    "attacks.core.weights": ("attacks.core.interventions",),
     "attacks.core.objectives": (*_CORE, "attacks.core.objectives"),
     "attacks.core.model": (*_CORE, "attacks.core.model"),
     "attacks.core.control": (*_CORE,),
@@ -34,6 +37,11 @@ ALLOWED = {
     "attacks.core.answers": (*_CORE,),
     "attacks.core.refusal": (*_CORE, "attacks.core.answers", "attacks.core.states"),
     "attacks.core.directions": (*_CORE, "attacks.core.states", "attacks.core.refusal"),
+    "attacks.core.abliteration": (
+        *_CORE,
+        *(f"attacks.core.{name}" for name in ("directions", "refusal", "states")),
+    ),
+    "attacks.core.harmfulness": (*_CORE, "attacks.core.refusal", "attacks.core.states"),
     "attacks.core.attribution": (
         *_CORE,
         "attacks.core.model",

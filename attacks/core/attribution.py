@@ -75,7 +75,7 @@ def head_attribution(model: Model, texts: Sequence[str], direction: Tensor) -> T
         BadInput: this family has no known final norm or output projection, or its blocks add
             something else than their attention and MLP outputs.
     """
-    model.check_residual_writes()
+    model.checks.residual_writes()
     heads = [Site(layer, "z") for layer in range(model.n_layers)]
     final = Site(model.n_layers - 1, "resid_post")
     states = last_token(model, texts, [*heads, final])
@@ -99,7 +99,7 @@ def head_projections(model: Model, sequences: Sequence[Tensor], direction: Tenso
     Raises:
         BadInput: as `head_attribution`.
     """
-    model.check_residual_writes()
+    model.checks.residual_writes()
     sites = [Site(layer, "z") for layer in range(model.n_layers)]
     states = last_of(model, sequences, sites)
     unit = (direction / direction.norm()).float().cpu()

@@ -55,7 +55,8 @@ class Checks:
         Most, since a mixture's router may send a token elsewhere upon a rounding error.
         """
         centred = other - other.mean(-1, keepdim=True)
-        errors = (one - other).norm(dim=-1) / centred.norm(dim=-1)
+        # Where all tokens are as likely, there is next to nothing to divide by.
+        errors = (one - other).norm(dim=-1) / centred.norm(dim=-1).clamp_min(0.1)
         exact = self._hf.dtype in (torch.float32, torch.float64)
         return bool(errors.median() < (1e-3 if exact else 0.1))
 

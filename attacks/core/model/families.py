@@ -18,7 +18,8 @@ _OUTPUT_NORMS = (
     ("post_attention_layernorm", "post_feedforward_layernorm"),
 )
 _ATTENTION = ("self_attn", "attention", "attn", "self_attention")
-_MLP = ("mlp", "feed_forward", "block_sparse_moe", "ffn")
+#: Children of a block that hold its MLP, or its experts.
+MLP = ("mlp", "feed_forward", "block_sparse_moe", "ffn")
 #: Children of an attention module that map the heads' outputs to the residual stream.
 _PROJECTION = ("o_proj", "out_proj", "c_proj", "dense", "wo")
 #: Children of an MLP that map its hidden activations to the residual stream.
@@ -79,6 +80,11 @@ class Structure:
             raise BadInput(f"{self.family}: no module known for site '{name}'")
         return f"{block}.{child}"
 
+    @property
+    def norms_outputs(self) -> bool:
+        """Whether a norm stands between what a block computes and the residual stream."""
+        return any(self.attn_out == attn for attn, _ in _OUTPUT_NORMS)
+
     def attention_path(self, layer: int) -> str:
         """Path of the attention module, the parent of the output projection.
 
@@ -116,7 +122,7 @@ def structure_of(model: nn.Module, n_layers: int) -> Structure:
         raise BadInput(f"{family}: no list of {n_layers} decoder blocks found")
     blocks = min(lists, key=lambda path: path.count("."))
     children = [dict(block.named_children()) for block in attrgetter(blocks)(model)]
-    attn_out, mlp_out = _write(_ATTENTION, children), _write(_MLP, children)
+    attn_out, mlp_out = _write(_ATTENTION, children), _write(MLP, children)
     for attn, mlp in _OUTPUT_NORMS:
         if all(attn in block and mlp in block for block in children):
             attn_out, mlp_out = attn, mlp
@@ -133,7 +139,7 @@ def structure_of(model: nn.Module, n_layers: int) -> Structure:
         tuple(_projection(block, _ATTENTION, _PROJECTION) for block in attrgetter(blocks)(model)),
         heads if isinstance(heads, int) else 0,
         norm and f"{owner}.{norm}".lstrip("."),
-        tuple(_projection(block, _MLP, _MLP_PROJECTION) for block in attrgetter(blocks)(model)),
+        tuple(_projection(block, MLP, _MLP_PROJECTION) for block in attrgetter(blocks)(model)),
     )
 
 

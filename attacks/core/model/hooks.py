@@ -20,16 +20,19 @@ from attacks.core.interventions import Context, Intervention
 from attacks.core.model.families import Structure, at_path, first, with_first
 from attacks.core.prompt import GENERATED
 from attacks.core.sites import ATTENTION_WEIGHTS, Site
+from attacks.core.weights import Change
 
 
-def by_site(interventions: Sequence[Intervention]) -> dict[Site, list[Intervention]]:
-    """Interventions by site without positions, each list in the order given.
+def by_site(changes: Sequence[Change]) -> dict[Site, list[Intervention]]:
+    """The interventions by site without positions, each list in the order given.
 
     Raises:
         BadInput: an intervention on a site that can only be read.
     """
     table: dict[Site, list[Intervention]] = defaultdict(list)
-    for intervention in interventions:
+    for intervention in changes:
+        if not isinstance(intervention, Intervention):
+            continue
         for site in intervention.sites:
             if site.name in ATTENTION_WEIGHTS:
                 raise BadInput(f"site '{site.name}' can be read but not changed; change 'z'")
@@ -64,7 +67,7 @@ class _Step:
 def intervening(
     model: nn.Module,
     structure: Structure,
-    interventions: Sequence[Intervention],
+    interventions: Sequence[Change],
     *,
     roles: Tensor | None,
     mask: Tensor | None,
@@ -74,7 +77,7 @@ def intervening(
     Args:
         model: the causal language model.
         structure: where its sites are.
-        interventions: applied at each site in the order given.
+        interventions: applied at each site in the order given; weight edits are in place already.
         roles: (B, T) roles of the prompt's positions.
         mask: (B, T) true at real tokens.
     """

@@ -17,6 +17,7 @@ from attacks.core.model.attention import recording
 from attacks.core.model.families import Structure, at_path, first, with_first
 from attacks.core.model.hooks import by_site
 from attacks.core.sites import ATTENTION_WEIGHTS, Site, Trace
+from attacks.core.weights import Change
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,7 +28,7 @@ class Pass:
     cache: DynamicCache | None = None
     past: int = 0
     """Positions in the cache."""
-    interventions: Sequence[Intervention] = ()
+    interventions: Sequence[Change] = ()
     roles: Tensor | None = None
     """(B, T)"""
 
@@ -47,7 +48,7 @@ class Plan:
 
 
 def plan(
-    reads: Sequence[Site], interventions: Sequence[Intervention], *, past: int, n_layers: int
+    reads: Sequence[Site], interventions: Sequence[Change], *, past: int, n_layers: int
 ) -> Plan:
     """Order the places of a pass; the deepest read decides where it ends."""
     wanted: dict[Site, list[Site]] = {}

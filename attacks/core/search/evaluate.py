@@ -10,10 +10,10 @@ from accelerate.utils.memory import find_executable_batch_size, should_reduce_ba
 from torch import Tensor
 
 from attacks.core.errors import BadInput
-from attacks.core.interventions import Intervention
 from attacks.core.objectives import Bound
 from attacks.core.prompt import GENERATED, Prompt
 from attacks.core.search.sharing import Group, common_filling, groups
+from attacks.core.weights import Change
 
 if TYPE_CHECKING:
     from attacks.core.model import Model
@@ -38,7 +38,7 @@ class Evaluator:
         prompt: Prompt,
         objective: Bound,
         *,
-        interventions: Sequence[Intervention] = (),
+        interventions: Sequence[Change] = (),
         use_cache: bool = True,
         share: bool = True,
         batch_size: int = 512,
@@ -87,7 +87,7 @@ class Evaluator:
         Raises:
             FloatingPointError: a loss is not a number.
         """
-        with torch.no_grad():
+        with torch.no_grad(), self.model.editing(self.interventions):
             try:
                 losses = self._in_batches(self.batch_size, candidates)
             except RuntimeError as error:
@@ -145,14 +145,15 @@ class Evaluator:
             FloatingPointError: the gradient is not a number.
         """
         ids = self._sequences(candidate.unsqueeze(0))[:, self._start :]
-        embeds = self.model.embed(ids).detach().requires_grad_()
-        with torch.enable_grad():
+        with torch.enable_grad(), self.model.editing(self.interventions):
+            embeds = self.model.embed(ids).detach().requires_grad_()
             loss = self._trace_losses(embeds, self._prefix, self._start)[0]
             (gradient,) = torch.autograd.grad(loss, embeds)
+            table = self.model.embedding_table
         rows = gradient[0, self.prompt.slots.to(gradient.device) - self._start]
         if torch.isnan(rows).any():
             raise FloatingPointError("the gradient is not a number (NaN)")
-        return rows @ self.model.embedding_table.T.to(rows.dtype), float(loss.detach())
+        return rows @ table.T.to(rows.dtype), float(loss.detach())
 
     def _trace_losses(self, inputs: Tensor, prefix: Prefix | None, start: int) -> Tensor:
         trace = self.model.trace(
