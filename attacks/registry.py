@@ -26,6 +26,7 @@ ATTACKS = Registry(
         "ssr-attention": "attacks.ssr:AttentionSSR",
         "refusal-tokens": "attacks.refusal_tokens:RefusalTokens",
         "refusal-direction": "attacks.refusal_direction:RefusalDirection",
+        "experts": "attacks.experts:Experts",
     },
 )
 

@@ -14,7 +14,8 @@ LONGEST = 350
 
 #: Modules of the suite that a module may import, by the longest matching prefix. The order is
 #: behavior <- prompt <- sites <- interventions, objectives <- model <- directions, refusal,
-#: attribution, survey, search <- attack <- the attack files <- registry <- benchmarks.
+#: gating, experts, attribution, survey, search <- attack <- the attack files <- registry
+#: <- benchmarks.
 _TYPES = ("errors", "behavior", "prompt", "sites", "artefact", "interventions")
 _CORE = tuple(f"attacks.core.{name}" for name in _TYPES)
 ALLOWED = {
@@ -30,6 +31,11 @@ ALLOWED = {
     "attacks.core.probes": (*_CORE,),
     "attacks.core.refusal": (*_CORE, "attacks.core.states"),
     "attacks.core.directions": (*_CORE, "attacks.core.states", "attacks.core.refusal"),
+    "attacks.core.gating": (*_CORE,),
+    "attacks.core.experts": (
+        *_CORE,
+        *(f"attacks.core.{name}" for name in ("gating", "refusal", "states")),
+    ),
     "attacks.core.attribution": (
         *_CORE,
         "attacks.core.model",

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from attacks.core.model import Model
 
 
-def _equal_lengths(prompts: Sequence[Prompt], batch_size: int) -> Iterator[list[int]]:
+def equal_lengths(prompts: Sequence[Prompt], batch_size: int) -> Iterator[list[int]]:
     """Indices of prompts of one length: batches that need no padding are exact."""
     groups: dict[int, list[int]] = {}
     for index, prompt in enumerate(prompts):
@@ -42,7 +42,7 @@ def last_token(
     """
     prompts = [model.plain(text) for text in texts]
     rows: dict[Site, list[Tensor]] = {site: [torch.empty(0)] * len(prompts) for site in sites}
-    for members in _equal_lengths(prompts, batch_size):
+    for members in equal_lengths(prompts, batch_size):
         length = len(prompts[members[0]].ids)
         reads = {site: site.at(length) for site in sites}
         trace = model.trace(

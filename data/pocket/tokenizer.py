@@ -89,6 +89,14 @@ GEMMA2_TEMPLATE = """\
     {{- '<start_of_turn>model\\n' }}
 {%- endif %}"""
 
+OLMO_TEMPLATE = """\
+{%- for message in messages %}
+    {{- '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>\\n' }}
+{%- endfor %}
+{%- if add_generation_prompt %}
+    {{- '<|im_start|>assistant\\n' }}
+{%- endif %}"""
+
 CHAT_FORMATS = {
     "llama": ChatFormat(
         special=(
@@ -113,6 +121,16 @@ CHAT_FORMATS = {
         pad="<|endoftext|>",
         stops=("<|im_end|>", "<|endoftext|>"),
         template=QWEN2_TEMPLATE,
+        system=True,
+    ),
+    # As in OLMo 3: the format of OLMoE itself has no tokens for the edges of a turn.
+    "olmoe": ChatFormat(
+        special=("<|endoftext|>", "<|im_start|>", "<|im_end|>"),
+        bos=None,
+        eos="<|im_end|>",
+        pad="<|endoftext|>",
+        stops=("<|im_end|>", "<|endoftext|>"),
+        template=OLMO_TEMPLATE,
         system=True,
     ),
     "gemma2": ChatFormat(
