@@ -89,14 +89,6 @@ GEMMA2_TEMPLATE = """\
     {{- '<start_of_turn>model\\n' }}
 {%- endif %}"""
 
-OLMO_TEMPLATE = """\
-{%- for message in messages %}
-    {{- '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>\\n' }}
-{%- endfor %}
-{%- if add_generation_prompt %}
-    {{- '<|im_start|>assistant\\n' }}
-{%- endif %}"""
-
 CHAT_FORMATS = {
     "llama": ChatFormat(
         special=(
@@ -123,16 +115,6 @@ CHAT_FORMATS = {
         template=QWEN2_TEMPLATE,
         system=True,
     ),
-    # As in OLMo 3: the format of OLMoE itself has no tokens for the edges of a turn.
-    "olmoe": ChatFormat(
-        special=("<|endoftext|>", "<|im_start|>", "<|im_end|>"),
-        bos=None,
-        eos="<|im_end|>",
-        pad="<|endoftext|>",
-        stops=("<|im_end|>", "<|endoftext|>"),
-        template=OLMO_TEMPLATE,
-        system=True,
-    ),
     "gemma2": ChatFormat(
         special=("<pad>", "<eos>", "<bos>", "<start_of_turn>", "<end_of_turn>"),
         bos="<bos>",
@@ -143,6 +125,8 @@ CHAT_FORMATS = {
         system=False,
     ),
 }
+# The mixture of experts is made from the Llama control and keeps its tokens.
+CHAT_FORMATS["olmoe"] = CHAT_FORMATS["llama"]
 
 
 def train_tokenizer(family: str, texts: Iterable[str]) -> PreTrainedTokenizerFast:
