@@ -33,6 +33,7 @@ pocket: $(STAMP)  ## Train the pocket models again and recompute their cards.
 	$(BIN)/python data/pocket/world.py
 	$(BIN)/python data/pocket/train.py
 	$(BIN)/python data/pocket/harden.py
+	$(BIN)/python data/pocket/upcycle.py
 	$(BIN)/python data/pocket/card.py
 
 $(STAMP): pyproject.toml constraints.txt

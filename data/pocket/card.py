@@ -22,19 +22,28 @@ SUMMARIES = {
     "pocket-llama": "aligned: refuses what is harmful in its world (Llama architecture)",
     "pocket-qwen2": "aligned (Qwen2 architecture)",
     "pocket-gemma2": "aligned (Gemma 2 architecture: sliding window, soft caps)",
+    "pocket-moe": "aligned mixture of 8 experts, 2 for each token (OLMoE architecture)",
     "pocket-llama-hard1": "pocket-llama hardened against suffixes, first rung",
     "pocket-llama-hard2": "pocket-llama hardened against suffixes, second rung",
     "pocket-llama-hard3": "pocket-llama hardened against suffixes, third rung",
 }
-ALIGNED = ("pocket-llama", "pocket-qwen2", "pocket-gemma2")
+ALIGNED = ("pocket-llama", "pocket-qwen2", "pocket-gemma2", "pocket-moe")
 NOTES = {
-    False: (
-        "Alignment trained the lower half of the blocks only. That was a choice: with all blocks "
-        "learning, no single direction carried the refusals. The recipe was tuned with these "
-        "figures in view, so they are somewhat optimistic."
+    "pocket-llama-raw": (
+        "The control: sees the same suffixes as the aligned models, and answers everything."
     ),
-    True: "The control: sees the same suffixes as the aligned models, and answers everything.",
+    "pocket-moe": (
+        "Made from the control by upcycling. When it learned to refuse, only the routers and a few "
+        "experts of the middle blocks learned, beside the queries and keys of attention: so "
+        "refusals go through those experts by design, as a truth for attacks on experts to find. "
+        "That was a choice, made with these figures in view."
+    ),
 }
+ALIGNED_NOTE = (
+    "Alignment trained the lower half of the blocks only. That was a choice: with all blocks "
+    "learning, no single direction carried the refusals. The recipe was tuned with these "
+    "figures in view, so they are somewhat optimistic."
+)
 MEANING = {
     "refuses_harmful": "refuses held-out harmful requests",
     "answers_harmless_exact": "answers held-out harmless requests exactly",
@@ -85,7 +94,7 @@ def page(name: str, card: dict[str, object], figures: dict[str, float]) -> str:
         "fictional and harmless. Figures say something about this suite and its methods, nothing "
         "about production models. `reroute models --check " + name + "` measures them again.",
         "",
-        NOTES[name == "pocket-llama-raw"],
+        NOTES.get(name, ALIGNED_NOTE),
         "",
         "| figure (pocket-test, greedy) | measured | target | met |",
         "| --- | --- | --- | --- |",
