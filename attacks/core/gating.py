@@ -45,7 +45,11 @@ class _Gating(Intervention):
 
 @dataclass(frozen=True)
 class ExcludeExperts(_Gating):
-    """Router logit -inf, before top-k: the next best expert is promoted in its place."""
+    """Router logit -inf, before top-k: the next best expert is promoted in its place.
+
+    Where gates are probabilities of all experts and not normalised to those chosen (OLMoE,
+    Qwen2-MoE), the others' gates grow a little everywhere, since the softmax leaves it out.
+    """
 
     @property
     def sites(self) -> tuple[Site, ...]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
 from attacks import load
 from attacks.core.errors import BadInput
@@ -22,7 +23,7 @@ from attacks.core.gating import (
     SilenceExperts,
     per_block,
 )
-from attacks.core.interventions import Intervention
+from attacks.core.interventions import Context, Intervention
 from attacks.core.model import Model
 from attacks.core.model.families import at_path
 from attacks.core.model.hooks import intervening
@@ -42,7 +43,8 @@ OTHERS: dict[str, dict[str, object]] = {
     "glm4_moe": {"n_routed_experts": SIZE, "moe_intermediate_size": 16, "head_dim": 8},
     "deepseek_v3": {
         **{"n_routed_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 16},
-        **{"n_group": 2, "topk_group": 1, "q_lora_rank": 16, "kv_lora_rank": 16},
+        **{"first_k_dense_replace": 1, "n_group": 2, "topk_group": 1},
+        **{"q_lora_rank": 16, "kv_lora_rank": 16},
         **{"qk_rope_head_dim": 8, "qk_nope_head_dim": 8, "v_head_dim": 8},
     },
 }
@@ -203,23 +205,37 @@ def test_traces_and_hooks_change_the_same_and_leave_nothing(
     assert not torch.allclose(hooked, before)
 
 
+class Nothing(Intervention):
+    """Reads both routing sites of a block and hands them back as they are."""
+
+    sites = (Site(LAYER, "router"), Site(LAYER, "gates"))
+
+    def __call__(self, activation: Tensor, ctx: Context) -> Tensor:
+        return activation.clone()
+
+
 @every_mixture
-@pytest.mark.parametrize("kind", [ExcludeExperts, SilenceExperts])
-def test_an_expert_that_is_never_chosen_can_go_without_a_trace(
-    family: str, kind: type[ExcludeExperts | SilenceExperts]
-) -> None:
-    """Bit for bit: choosing anew from the same logits or gates changes nothing."""
+def test_choosing_anew_from_the_same_is_bit_identical(family: str) -> None:
+    model = mixture(family)
+    _, plain = changed_pass(model)
+    _, changed = changed_pass(model, Nothing())
+    assert torch.equal(changed, plain)
+
+
+@every_mixture
+def test_silencing_an_expert_that_is_never_chosen_is_bit_identical(family: str) -> None:
     model = mixture(family)
     ids = ids_of(model)[:, :3]
-    rows = tuple(range(3))
-    with torch.no_grad():
-        gates = model.trace(ids, [Site(LAYER, "gates", rows)])[Site(LAYER, "gates", rows)]
-        idle = int((gates[0] > 0).sum(0).argmin())
-        assert not gates[..., idle].any()
+    with torch.no_grad(), Given(model) as given:
         before = model.hf(input_ids=ids).logits
-        change = kind((Expert(LAYER, idle),))
-        with intervening(model.hf, model.structure, [change], roles=None, mask=None):
-            assert torch.equal(model.hf(input_ids=ids).logits, before)
+    idle = int((given.gates[LAYER] > 0).sum(0).argmin())
+    assert not given.gates[LAYER][:, idle].any()
+    change = SilenceExperts((Expert(LAYER, idle),))
+    with (
+        torch.no_grad(),
+        intervening(model.hf, model.structure, [change], roles=None, mask=None),
+    ):
+        assert torch.equal(model.hf(input_ids=ids).logits, before)
 
 
 def test_router_comes_before_gates_whatever_the_order_given() -> None:
@@ -293,3 +309,14 @@ def test_blocks_have_their_fill() -> None:
     order = [Expert(0, 1), Expert(0, 2), Expert(1, 5), Expert(0, 3), Expert(1, 6)]
     assert per_block(order, 1) == [Expert(0, 1), Expert(1, 5)]
     assert per_block(order, 5) == order
+
+
+@every_mixture
+def test_only_the_chosen_experts_count_as_work(family: str) -> None:
+    model = mixture(family)
+    ids = ids_of(model)
+    before = model.meter.snapshot()
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model.trace(ids, [Site(-1, "logits", (0, 3))])
+    flops = (model.meter.snapshot() - before).flops
+    assert flops == pytest.approx(counter.get_total_flops(), rel=0.02)
