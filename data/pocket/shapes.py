@@ -12,8 +12,8 @@ from transformers import (
     GenerationConfig,
     LlamaConfig,
     LlamaForCausalLM,
-    OlmoeConfig,
-    OlmoeForCausalLM,
+    MixtralConfig,
+    MixtralForCausalLM,
     PreTrainedModel,
     PreTrainedTokenizerFast,
     Qwen2Config,
@@ -25,7 +25,7 @@ from tokenizer import CONTEXT, VOCABULARY, stop_ids
 LAYERS, WIDTH, HEADS, KEY_VALUE_HEADS = 6, 128, 4, 2
 HEAD_WIDTH = WIDTH // HEADS
 HIDDEN, HIDDEN_TIED = 352, 384
-EXPERTS, ACTIVE, HIDDEN_EXPERT = 8, 2, 128
+EXPERTS, ACTIVE, HIDDEN_EXPERT = 4, 2, 256
 WINDOW = 32
 INITIAL_SPREAD = 0.04
 
@@ -59,15 +59,16 @@ def build_model(
         model = Qwen2ForCausalLM(
             Qwen2Config(**size, **tokens, intermediate_size=HIDDEN_TIED, tie_word_embeddings=True)
         )
-    elif family == "olmoe":
-        model = OlmoeForCausalLM(
-            OlmoeConfig(
+    elif family == "mixtral":
+        model = MixtralForCausalLM(
+            MixtralConfig(
                 **size,
                 **tokens,
                 intermediate_size=HIDDEN_EXPERT,
-                num_experts=EXPERTS,
+                num_local_experts=EXPERTS,
                 num_experts_per_tok=ACTIVE,
-                norm_topk_prob=True,
+                rope_parameters={"rope_type": "default", "rope_theta": 10000.0},
+                rms_norm_eps=1e-6,
                 tie_word_embeddings=False,
             )
         )

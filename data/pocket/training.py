@@ -27,19 +27,17 @@ def train_steps(
     steps: int,
     lr: float,
     weight_decay: float = 0.01,
-    balance: float = 0.0,
 ) -> None:
     """Take ``steps`` AdamW steps in place: linear warm-up, then a cosine down to a small rate.
 
-    Parameters that ask for no gradient stay as they are. ``balance`` weighs the load-balancing loss
-    of models with experts.
+    Parameters that ask for no gradient stay as they are.
     """
     learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(learning, lr=lr, betas=(0.9, 0.98), weight_decay=weight_decay)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, steps))
     model.train()
     for step in range(1, steps + 1):
-        loss = next_token_loss(model, next(batches), balance=balance)
+        loss = next_token_loss(model, next(batches))
         optimizer.zero_grad()
         torch.autograd.backward(loss)
         torch.nn.utils.clip_grad_norm_(learning, 1.0)
@@ -70,18 +68,11 @@ def frozen_above(model: PreTrainedModel, blocks: int, *, embeddings: bool = True
             parameter.requires_grad = True
 
 
-def next_token_loss(model: PreTrainedModel, batch: Batch, *, balance: float = 0.0) -> torch.Tensor:
-    """Mean cross-entropy over the labelled tokens of ``batch``.
-
-    ``balance`` times the model's own load-balancing loss over all real tokens is added to it.
-    """
-    options = {"output_router_logits": True} if balance else {}
-    output = model(input_ids=batch.ids, attention_mask=batch.mask, use_cache=False, **options)
+def next_token_loss(model: PreTrainedModel, batch: Batch) -> torch.Tensor:
+    """Mean cross-entropy over the labelled tokens of ``batch``."""
+    logits = model(input_ids=batch.ids, attention_mask=batch.mask, use_cache=False).logits
     labels = batch.labels[:, 1:]
-    loss = cross_entropy(
-        output.logits[:, :-1].flatten(0, 1), labels.flatten(), ignore_index=IGNORED
-    )
-    return loss + balance * output.aux_loss if balance else loss
+    return cross_entropy(logits[:, :-1].flatten(0, 1), labels.flatten(), ignore_index=IGNORED)
 
 
 def _rate(step: int, steps: int) -> float:
