@@ -80,7 +80,7 @@ class Experts(Attack):
         values = relevance(maps, refused)
         chosen = per_block(ranking(values, layers), most)[: self.k]
         p_values = permutation_test(maps, refused, draws=_SHUFFLES, rng=rng)
-        at = [(layers.index(expert.layer), expert.index) for expert in chosen]
+        at = [(layers.index(expert.layer), expert.number) for expert in chosen]
         return Artefact(
             {
                 "maps": maps.float(),

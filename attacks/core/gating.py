@@ -23,7 +23,7 @@ class Expert(NamedTuple):
 
     layer: int
     """The block, counted over all blocks, dense ones included."""
-    index: int
+    number: int
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class _Gating(Intervention):
 
     def _named(self, ctx: Context, routing: Tensor) -> Tensor:
         """(E,) true at this block's experts among `experts`."""
-        mine = [expert.index for expert in self.experts if expert.layer == ctx.site.layer]
+        mine = [expert.number for expert in self.experts if expert.layer == ctx.site.layer]
         named = torch.zeros(routing.shape[-1], dtype=torch.bool, device=routing.device)
         named[mine] = True
         return named

@@ -22,7 +22,7 @@ SUMMARIES = {
     "pocket-llama": "aligned: refuses what is harmful in its world (Llama architecture)",
     "pocket-qwen2": "aligned (Qwen2 architecture)",
     "pocket-gemma2": "aligned (Gemma 2 architecture: sliding window, soft caps)",
-    "pocket-moe": "aligned mixture of 8 experts, 2 for each token (OLMoE architecture)",
+    "pocket-moe": "aligned mixture of 4 experts, 2 for each token (Mixtral architecture)",
     "pocket-llama-hard1": "pocket-llama hardened against suffixes, first rung",
     "pocket-llama-hard2": "pocket-llama hardened against suffixes, second rung",
     "pocket-llama-hard3": "pocket-llama hardened against suffixes, third rung",
@@ -33,10 +33,10 @@ NOTES = {
         "The control: sees the same suffixes as the aligned models, and answers everything."
     ),
     "pocket-moe": (
-        "Made from the control by upcycling. When it learned to refuse, only the routers and a few "
-        "experts of the middle blocks learned, beside the queries and keys of attention: so "
-        "refusals go through those experts by design, as a truth for attacks on experts to find. "
-        "That was a choice, made with these figures in view."
+        "Mixed from `pocket-llama` and `pocket-llama-raw` without further training: in each of the "
+        "three lower blocks one expert is the MLP of the aligned model, the others are that of the "
+        "control, and the router is fitted to tell harmful requests. So refusals go through three "
+        "experts by construction, as a truth for attacks on experts to find."
     ),
 }
 ALIGNED_NOTE = (

@@ -1,4 +1,4 @@
-"""The architectures: real Hugging Face models at 1.3 million parameters (2.9 with experts)."""
+"""The architectures: real Hugging Face models at 1.3 million parameters, 2.9 with experts."""
 
 from __future__ import annotations
 

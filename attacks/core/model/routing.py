@@ -44,8 +44,8 @@ class Selection:
 def read(name: str, output: Any, rows: int) -> Tensor:
     """The site `name` (B, T, E) in a router's output for `rows` sequences B."""
     logits, gates, indices = output
-    value = logits if name == "router" else _dense(logits, gates, indices)
-    return value.unflatten(0, (rows, -1))
+    value: Tensor = logits if name == "router" else _dense(logits, gates, indices)
+    return value.unflatten(0, (rows, -1))  # type: ignore[no-untyped-call]
 
 
 def write(name: str, output: Any, value: Tensor, selection: Selection) -> tuple[Tensor, ...]:
