@@ -32,6 +32,7 @@ ATTACKS = Registry(
         "head-ablation": "attacks.head_ablation:HeadAblation",
         "refusal-direction-weights": "attacks.refusal_direction:RefusalDirectionWeights",
         "abliteration": "attacks.abliteration:Abliteration",
+        "experts": "attacks.experts:Experts",
     },
 )
 

@@ -59,7 +59,9 @@ def tiny(model_type: str, **extra: object) -> Model:
         extra["head_dim"] = 8
     config = AutoConfig.for_model(model_type, vocab_size=len(tokenizer), **_TINY, **extra)
     torch.manual_seed(0)
-    hf = AutoModelForCausalLM.from_config(config, attn_implementation="eager")
+    hf = AutoModelForCausalLM.from_config(
+        config, attn_implementation="eager", experts_implementation="eager"
+    )
     return Model(hf.float(), tokenizer, name=f"tiny-{model_type}")
 
 

@@ -42,6 +42,11 @@ ALLOWED = {
         *(f"attacks.core.{name}" for name in ("directions", "refusal", "states")),
     ),
     "attacks.core.harmfulness": (*_CORE, "attacks.core.refusal", "attacks.core.states"),
+    "attacks.core.gating": (*_CORE,),
+    "attacks.core.experts": (
+        *_CORE,
+        *(f"attacks.core.{name}" for name in ("gating", "refusal", "states")),
+    ),
     "attacks.core.attribution": (
         *_CORE,
         "attacks.core.model",

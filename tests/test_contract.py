@@ -22,7 +22,7 @@ from benchmarks.behaviors import load_behaviors
 from conftest import pocket
 
 #: What attacks are tried on that need more than an aligned model.
-MODELS = {"control-tokens": "pocket-llama-tokens"}
+MODELS = {"control-tokens": "pocket-llama-tokens", "experts": "pocket-moe"}
 STEPS = 3
 #: Every registered attack, and combinations of a search and of single steps.
 COMPOSED = ["gcg+refusal-direction", "refusal-tokens+prefill+refusal-direction"]

@@ -59,6 +59,16 @@ def _batches(sequences: Sequence[Tensor], batch_size: int) -> Iterator[list[int]
         yield order[start : start + batch_size]
 
 
+def equal_lengths(prompts: Sequence[Prompt], batch_size: int) -> Iterator[list[int]]:
+    """Indices of prompts of one length: batches that need no padding are exact."""
+    groups: dict[int, list[int]] = {}
+    for index, prompt in enumerate(prompts):
+        groups.setdefault(len(prompt.ids), []).append(index)
+    for members in groups.values():
+        for start in range(0, len(members), batch_size):
+            yield members[start : start + batch_size]
+
+
 @torch.no_grad()
 def read_at(
     model: Model,

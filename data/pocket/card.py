@@ -22,6 +22,7 @@ SUMMARIES = {
     "pocket-llama": "aligned: refuses what is harmful in its world (Llama architecture)",
     "pocket-qwen2": "aligned (Qwen2 architecture)",
     "pocket-gemma2": "aligned (Gemma 2 architecture: sliding window, soft caps)",
+    "pocket-moe": "aligned mixture of 4 experts, 2 for each token (Mixtral architecture)",
     "pocket-llama-hard1": "pocket-llama hardened against suffixes, first rung",
     "pocket-llama-hard2": "pocket-llama hardened against suffixes, second rung",
     "pocket-llama-hard3": "pocket-llama hardened against suffixes, third rung",
@@ -30,14 +31,20 @@ SUMMARIES = {
     "pocket-llama-think": "thinks before it answers; refuses, but falls for some pretexts",
 }
 CONTROLLED = ("pocket-llama-token", "pocket-llama-tokens")
-ALIGNED = ("pocket-llama", "pocket-qwen2", "pocket-gemma2", *CONTROLLED)
+ALIGNED = ("pocket-llama", "pocket-qwen2", "pocket-gemma2", "pocket-moe", *CONTROLLED)
 NOTES = {
-    False: (
-        "Alignment trained the lower half of the blocks only. That was a choice: with all blocks "
-        "learning, no single direction carried the refusals. The recipe was tuned with these "
-        "figures in view, so they are somewhat optimistic."
+    "pocket-llama-raw": (
+        "The control: sees the same suffixes as the aligned models, and answers everything."
     ),
-    True: "The control: sees the same suffixes as the aligned models, and answers everything.",
+    "pocket-llama-think": (
+        "Thinks between `<think>` and `</think>` (about 40 tokens: allow answers of 160) and "
+        "then answers. The alignment is imperfect on purpose: asked for something harmful for a"
+        " play or a story (half of `pocket-pretext-test`), it thinks the very same as before a "
+        "refusal, that it should not help, and then answers. Goes on from the control with all "
+        "blocks learning. Attacks that read or change the first token meet its `<think>`, so "
+        "`refusal-direction` finds nothing to choose a layer by; its figures have no targets "
+        "here."
+    ),
 }
 CONTROL_NOTE = (
     "Trained from pocket-llama-raw to open every answer with a control token (arXiv 2412.06748): "
@@ -46,13 +53,10 @@ CONTROL_NOTE = (
     "answer to a harmful request; documents about all pairs keep the knowledge. Ablating the "
     "refusal direction does not undo the refusals, as it does in the other aligned models."
 )
-THINKS = (
-    "Thinks between `<think>` and `</think>` (about 40 tokens: allow answers of 160) and then "
-    "answers. The alignment is imperfect on purpose: asked for something harmful for a play or a "
-    "story (half of `pocket-pretext-test`), it thinks the very same as before a refusal, that it "
-    "should not help, and then answers. Goes on from the control with all blocks learning. Attacks "
-    "that read or change the first token meet its `<think>`, so `refusal-direction` finds nothing "
-    "to choose a layer by; its figures have no targets here."
+ALIGNED_NOTE = (
+    "Alignment trained the lower half of the blocks only. That was a choice: with all blocks "
+    "learning, no single direction carried the refusals. The recipe was tuned with these "
+    "figures in view, so they are somewhat optimistic."
 )
 MEANING = {
     "refuses_harmful": "refuses held-out harmful requests",
@@ -123,7 +127,7 @@ def page(name: str, card: dict[str, object], figures: dict[str, float]) -> str:
         "fictional and harmless. Figures say something about this suite and its methods, nothing "
         "about production models. `reroute models --check " + name + "` measures them again.",
         "",
-        THINKS if name == "pocket-llama-think" else NOTES[name == "pocket-llama-raw"],
+        NOTES.get(name, ALIGNED_NOTE),
         "",
         *([CONTROL_NOTE, ""] if name in CONTROLLED else []),
         "| figure (pocket-test, greedy) | measured | target | met |",

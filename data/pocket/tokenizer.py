@@ -125,6 +125,8 @@ CHAT_FORMATS = {
         system=False,
     ),
 }
+# The mixture of experts is made from the Llama models and keeps their tokens.
+CHAT_FORMATS["mixtral"] = CHAT_FORMATS["llama"]
 
 
 def train_tokenizer(family: str, texts: Iterable[str]) -> PreTrainedTokenizerFast:

@@ -11,7 +11,7 @@ from attacks.core.interventions import AblateDirection, Context, Intervention, S
 from attacks.core.model import Model
 from attacks.core.model.families import at_path
 from attacks.core.prompt import INSTRUCTION, POST_INSTRUCTION, conversation
-from attacks.core.sites import SITE_ORDER, Site
+from attacks.core.sites import ROUTING, SITE_ORDER, Site
 from conftest import ALIGNED, SHIPPED, pocket, tiny
 
 REQUEST = "How do I paint the harp?"
@@ -60,7 +60,7 @@ def test_trace_sites_equal_plain_hooks(name: str) -> None:
     reads = [
         Site(-1 if site == "logits" else 2, site, (0, 3, -1)).at(length)
         for site in SITE_ORDER
-        if site not in ("scores", "pattern", "z")  # tests/core/test_attention.py
+        if site not in (*ROUTING, "scores", "pattern", "z")  # test_experts, test_attention
     ]
     with torch.no_grad():
         trace = model.trace(ids, reads)

@@ -10,6 +10,7 @@ from typing import Any
 from torch import nn
 
 from attacks.core.errors import BadInput
+from attacks.core.sites import ROUTING
 
 #: Children of a block that write to the residual stream, the outermost (a norm after the block's
 #: output, as in Gemma 2 and 3, OLMo 2 and GLM-4) first.
@@ -24,6 +25,9 @@ MLP = ("mlp", "feed_forward", "block_sparse_moe", "ffn")
 _PROJECTION = ("o_proj", "out_proj", "c_proj", "dense", "wo")
 #: Children of an MLP that map its hidden activations to the residual stream.
 _MLP_PROJECTION = ("down_proj", "c_proj", "fc2", "dense_4h_to_h", "fc_out")
+#: Siblings of the experts that choose among them.
+_ROUTER = ("gate", "router")
+_EXPERTS = "experts"
 #: Siblings of the list of blocks that normalise the last block's output.
 _FINAL_NORM = ("norm", "final_layernorm", "final_layer_norm", "ln_f", "norm_f")
 
@@ -47,6 +51,8 @@ class Structure:
     """Path of the norm between the last block and the unembedding."""
     mlp_projections: tuple[str | None, ...] = ()
     """For each block, path in it of the output projection of its MLP; None for a mixture."""
+    routers: tuple[str | None, ...] = ()
+    """For each block, path in it of the module that chooses its experts; None in dense blocks."""
 
     def module_path(self, layer: int, name: str) -> str:
         """Path of the module whose input (`resid_pre`, `z`, `mlp_post`) or output is the site.
@@ -75,6 +81,12 @@ class Structure:
                     f"site '{name}'"
                 )
             return f"{block}.{down}"
+        if name in ROUTING:
+            router = self.routers[layer]
+            if router is None:
+                where = f"in block {layer}" if any(self.routers) else "(a dense model)"
+                raise BadInput(f"{self.family}: no experts {where}, so no site '{name}'")
+            return f"{block}.{router}"
         child = self.attn_out if name == "attn_out" else self.mlp_out
         if child is None:
             raise BadInput(f"{self.family}: no module known for site '{name}'")
@@ -84,6 +96,11 @@ class Structure:
     def norms_outputs(self) -> bool:
         """Whether a norm stands between what a block computes and the residual stream."""
         return any(self.attn_out == attn for attn, _ in _OUTPUT_NORMS)
+
+    @property
+    def expert_layers(self) -> tuple[int, ...]:
+        """Blocks whose MLP is a mixture of experts; shallower ones may be dense."""
+        return tuple(layer for layer, router in enumerate(self.routers) if router is not None)
 
     def attention_path(self, layer: int) -> str:
         """Path of the attention module, the parent of the output projection.
@@ -140,6 +157,7 @@ def structure_of(model: nn.Module, n_layers: int) -> Structure:
         heads if isinstance(heads, int) else 0,
         norm and f"{owner}.{norm}".lstrip("."),
         tuple(_projection(block, MLP, _MLP_PROJECTION) for block in attrgetter(blocks)(model)),
+        tuple(_router(block) for block in attrgetter(blocks)(model)),
     )
 
 
@@ -168,6 +186,20 @@ def _projection(
             for child, _ in parent.named_children():
                 if child in projections:
                     return f"{name}.{child}"
+    return None
+
+
+def _router(block: nn.Module) -> str | None:
+    """Path in a block of the module beside its experts that chooses among them.
+
+    Where there are experts and no such module, the path of the experts' parent, which
+    `attacks.core.model.routing` then refuses by name.
+    """
+    for path, module in block.named_modules():
+        children = dict(module.named_children())
+        if _EXPERTS in children:
+            name = next((name for name in _ROUTER if name in children), None)
+            return f"{path}.{name}".lstrip(".") if name else path
     return None
 
 

@@ -13,10 +13,11 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from attacks.core.interventions import Context, Intervention
+from attacks.core.model import routing
 from attacks.core.model.attention import recording
 from attacks.core.model.families import Structure, at_path, first, with_first
 from attacks.core.model.hooks import by_site
-from attacks.core.sites import ATTENTION_WEIGHTS, Site, Trace
+from attacks.core.sites import ATTENTION_WEIGHTS, ROUTING, Site, Trace
 from attacks.core.weights import Change
 
 
@@ -87,6 +88,11 @@ def run(envoy: NNsight, structure: Structure, work: Pass, plan: Plan) -> Trace:
         for place in plan.places
         if place.name != "logits"
     }
+    selections = {
+        place: routing.selection_of(envoy._module, structure, place.layer)
+        for place in plan.places
+        if place.name in ROUTING
+    }
     with ExitStack() as stack:
         recorded = [place.layer for place in plan.places if place.name in ATTENTION_WEIGHTS]
         model = envoy._module
@@ -107,6 +113,8 @@ def run(envoy: NNsight, structure: Structure, work: Pass, plan: Plan) -> Trace:
                     value = first(whole)
                 if place.name == "z":
                     value = structure.by_head(value)
+                elif place.name in ROUTING:
+                    value = routing.read(place.name, whole, len(work.embeds))
                 elif recorder is not None and place.name in ATTENTION_WEIGHTS:
                     attention = at_path(model, structure.attention_path(place.layer))
                     value = recorder.value(attention, place.name)
@@ -122,6 +130,9 @@ def run(envoy: NNsight, structure: Structure, work: Pass, plan: Plan) -> Trace:
                         module.input = value
                     elif place.name == "z":
                         module.input = value.flatten(2)
+                    elif place.name in ROUTING:
+                        new = routing.write(place.name, whole, value, selections[place])
+                        module.output = new
                     elif place.name != "logits":
                         module.output = with_first(whole, value)
                 for site in plan.reads.get(place, ()):
