@@ -32,9 +32,12 @@ speed: $(STAMP)  ## Time the parts of a search step.
 race: $(STAMP) $(RACE)/.installed  ## Race against nanoGCG, which has an environment of its own.
 	$(BIN)/python -m benchmarks.race --peer $(RACE)/bin/python --rounds $(ROUNDS) --steps $(STEPS)
 
-board: $(STAMP)  ## Run the committed board and refresh README's table.
-	$(BIN)/reroute run pocket-board --workers $(WORKERS) --out results/pocket-board
-	$(BIN)/reroute leaderboard results/pocket-board --readme README.md
+BOARDS := pocket-board pocket-rerouting pocket-interventions
+
+board: $(STAMP)  ## Run the committed boards and refresh README's tables.
+	for suite in $(BOARDS); do \
+	  $(BIN)/reroute run $$suite --workers $(WORKERS) --out results/$$suite >/dev/null || exit 1; done
+	$(BIN)/reroute leaderboard $(BOARDS:%=results/%) --readme README.md
 
 pocket: $(STAMP)  ## Train the pocket models again and recompute their cards.
 	$(BIN)/python data/pocket/world.py
