@@ -22,7 +22,7 @@ SUMMARIES = {
     "pocket-llama": "aligned: refuses what is harmful in its world (Llama architecture)",
     "pocket-qwen2": "aligned (Qwen2 architecture)",
     "pocket-gemma2": "aligned (Gemma 2 architecture: sliding window, soft caps)",
-    "pocket-moe": "aligned mixture of 4 experts, 2 for each token (Mixtral architecture)",
+    "pocket-moe": "aligned mixture of 6 experts, 2 for each token (Mixtral architecture)",
     "pocket-llama-hard1": "pocket-llama hardened against suffixes, first rung",
     "pocket-llama-hard2": "pocket-llama hardened against suffixes, second rung",
     "pocket-llama-hard3": "pocket-llama hardened against suffixes, third rung",
