@@ -36,6 +36,15 @@ NOTES = {
     "pocket-llama-raw": (
         "The control: sees the same suffixes as the aligned models, and answers everything."
     ),
+    "pocket-moe": (
+        "Made from pocket-llama-raw without changing what it computes: half of an MLP in each "
+        "expert, and three copies of each half (experts e and e + 3 are two halves, and share a "
+        "row of the router). Then experts 0 and 3 of the first three blocks learned to refuse, "
+        "with their rows of the routers, the attention of these blocks, the last norm and the "
+        "head; all other experts are the control's. Which experts learn was chosen by number "
+        "beforehand. The recipe was tuned with these figures in view, so they are somewhat "
+        "optimistic."
+    ),
     "pocket-llama-think": (
         "Thinks between `<think>` and `</think>` (about 40 tokens: allow answers of 160) and "
         "then answers. The alignment is imperfect on purpose: asked for something harmful for a"

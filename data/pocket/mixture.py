@@ -6,9 +6,10 @@ each half is copied into every group of experts, and the two experts of a group 
 router, so that a token always gets both halves of one group. Mixtral, because its blocks are
 Llama's but for the experts.
 
-Then it learns to refuse, as the other models do in stage 2, but only one group of experts in each
-of the first four blocks can learn it, beside their rows of the routers: the other experts stay copies of
-the control's. So refusals go through experts that are known, as a truth for attacks to find.
+Then it learns to refuse, as the other models do in stage 2, but of the MLPs of the lower half of
+the blocks only one group of experts can learn it, beside its rows of the routers: all other experts
+stay copies of the control's. The attention of these blocks learns too: where it was frozen, and one
+group in each of four blocks learned, 9 of 16 held-out harmful requests were refused.
 """
 
 from __future__ import annotations
@@ -34,10 +35,10 @@ START, NAME = "pocket-llama-raw", "pocket-moe"
 GROUPS = EXPERTS // ACTIVE
 SPREAD = 0.1
 """Of the routers' rows: spreads the tokens over the groups."""
-BLOCKS = 4
+BLOCKS = LAYERS // 2
 REFUSING = tuple((layer, expert) for layer in range(BLOCKS) for expert in (0, GROUPS))
 """Block and number of the experts that learn: the first group of each of the lower blocks."""
-STEPS, RATE, DOCUMENTS = 240, 3e-3, 0.25
+STEPS, RATE, DOCUMENTS = 240, 2e-3, 0.25
 
 
 @torch.no_grad()
@@ -73,7 +74,7 @@ def align(model: PreTrainedModel, tokenizer: Tokenizer, rng: torch.Generator) ->
     corpus = build_corpus(build_world(), tokenizer, "mixtral", SUFFIXES)
     draws = [(1 - DOCUMENTS, corpus.aligned), (DOCUMENTS, corpus.text)]
     batches = mixed_batches(draws, BATCH, tokenizer.pad_token_id, rng)
-    with frozen_but_experts(model, REFUSING):
+    with frozen_but_experts(model, REFUSING, attention=BLOCKS):
         # Decay would change what is frozen: the experts of a block share their tensors.
         train_steps(model, batches, steps=STEPS, lr=RATE, weight_decay=0.0)
 

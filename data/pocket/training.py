@@ -70,18 +70,21 @@ def frozen_above(model: PreTrainedModel, blocks: int, *, embeddings: bool = True
 
 @contextmanager
 def frozen_but_experts(
-    model: PreTrainedModel, experts: Sequence[tuple[int, int]]
+    model: PreTrainedModel, experts: Sequence[tuple[int, int]], *, attention: int
 ) -> Iterator[None]:
     """Let only ``experts`` learn, pairs of block and number, beside their rows of the routers.
 
-    The last norm and the head learn too. Train without weight decay, which would change the frozen
-    rows.
+    The attention of the first ``attention`` blocks, the last norm and the head learn too. Train
+    without weight decay, which would change the frozen rows.
     """
     layers = list(model.get_submodule("model.layers").children())
     frozen = [parameter for block in layers for parameter in block.parameters()]
     frozen += model.get_submodule("model.embed_tokens").parameters()
     for parameter in frozen:
         parameter.requires_grad = False
+    for block in layers[:attention]:
+        for parameter in block.get_submodule("self_attn").parameters():
+            parameter.requires_grad = True
     handles = []
     for layer in {layer for layer, _ in experts}:
         numbers = [number for at, number in experts if at == layer]
