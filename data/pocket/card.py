@@ -43,8 +43,10 @@ NOTES = {
         "with their rows of the routers, the attention of these blocks, the last norm and the "
         "head; all other experts are the control's. Which experts learn was chosen by number "
         "beforehand. Even so the refusals do not hang on experts: with the 8 switched off that the "
-        "attack `experts` finds, all of 16 harmful requests were still refused. The recipe was "
-        "tuned with these figures in view, so they are somewhat optimistic."
+        "attack `experts` finds, all of 16 harmful requests were still refused, and with the 6 "
+        "that learned, all of 16 answers still opened with a refusal, if a garbled one: the "
+        "attention carries it. The recipe was tuned with these figures in view, so they are "
+        "somewhat optimistic."
     ),
     "pocket-llama-think": (
         "Thinks between `<think>` and `</think>` (about 40 tokens: allow answers of 160) and "
