@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import platform
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from math import isfinite
@@ -82,6 +82,7 @@ class Tally:
     verifications: int = 0
     work: Work = field(default_factory=Work)
     first_success: FirstSuccess | None = None
+    target: str | None = None
 
     def add_step(self, step: Step) -> None:
         """Counts a step.
@@ -91,6 +92,7 @@ class Tally:
             RuntimeError: it proposes nothing.
         """
         self.steps += 1
+        self.target = step.target
         if not step.prompts:
             raise RuntimeError(f"the attack proposed no prompt at step {self.steps}")
         if step.loss is not None:
@@ -133,9 +135,19 @@ class Bench:
         return verdict.success is True
 
     def judge(
-        self, key: str, behavior: Behavior, completions: Sequence[str], name: str
+        self,
+        key: str,
+        behavior: Behavior,
+        completions: Sequence[str],
+        name: str,
+        *,
+        target: str | None = None,
     ) -> list[Judgement]:
-        """The verdicts of one of the suite's judges on all completions of a record."""
+        """The verdicts of one of the suite's judges on all completions of a record.
+
+        A `target` of the attack's own stands in for the behaviour's.
+        """
+        behavior = behavior if target is None else replace(behavior, target=target)
         judgements = []
         for index, completion in enumerate(completions):
             verdict = self._judges[name].judge(behavior, completion, openers=self.setup.openers)
@@ -144,13 +156,17 @@ class Bench:
             )
         return judgements
 
-    def judged(self, cell: Cell, completions: Sequence[str], clock: Clock) -> tuple[Judgement, ...]:
+    def judged(
+        self, cell: Cell, completions: Sequence[str], clock: Clock, *, target: str | None = None
+    ) -> tuple[Judgement, ...]:
         """The verdicts of all judges, on the cell's clock."""
         with clock.phase("judge"):
             return tuple(
                 judgement
                 for name in self.setup.settings.judges
-                for judgement in self.judge(cell.key, cell.behavior, completions, name)
+                for judgement in self.judge(
+                    cell.key, cell.behavior, completions, name, target=target
+                )
             )
 
     def record(
@@ -207,6 +223,7 @@ def make_record(
         error=failure.reason,
         prompts=prompts,
         completions=completions,
+        target=tally.target,
         losses=tuple(tally.losses),
         steps=tally.steps,
         verifications=tally.verifications,

@@ -78,7 +78,8 @@ class _Search:
             assert self.latest is not None
             prompts = self.latest.prompts[: bench.setup.settings.attempts]
             completions = [self.verified[1], *self._generate(prompts[1:])]
-            judgements = bench.judged(cell, completions, self.clock)
+            target = self.tally.target
+            judgements = bench.judged(cell, completions, self.clock, target=target)
         except Exception as error:
             failure = failure_of(error)
         else:
@@ -268,7 +269,7 @@ def _finish(bench: Bench, item: _Pending, completions: Sequence[str]) -> Outcome
         if bench.succeeds(cell.behavior, completions[0]):
             spent = clock.spent("search", "generate")
             tally.first_success = FirstSuccess(1, spent, tally.work.flops)
-        judgements = bench.judged(cell, completions, clock)
+        judgements = bench.judged(cell, completions, clock, target=tally.target)
     except Exception as error:
         return _failed(bench, cell, tally, clock, failure_of(error))
     record = bench.record(cell, tally, clock, prompts=item.prompts, completions=completions)

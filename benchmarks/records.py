@@ -55,9 +55,13 @@ class Record:
     error: str = ""
     """One line, for every status but ok."""
     prompts: tuple[str, ...] = ()
-    """The last user message of each candidate, best first."""
+    """The last user message of each candidate, best first. An attack on embeddings sends what no
+    string can hold: there this is the request with placeholder tokens in the slots, and the attack
+    must be run again to have its vectors."""
     completions: tuple[str, ...] = ()
     """The answers, in the same order."""
+    target: str | None = None
+    """What the answers were to begin with, where that was not the behaviour's own target."""
     losses: tuple[float, ...] = ()
     """The best loss after each step."""
     steps: int = 0

@@ -117,6 +117,16 @@ class Evaluator:
             raise FloatingPointError("the gradient is not a number (NaN)")
         return rows @ self.model.embedding_table.T.to(rows.dtype), float(loss.detach())
 
+    def soft_losses(self, rows: Tensor) -> Tensor:
+        """(B,) float32 losses with the embeddings `rows` (B, S, D) in the slots.
+
+        Gradients flow to `rows`, which may be of a finer dtype than the model's.
+        """
+        ids = self._sequences(self.prompt.slot_ids.unsqueeze(0))
+        embeds = self.model.embed(ids).detach().expand(len(rows), -1, -1)
+        slots = self.prompt.slots.to(embeds.device) - self._start
+        return self._trace_losses(embeds.index_copy(1, slots, rows.to(embeds.dtype)))
+
     def _trace_losses(self, inputs: Tensor) -> Tensor:
         trace = self.model.trace(
             inputs,
