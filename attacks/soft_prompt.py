@@ -80,7 +80,8 @@ class SoftPrompt(Attack):
         placeholders = tuple(model.chat.messages(prompt, prompt.slot_ids.unsqueeze(0)))
         evaluator = Evaluator(model, prompt, TargetCrossEntropy().bind(model, prompt, artefact))
         search = SoftSearch(self.steps, self.step_size, self.optimizer, self.every, self.early_stop)
-        start = model.embed(self._start(model, prompt.slot_ids))
+        with model.editing():
+            start = model.embed(self._start(model, prompt.slot_ids))
         for found in search.run(evaluator, start, state=state):
             soft = SoftSlots(prompt.slots, found.embeddings)
             yield Step(placeholders, (soft,), found.loss, found.state, target=control)

@@ -59,7 +59,10 @@ class Record:
     string can hold: there this is the request with placeholder tokens in the slots, and the attack
     must be run again to have its vectors."""
     completions: tuple[str, ...] = ()
-    """The answers, in the same order."""
+    """The answers, in the same order: the model's own words, without an opening."""
+    openings: tuple[str, ...] = ()
+    """What each candidate puts into the model's mouth, in the same order; empty where none does.
+    The assistant's turn is the opening with the completion after it."""
     target: str | None = None
     """What the answers were to begin with, where that was not the behaviour's own target."""
     losses: tuple[float, ...] = ()
@@ -68,6 +71,9 @@ class Record:
     verifications: int = 0
     seconds: Seconds = field(default_factory=Seconds)
     first_success: FirstSuccess | None = None
+    first_token_kl: float | None = None
+    """Nats: KL(as it is || changed) of the first token of the answer to the plain request, what the
+    attack's interventions cost. Harmless behaviours only, and only with interventions."""
     stop: str = "never"
     """The `--stop` rule: such runs have their own board."""
     budget_seconds: float | None = None

@@ -61,7 +61,8 @@ class SoftSearch:
         Raises:
             FloatingPointError: the loss is not a number.
         """
-        rate = self.step_size * typical_entry(evaluator.model.embedding_table)
+        with evaluator.model.editing(evaluator.interventions):
+            rate = self.step_size * typical_entry(evaluator.model.embedding_table)
         at = start.float()
         best, lowest, step, moments = at, float("inf"), 0, Moments.zero(at)
         if state is not None:

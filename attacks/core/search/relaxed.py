@@ -182,8 +182,8 @@ def relaxed_gradient(evaluator: Evaluator, weights: Tensor) -> tuple[float, Tens
     """
     model = evaluator.model
     leaf = weights.detach().requires_grad_()
-    table = model.embedding_table
-    with torch.enable_grad():
+    with torch.enable_grad(), model.editing(evaluator.interventions):
+        table = model.embedding_table
         shares = leaf / leaf.sum(1, keepdim=True)
         loss = evaluator.soft_losses((shares.to(table.dtype) @ table).unsqueeze(0))[0]
         (gradient,) = torch.autograd.grad(loss, leaf)
