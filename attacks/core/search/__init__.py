@@ -1,7 +1,17 @@
-"""The search core that all prompt attacks share."""
+"""The search core that attacks share: over tokens, and over embeddings."""
 
+from attacks.core.search.continuous import SoftSearch
 from attacks.core.search.coordinate import CoordinateSearch, Found
 from attacks.core.search.evaluate import Evaluator
+from attacks.core.search.relaxed import RelaxedSearch
 from attacks.core.search.suffix import Pursuit, search_suffix
 
-__all__ = ["CoordinateSearch", "Evaluator", "Found", "Pursuit", "search_suffix"]
+__all__ = [
+    "CoordinateSearch",
+    "Evaluator",
+    "Found",
+    "Pursuit",
+    "RelaxedSearch",
+    "SoftSearch",
+    "search_suffix",
+]
