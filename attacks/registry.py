@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import tomllib
 from collections.abc import Mapping
-from typing import Any, cast
+from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -21,6 +21,8 @@ ATTACKS = Registry(
         "direct": "attacks.direct:Direct",
         "random-search": "attacks.random_search:RandomSearch",
         "gcg": "attacks.gcg:GCG",
+        "gcg-refusal": "attacks.gcg:RefusalGCG",
+        "universal-gcg": "attacks.universal_gcg:UniversalGCG",
         "ssr-probe": "attacks.ssr:ProbeSSR",
         "ssr-steering": "attacks.ssr:SteeringSSR",
         "ssr-attention": "attacks.ssr:AttentionSSR",
@@ -47,17 +49,14 @@ def load(name: str, **params: Any) -> Attack:
         BadInput: unknown name or parameter, or a value of the wrong type.
     """
     cls = ATTACKS.find(name)
-    valid = [field.name for field in dataclasses.fields(cls)]
-    for key in params:
-        if key not in valid:
-            listed = ", ".join(valid) or "none"
-            raise BadInput(f"attack '{name}' has no parameter '{key}'; valid: {listed}")
+    _check_names(f"attack '{name}'", cls, params)
     try:
         return TypeAdapter(cls).validate_python(params)
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"])
-        raise BadInput(f"attack '{name}', parameter '{place}': {first['msg']}") from error
+        who = f"attack '{name}', parameter '{place}'" if place else f"attack '{name}'"
+        raise BadInput(f"{who}: {first['msg'].removeprefix('Value error, ')}") from error
 
 
 def parse_spec(spec: str) -> Attack:
@@ -78,5 +77,48 @@ def parse_spec(spec: str) -> Attack:
 
 
 def params_of(attack: Attack) -> Mapping[str, Any]:
-    """The attack's parameters as JSON values; `load(attack.name, **params)` rebuilds it."""
-    return cast(Mapping[str, Any], TypeAdapter(type(attack)).dump_python(attack, mode="json"))
+    """The attack's parameters as JSON values; `load(attack.name, **params)` rebuilds it.
+
+    Of a group of options (a field that is a dataclass itself) only what differs from the defaults
+    is there, and a group without any such difference is left out. So a new option changes the
+    identity of no attack that does not use it.
+    """
+    adapter = TypeAdapter(type(attack))
+    every = adapter.dump_python(attack, mode="json")
+    changed = adapter.dump_python(attack, mode="json", exclude_defaults=True)
+    groups = _groups(type(attack))
+    kept = {key: changed.get(key, {}) if key in groups else value for key, value in every.items()}
+    return {key: value for key, value in kept.items() if key not in groups or value}
+
+
+def options_of(cls: type[Attack]) -> dict[str, Mapping[str, Any]]:
+    """The groups of options of an attack: the name and the default of each option in them."""
+    return {
+        name: TypeAdapter(group).dump_python(group(), mode="json")
+        for name, group in _groups(cls).items()
+    }
+
+
+def _groups(cls: Any) -> dict[str, type[Any]]:
+    """The fields that hold a group of options, and the dataclass of each."""
+    return {
+        field.name: field.default_factory
+        for field in dataclasses.fields(cls)
+        if isinstance(field.default_factory, type)
+        and dataclasses.is_dataclass(field.default_factory)
+    }
+
+
+def _check_names(who: str, cls: Any, params: Mapping[str, Any], path: str = "") -> None:
+    """Make sure that all parameters exist, those in groups of options too.
+
+    Raises:
+        BadInput: the first that does not.
+    """
+    valid, groups = [field.name for field in dataclasses.fields(cls)], _groups(cls)
+    for key, value in params.items():
+        if key not in valid:
+            listed = ", ".join(path + name for name in valid) or "none"
+            raise BadInput(f"{who} has no parameter '{path}{key}'; valid: {listed}")
+        if key in groups and isinstance(value, Mapping):
+            _check_names(who, groups[key], value, f"{path}{key}.")

@@ -21,6 +21,7 @@ ALLOWED = {
     "attacks.core.errors": (),
     "attacks.core.behavior": (),
     "attacks.core.prompt": _CORE[:2],
+    "attacks.core.layout": _CORE[:3],
     "attacks.core.sites": (),
     "attacks.core.artefact": (),
     "attacks.core.interventions": ("attacks.core.sites",),

@@ -117,6 +117,15 @@ def find_refusal_direction(
     return RefusalDirection(directions[layer], layer, tuple(scores), refused, answered)
 
 
+def own_answer(model: Model, text: str, direction: Tensor, tokens: int) -> str:
+    """How the model itself answers `text` with `direction` (D,) ablated, `tokens` at most."""
+    ablation = AblateDirection(direction, model.n_layers)
+    (answer,) = model.generate(
+        [model.conversation(text)], max_new_tokens=tokens, interventions=[ablation]
+    )
+    return answer
+
+
 def _split(texts: Sequence[str], rng: Generator) -> tuple[list[str], list[str]]:
     order = torch.randperm(len(texts), generator=rng).tolist()
     held = max(1, len(texts) // 4)

@@ -21,7 +21,7 @@ from attacks.core.model.chat import Chat
 from attacks.core.model.families import structure_of
 from attacks.core.model.generation import batches, greedy, left_padded, plain_generation
 from attacks.core.model.hooks import intervening
-from attacks.core.model.loading import load_parts, load_tokenizer
+from attacks.core.model.loading import beside, load_parts, load_tokenizer
 from attacks.core.model.meter import Meter
 from attacks.core.prompt import SYSTEM, Messages, Prompt, conversation
 from attacks.core.sites import Site, Trace
@@ -54,6 +54,7 @@ class Model:
         self.meter = Meter(hf, self.structure.blocks, self.n_layers)
         self._envoy = NNsight(hf)
         self._writes_checked = False
+        self._companions: dict[str, Model] = {}
         self.chat.render(conversation("a", system=system))
 
     @classmethod
@@ -94,6 +95,22 @@ class Model:
         text = config.get_text_config()
         chat = Chat(tokenizer, name, vocab_rows=text.vocab_size, context=_context(text))
         chat.render(conversation("a", system=system))
+
+    def companion(self, name: str) -> Model:
+        """Another model that an attack on this one uses: loaded once, same device and dtype.
+
+        Args:
+            name: a folder, a Hub id, or the name of a folder beside the one this was loaded from.
+
+        Raises:
+            BadInput: as `load`.
+        """
+        if name not in self._companions:
+            source = beside(name, str(self.hf.name_or_path))
+            self._companions[name] = Model.load(
+                source, name=name, device=str(self.device), dtype=self.dtype
+            )
+        return self._companions[name]
 
     @property
     def device(self) -> torch.device:

@@ -2,6 +2,16 @@
 
 from attacks.core.search.coordinate import CoordinateSearch, Found
 from attacks.core.search.evaluate import Evaluator
+from attacks.core.search.moves import Moves
+from attacks.core.search.screening import ProbeSampling
 from attacks.core.search.suffix import Pursuit, search_suffix
 
-__all__ = ["CoordinateSearch", "Evaluator", "Found", "Pursuit", "search_suffix"]
+__all__ = [
+    "CoordinateSearch",
+    "Evaluator",
+    "Found",
+    "Moves",
+    "ProbeSampling",
+    "Pursuit",
+    "search_suffix",
+]
