@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 import torch
-from torch import Generator
+from torch import Generator, Tensor
 
 from attacks.attack import Artefact, Behavior, Pursuit, SuffixAttack
 from attacks.core.directions import RefusalDirection, find_refusal_direction, own_answer
@@ -43,6 +43,14 @@ class GCG(SuffixAttack):
 
     def __post_init__(self) -> None:
         self.search()  # Numbers that do not go together are refused before anything runs.
+
+    def prepare(self, model: Model, train: Sequence[Behavior], *, rng: Generator) -> Artefact:
+        """Load the draft model, where one is named; nothing is fitted.
+
+        Raises:
+            BadInput: a draft that does not load.
+        """
+        return Artefact(data=self.draft.fitted(model))
 
     def pursuit(self, model: Model, behavior: Behavior, artefact: Artefact) -> Pursuit:
         """The behaviour's own target."""
@@ -104,7 +112,8 @@ class RefusalGCG(GCG):
             "projection": _projection(model, harmless, found),
         }
         texts = model.chat.decode([[token] for token in openers.tolist()])
-        return Artefact(tensors, {"openers": texts, "layer": found.layer})
+        data = {"openers": texts, "layer": found.layer, **self.draft.fitted(model)}
+        return Artefact(tensors, data)
 
     def pursuit(self, model: Model, behavior: Behavior, artefact: Artefact) -> Pursuit:
         """The target, with the terms whose weight is above 0."""
@@ -120,8 +129,9 @@ class RefusalGCG(GCG):
         return Pursuit(objective, target, drafted=self.loss.target())
 
 
-def _projection(model: Model, harmless: Sequence[str], found: RefusalDirection) -> torch.Tensor:
+def _projection(model: Model, harmless: Sequence[str], found: RefusalDirection) -> Tensor:
     """() mean of <h, r> over harmless prompts at the block's input, r of length 1."""
     site = Site(found.layer, "resid_pre")
     states = last_token(model, harmless, [site])[site]
-    return (states @ (found.direction / found.direction.norm())).mean()
+    along: Tensor = states @ found.direction / torch.linalg.vector_norm(found.direction)
+    return along.mean()

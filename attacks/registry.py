@@ -101,11 +101,11 @@ def options_of(cls: type[Attack]) -> dict[str, Mapping[str, Any]]:
 
 def _groups(cls: Any) -> dict[str, type[Any]]:
     """The fields that hold a group of options, and the dataclass of each."""
+    made: dict[str, Any] = {each.name: each.default_factory for each in dataclasses.fields(cls)}
     return {
-        field.name: field.default_factory
-        for field in dataclasses.fields(cls)
-        if isinstance(field.default_factory, type)
-        and dataclasses.is_dataclass(field.default_factory)
+        name: factory
+        for name, factory in made.items()
+        if isinstance(factory, type) and dataclasses.is_dataclass(factory)
     }
 
 

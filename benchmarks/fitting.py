@@ -47,6 +47,8 @@ def fit_attack(
         return Fitted(identity, found.hash)
     try:
         made = _prepared(model, attack, train, seed, folders)
+        if made.hash == EMPTY.hash:
+            return Fitted("", EMPTY.hash)
         artefacts.save(folders[0], identity, made)
     except Exception as error:
         # A key of its own: the cells' keys cannot be known without the artefact.

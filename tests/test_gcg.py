@@ -97,6 +97,15 @@ def test_the_own_target_is_an_answer_and_no_refusal() -> None:
     assert own.objective == given.objective
 
 
+def test_a_draft_is_named_with_its_revision_and_plain_gcg_fits_nothing() -> None:
+    model, rng = pocket("pocket-llama"), torch.Generator()
+    assert load("gcg").prepare(model, (), rng=rng).hash == EMPTY.hash
+    drafted = load("gcg", draft={"model": "pocket-qwen2"}).prepare(model, (), rng=rng)
+    assert drafted.data == {"draft": f"pocket-qwen2@{pocket('pocket-qwen2').revision}"}
+    with pytest.raises(BadInput, match="no-such-model"):
+        load("gcg", draft={"model": "no-such-model"}).prepare(model, (), rng=rng)
+
+
 def test_without_weights_it_is_gcg() -> None:
     model, behavior = pocket("pocket-llama"), load_behaviors("pocket-test")[0].for_attack()
     numbers = {"steps": 2, "width": 8, "topk": 8, "slots": 3}

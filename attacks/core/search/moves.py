@@ -67,7 +67,8 @@ class Moves:
 
 def unit_rows(gradient: Tensor) -> Tensor:
     """(S, V) with each slot's gradient of length 1, or left 0."""
-    return gradient / gradient.norm(dim=1, keepdim=True).clamp_min(1e-12)
+    lengths: Tensor = torch.linalg.vector_norm(gradient, dim=1, keepdim=True)
+    return gradient / lengths.clamp_min(1e-12)
 
 
 def smoothed(gradient: Tensor, average: Tensor | None, momentum: float) -> Tensor:

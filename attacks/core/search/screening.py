@@ -45,6 +45,16 @@ class ProbeSampling:
                 "between 0 and 1, the reduction above 0"
             )
 
+    def fitted(self, model: Model) -> dict[str, str]:
+        """Which draft it is, for an artefact's data: a record is then about this very one.
+
+        Raises:
+            BadInput: a draft that does not load.
+        """
+        if not self.model:
+            return {}
+        return {"draft": f"{self.model}@{model.companion(self.model).revision}"}
+
     def screen(self, model: Model, prompt: Prompt, target: str, loss: TargetLoss) -> ProbeScreen:
         """The screen for one prompt; loads the draft where it is not loaded yet.
 
