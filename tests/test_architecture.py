@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parents[1]
 LONGEST = 350
 
 #: Modules of the suite that a module may import, by the longest matching prefix. The order is
-#: behavior <- prompt <- sites <- interventions, objectives <- model <- directions, refusal,
+#: behavior <- prompt <- layout, sites <- interventions, objectives <- model <- directions, refusal,
 #: attribution, survey, search <- attack <- the attack files <- registry <- benchmarks.
 _TYPES = ("errors", "behavior", "prompt", "sites", "artefact", "interventions")
 _CORE = tuple(f"attacks.core.{name}" for name in _TYPES)

@@ -81,7 +81,8 @@ def test_merging_puts_the_best_changes_together_one_by_one() -> None:
     # 0 -> 2 (13). The third overwrites the second, as in the authors' code.
     assert work.asked[2] == [[0, 1, 4], [0, 2, 4], [2, 2, 4]]
     assert found.ids[0].tolist() == [2, 2, 4] and float(found.losses[0]) == 5
-    assert merged(torch.tensor(START), torch.tensor([[0, 1, 0]])).shape == (0, 3)
+    for alone in (torch.tensor([[0, 1, 0]]), torch.empty((0, 3), dtype=torch.int64)):
+        assert merged(torch.tensor(START), alone).shape == (0, 3), "nothing to put together"
 
 
 def test_fresh_candidates_are_evaluated_once_and_a_ranked_search_then_goes_on() -> None:

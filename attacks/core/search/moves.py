@@ -98,11 +98,11 @@ def merged(current: Tensor, best: Tensor) -> Tensor:
     Row j holds the changes of the best j + 2; where two change the same slot the later one counts,
     as in the authors' code. The first alone is a candidate already.
     """
-    rows, filling = [], best[0]
-    for other in best[1:]:
+    rows, filling = [], current
+    for other in best:
         filling = torch.where(other != current, other, filling)
         rows.append(filling)
-    return torch.stack(rows) if rows else best[:0]
+    return torch.stack(rows)[1:] if rows else best
 
 
 class Seen:

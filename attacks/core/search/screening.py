@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -75,7 +76,7 @@ class DraftLosses:
         self._loss = loss
 
     @torch.no_grad()
-    def losses(self, conversations: list[Messages]) -> Tensor:
+    def losses(self, conversations: Sequence[Messages]) -> Tensor:
         """(N,) float32 losses, on the CPU.
 
         Conversations of one length share a batch, so that nothing is padded; what all of them begin
@@ -84,7 +85,7 @@ class DraftLosses:
         Raises:
             BadInput: the draft's template refuses the conversation or the target.
         """
-        rows = [self._tokens(messages) for messages in conversations]
+        rows = self._tokens(conversations)
         shared = _shared_length([ids for ids, _ in rows])
         prefix = self.draft.prefix(rows[0][0][:shared]) if shared else None
         groups: dict[tuple[int, int], list[int]] = {}
@@ -101,11 +102,27 @@ class DraftLosses:
                 losses[chunk] = self._loss.of(logits, wanted).float().cpu()
         return losses
 
-    def _tokens(self, messages: Messages) -> tuple[Tensor, int]:
-        """Ids of conversation and target, and where the target begins."""
+    def _tokens(self, conversations: Sequence[Messages]) -> list[tuple[Tensor, int]]:
+        """Ids of each conversation with the target, and where the target begins."""
         chat = self.draft.chat
-        prompt = chat.prompt(messages, target=self._target, rng=Generator())
-        return prompt.sequence, len(prompt.ids)
+        texts = [chat.render(messages) for messages in conversations]
+        heads = chat.encode(texts)
+        wholes = chat.encode([text + self._target for text in texts])
+        rows = []
+        for head, whole in zip(heads, wholes, strict=True):
+            start = len(head.ids)
+            if whole.ids[:start] != head.ids or len(whole.ids) == start:
+                raise BadInput(
+                    f"draft '{self.draft.name}': target {self._target!r} cannot be tokenised after "
+                    "the prompt"
+                )
+            if len(whole.ids) > chat.context:
+                raise BadInput(
+                    f"prompt of {len(whole.ids)} tokens is longer than the context of draft "
+                    f"'{self.draft.name}' ({chat.context})"
+                )
+            rows.append((torch.tensor(whole.ids), start))
+        return rows
 
 
 class ProbeScreen:
@@ -171,7 +188,7 @@ def _centred_ranks(values: Tensor) -> Tensor:
     return ranks - ranks.mean()
 
 
-def _shared_length(rows: list[Tensor]) -> int:
+def _shared_length(rows: Sequence[Tensor]) -> int:
     """How many ids all rows begin with; at least one of each row is left over."""
     length = min(len(row) for row in rows) - 1
     heads = torch.stack([row[:length] for row in rows])
