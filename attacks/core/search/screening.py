@@ -184,7 +184,7 @@ def _centred_ranks(values: Tensor) -> Tensor:
     values = values.double()
     below = (values.unsqueeze(0) < values.unsqueeze(1)).sum(1)
     equal = (values.unsqueeze(0) == values.unsqueeze(1)).sum(1)
-    ranks = below + (equal - 1) / 2
+    ranks = below + (equal.double() - 1) / 2
     return ranks - ranks.mean()
 
 
