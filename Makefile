@@ -6,10 +6,14 @@ PYTHON ?= python3
 TORCH ?= torch==2.13.0
 WORKERS ?= $(shell nproc 2>/dev/null || sysctl -n hw.ncpu 2>/dev/null || echo 1)
 
+ROUNDS ?= 5
+STEPS ?= 20
+
 BIN := .venv/bin
 STAMP := .venv/.installed
+RACE := .race-venv
 
-.PHONY: demo test check speed board pocket clean
+.PHONY: demo test check speed race board pocket clean
 
 demo: $(STAMP)  ## Attack the shipped pocket models and print a leaderboard.
 	$(BIN)/reroute run quickstart --workers $(WORKERS) --out runs/quickstart
@@ -25,14 +29,23 @@ check: $(STAMP)  ## Lint and type-check.
 speed: $(STAMP)  ## Time the parts of a search step.
 	$(BIN)/python -m pytest tests/speed --benchmark-enable --benchmark-only
 
-board: $(STAMP)  ## Run the committed board and refresh README's table.
-	$(BIN)/reroute run pocket-board --workers $(WORKERS) --out results/pocket-board
-	$(BIN)/reroute leaderboard results/pocket-board --readme README.md
+race: $(STAMP) $(RACE)/.installed  ## Race against nanoGCG, which has an environment of its own.
+	$(BIN)/python -m benchmarks.race --peer $(RACE)/bin/python --rounds $(ROUNDS) --steps $(STEPS)
+
+BOARDS := pocket-board pocket-rerouting pocket-interventions
+
+board: $(STAMP)  ## Run the committed boards and refresh README's tables.
+	for suite in $(BOARDS); do \
+	  $(BIN)/reroute run $$suite --workers $(WORKERS) --out results/$$suite >/dev/null || exit 1; done
+	$(BIN)/reroute leaderboard $(BOARDS:%=results/%) --readme README.md
 
 pocket: $(STAMP)  ## Train the pocket models again and recompute their cards.
 	$(BIN)/python data/pocket/world.py
 	$(BIN)/python data/pocket/train.py
 	$(BIN)/python data/pocket/harden.py
+	$(BIN)/python data/pocket/tokens.py
+	$(BIN)/python data/pocket/pretext.py
+	$(BIN)/python data/pocket/think.py
 	$(BIN)/python data/pocket/card.py
 
 $(STAMP): pyproject.toml constraints.txt
@@ -41,5 +54,11 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	touch $(STAMP)
 
+$(RACE)/.installed: benchmarks/race/constraints.txt
+	$(PYTHON) -m venv $(RACE)
+	$(RACE)/bin/python -m pip install --quiet $(TORCH)
+	$(RACE)/bin/python -m pip install --quiet --constraint $< nanogcg transformers
+	touch $@
+
 clean:
-	rm -rf .venv runs
+	rm -rf .venv $(RACE) runs

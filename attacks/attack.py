@@ -12,9 +12,9 @@ from torch import Generator, Tensor
 
 from attacks.core.artefact import EMPTY, Artefact
 from attacks.core.behavior import Behavior
-from attacks.core.interventions import Intervention
 from attacks.core.prompt import Messages, suffixed
 from attacks.core.search import CoordinateSearch, ProbeSampling, Pursuit, search_suffix
+from attacks.core.weights import Change
 
 if TYPE_CHECKING:
     from attacks.core.model import Model
@@ -50,8 +50,8 @@ class Step:
 
     prompts: tuple[Messages, ...]
     """What to send, best first, ranked by the attack alone."""
-    interventions: tuple[Intervention, ...] = ()
-    """What to change in the model while it answers."""
+    interventions: tuple[Change, ...] = ()
+    """What to change in the model while it answers: activations, or weights."""
     loss: float | None = None
     state: State = field(default_factory=dict)
 

@@ -102,7 +102,7 @@ class RefusalGCG(GCG):
             BadInput: fewer than four harmful or harmless behaviours.
         """
         harmful, harmless = ([b.text for b in train if b.harmful == flag] for flag in (True, False))
-        found = find_refusal_direction(model, harmful, harmless, rng=rng)
+        found = find_refusal_direction(model, harmful, harmless, rng=rng, last_only=True)
         openers = refusal_tokens(
             *(next_token_log_probs(model, texts) for texts in (harmful, harmless)), most=8
         )

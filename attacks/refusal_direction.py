@@ -1,58 +1,81 @@
-"""Refusal-direction ablation: take one direction out of everything written to the stream."""
+"""The refusal direction: take it out of the activations or the weights, or add it."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from torch import Generator
 
 from attacks.attack import Artefact, Attack, Behavior, State, Step, ThreatModel
-from attacks.core.directions import difference_in_means, find_refusal_direction
-from attacks.core.errors import BadInput
-from attacks.core.interventions import AblateDirection
+from attacks.core.directions import direction_at, find_refusal_direction, mean_kl
+from attacks.core.interventions import AblateDirection, AddDirection
+from attacks.core.states import next_token_log_probs
+from attacks.core.weights import Change, Orthogonalise
 
 if TYPE_CHECKING:
     from attacks.core.model import Model
 
+#: Training prompts of a kind that an edit is compared with ablation on.
+_COMPARED = 32
+
 
 @dataclass(frozen=True)
 class RefusalDirection(Attack):
-    """Directional ablation (Arditi et al. 2024, arXiv 2406.11717), difference in means.
+    """The difference-in-means refusal direction (Arditi et al. 2024, arXiv 2406.11717).
 
-    Directions come from one part of the training prompts; the layer is chosen on the rest, by the
-    refusal left after ablation among those that hardly change harmless prompts.
+    Directions of all layers and of all template tokens after the request come from one part of the
+    training prompts; one is chosen on the rest, by the refusal left after ablation among those that
+    hardly change harmless prompts and induce refusal when added.
     """
 
     name: ClassVar[str] = "refusal-direction"
-    summary: ClassVar[str] = "ablates the difference-in-means refusal direction at every write"
+    summary: ClassVar[str] = "ablates the difference-in-means refusal direction, or adds it"
     threat_model: ClassVar[ThreatModel] = ThreatModel.INTERVENTION
     needs_train: ClassVar[bool] = True
     searches: ClassVar[bool] = False
 
     layer: int | None = None
-    """Block whose input gives the direction; none: chosen by score."""
+    """Block whose input gives the direction; none: chosen by score, with the position."""
+    position: int = -1
+    """With a layer: the token that gives it, counted from the end of the prompt."""
     max_kl: float = 0.1
-    """KL on harmless prompts, in nats, above which a layer is a last resort; see `choose_layer`."""
+    """KL on harmless prompts, in nats, above which a direction is a last resort; see
+    `choose_direction`."""
+    mode: Literal["ablate", "add"] = "ablate"
+    """Ablate it at every write of every layer, or add it at the input of its own."""
+    coefficient: float = -1.0
+    """With mode="add": in units of the direction as it was measured; -1 bypasses refusal, +1
+    induces it."""
 
     def prepare(self, model: Model, train: Sequence[Behavior], *, rng: Generator) -> Artefact:
-        """Fit the direction; `data` holds the layer and the scores of all.
+        """Fit the direction; `data` holds where it is from and the scores of all.
 
         Raises:
-            BadInput: a layer that the model does not have, or too few training prompts.
+            BadInput: a layer or position that there is not, or too few training prompts.
         """
-        if self.layer is not None and not 0 <= self.layer < model.n_layers:
-            raise BadInput(
-                f"refusal-direction: layer {self.layer} is not in 0..{model.n_layers - 1}"
-            )
         harmful, harmless = ([b.text for b in train if b.harmful == flag] for flag in (True, False))
         if self.layer is not None:
-            directions = difference_in_means(model, harmful, harmless)
-            return Artefact({"direction": directions[self.layer]}, {"layer": self.layer})
-        found = find_refusal_direction(model, harmful, harmless, rng=rng, max_kl=self.max_kl)
-        scores = [asdict(score) for score in found.scores]
-        return Artefact({"direction": found.direction}, {"layer": found.layer, "scores": scores})
+            where = {"layer": self.layer, "position": self.position}
+            found = direction_at(model, harmful, harmless, **where)
+            return Artefact({"direction": found}, where)
+        best = find_refusal_direction(model, harmful, harmless, rng=rng, max_kl=self.max_kl)
+        data = {
+            "layer": best.score.layer,
+            "position": best.score.position,
+            "token": best.token,
+            "given_up": list(best.given_up),
+            "scores": [asdict(score) for score in best.scores],
+        }
+        return Artefact({"direction": best.direction}, data)
+
+    def change(self, model: Model, artefact: Artefact) -> Change:
+        """What is done with the direction."""
+        direction = artefact.tensors["direction"]
+        if self.mode == "add":
+            return AddDirection(direction, artefact.data["layer"], self.coefficient)
+        return AblateDirection(direction, model.n_layers)
 
     def run(
         self,
@@ -63,6 +86,63 @@ class RefusalDirection(Attack):
         rng: Generator,
         state: State | None = None,
     ) -> Iterator[Step]:
-        """One step: the plain conversation with the direction ablated."""
-        ablation = AblateDirection(artefact.tensors["direction"], model.n_layers)
-        yield Step((model.conversation(behavior.text),), (ablation,))
+        """One step: the plain conversation with the model changed."""
+        yield Step((model.conversation(behavior.text),), (self.change(model, artefact),))
+
+
+@dataclass(frozen=True)
+class RefusalDirectionWeights(Attack):
+    """The refusal direction taken out of all weights that write to the residual stream.
+
+    Weight orthogonalisation (arXiv 2406.11717, section 4.1). It equals ablation at every write, but
+    for families that apply a norm to a block's outputs (Gemma 2 and 3, OLMo 2, GLM-4), where it is
+    an approximation; the artefact says so, and how far the two are apart.
+    """
+
+    name: ClassVar[str] = "refusal-direction-weights"
+    summary: ClassVar[str] = "orthogonalises the weights to the refusal direction"
+    threat_model: ClassVar[ThreatModel] = ThreatModel.WEIGHTS
+    needs_train: ClassVar[bool] = True
+    searches: ClassVar[bool] = False
+
+    layer: int | None = None
+    """This and what follows: as for `refusal-direction`."""
+    position: int = -1
+    max_kl: float = 0.1
+
+    def prepare(self, model: Model, train: Sequence[Behavior], *, rng: Generator) -> Artefact:
+        """Fit the direction as `refusal-direction` does, and compare the edit with ablation.
+
+        `data` holds in addition `approximation`, whether the two differ by construction, and
+        `kl_to_ablation`, mean KL(ablated || edited) of the first token in nats on training prompts.
+
+        Raises:
+            BadInput: as `refusal-direction`, or weights that cannot be edited.
+        """
+        fitted = RefusalDirection(self.layer, self.position, self.max_kl)
+        found = fitted.prepare(model, train, rng=rng)
+        direction = found.tensors["direction"]
+        groups = ([b.text for b in train if b.harmful == flag] for flag in (True, False))
+        texts = [text for group in groups for text in group[:_COMPARED]]
+        ablated, edited = (
+            next_token_log_probs(model, texts, interventions=[change])
+            for change in (AblateDirection(direction, model.n_layers), Orthogonalise(direction))
+        )
+        compared = {
+            "approximation": model.structure.norms_outputs,
+            "kl_to_ablation": mean_kl(ablated, edited),
+        }
+        return Artefact(found.tensors, {**found.data, **compared})
+
+    def run(
+        self,
+        model: Model,
+        behavior: Behavior,
+        *,
+        artefact: Artefact,
+        rng: Generator,
+        state: State | None = None,
+    ) -> Iterator[Step]:
+        """One step: the plain conversation with the weights edited."""
+        edit = Orthogonalise(artefact.tensors["direction"])
+        yield Step((model.conversation(behavior.text),), (edit,))

@@ -1,10 +1,10 @@
-"""Refusal-token steering: make the words that open a refusal unlikely."""
+"""Refusal-token steering: make the words that open a refusal unlikely, or likely."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from torch import Generator
 
@@ -21,9 +21,9 @@ if TYPE_CHECKING:
 class RefusalTokens(Attack):
     """Logit bias against the model's own refusal openers over the first decoding steps.
 
-    Refusal tokens (arXiv 2412.06748) are control tokens that a model was trained with; here the
-    natural ones are found instead, from the first-token distribution on harmful against harmless
-    training prompts.
+    Refusal tokens (arXiv 2412.06748) are control tokens that a model was trained with, which
+    `control-tokens` is about; here the natural ones are found instead, from the first-token
+    distribution on harmful against harmless training prompts.
     """
 
     name: ClassVar[str] = "refusal-tokens"
@@ -37,7 +37,10 @@ class RefusalTokens(Attack):
     first: int = 3
     """Decoding steps at which they are suppressed."""
     bias: float = -100.0
-    """Added to their logits."""
+    """Added to their logits; with the sign turned round where refusals are induced."""
+    direction: Literal["suppress", "induce"] = "suppress"
+    """Inducing acts on the first decoding step only, which is the one that the openers were found
+    at: repeated, they would not make a refusal."""
 
     def prepare(self, model: Model, train: Sequence[Behavior], *, rng: Generator) -> Artefact:
         """Find the openers; `data` holds their texts.
@@ -63,6 +66,7 @@ class RefusalTokens(Attack):
         rng: Generator,
         state: State | None = None,
     ) -> Iterator[Step]:
-        """One step: the plain conversation with the openers suppressed."""
-        suppress = SuppressTokens(artefact.tensors["token_ids"], self.bias, self.first)
-        yield Step((model.conversation(behavior.text),), (suppress,))
+        """One step: the plain conversation with the openers suppressed, or induced."""
+        bias, first = (self.bias, self.first) if self.direction == "suppress" else (-self.bias, 1)
+        steer = SuppressTokens(artefact.tensors["token_ids"], bias, first)
+        yield Step((model.conversation(behavior.text),), (steer,))

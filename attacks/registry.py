@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
 from attacks.attack import Attack
+from attacks.composed import Composed
 from attacks.core.errors import BadInput
 from attacks.core.plugins import Registry
 
@@ -19,6 +20,7 @@ ATTACKS = Registry(
     Attack,  # type: ignore[type-abstract]
     {
         "direct": "attacks.direct:Direct",
+        "prefill": "attacks.prefill:Prefill",
         "random-search": "attacks.random_search:RandomSearch",
         "gcg": "attacks.gcg:GCG",
         "gcg-refusal": "attacks.gcg:RefusalGCG",
@@ -27,7 +29,12 @@ ATTACKS = Registry(
         "ssr-steering": "attacks.ssr:SteeringSSR",
         "ssr-attention": "attacks.ssr:AttentionSSR",
         "refusal-tokens": "attacks.refusal_tokens:RefusalTokens",
+        "control-tokens": "attacks.control_tokens:ControlTokenSteering",
         "refusal-direction": "attacks.refusal_direction:RefusalDirection",
+        "head-ablation": "attacks.head_ablation:HeadAblation",
+        "refusal-direction-weights": "attacks.refusal_direction:RefusalDirectionWeights",
+        "abliteration": "attacks.abliteration:Abliteration",
+        "experts": "attacks.experts:Experts",
     },
 )
 
@@ -45,9 +52,17 @@ def available() -> dict[str, type[Attack]]:
 def load(name: str, **params: Any) -> Attack:
     """The attack `name` with `params`, its dataclass fields.
 
+    Several names joined by `+` are a combination (see `Composed`); its parameters are those of its
+    parts, by name: `load("gcg+refusal-direction", **{"gcg": {"steps": 8}})`.
+
     Raises:
-        BadInput: unknown name or parameter, or a value of the wrong type.
+        BadInput: unknown name or parameter, a value of the wrong type, or parts that do not go
+            together.
     """
+    if "+" in name:
+        parts = name.split("+")
+        _refuse_unknown(f"attack '{name}'", params, parts)
+        return Composed(tuple(load(part, **params.get(part, {})) for part in parts))
     cls = ATTACKS.find(name)
     _check_names(f"attack '{name}'", cls, params)
     try:
@@ -56,15 +71,22 @@ def load(name: str, **params: Any) -> Attack:
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"])
         who = f"attack '{name}', parameter '{place}'" if place else f"attack '{name}'"
-        raise BadInput(f"{who}: {first['msg'].removeprefix('Value error, ')}") from error
+        # An attack that names itself is not named twice.
+        why = first["msg"].removeprefix("Value error, ").removeprefix(f"{name}: ")
+        raise BadInput(f"{who}: {why}") from error
 
 
 def parse_spec(spec: str) -> Attack:
     """The attack that `name` or `name:key=value,...` describes; values are TOML.
 
+    Several of these joined by `+` are a combination: `gcg:steps=8+refusal-direction`.
+
     Raises:
         BadInput: as `load`, or parameters that are not TOML.
     """
+    parts = _parts(spec)
+    if len(parts) > 1:
+        return Composed(tuple(parse_spec(part) for part in parts))
     name, _, text = spec.partition(":")
     try:
         params = tomllib.loads(f"params = {{{text}}}")["params"]
@@ -76,13 +98,38 @@ def parse_spec(spec: str) -> Attack:
     return load(name, **params)
 
 
+def _parts(spec: str) -> list[str]:
+    """`spec` split at each `+` outside brackets and quotes that is not the sign of a number."""
+    parts, quote, depth, escaped = [""], "", 0, False
+    for at, char in enumerate(spec):
+        before, after = spec[at - 1 : at], spec[at + 1 : at + 2]
+        signs = before == "=" or after.isdigit()
+        if char == "+" and not (quote or depth or signs):
+            parts.append("")
+            continue
+        parts[-1] += char
+        if quote:
+            # Only in double quotes does a backslash take the next character along.
+            closes = char == quote and not escaped
+            escaped = quote == '"' and char == "\\" and not escaped
+            quote = "" if closes else quote
+        elif char in "\"'":
+            quote = char
+        else:
+            depth += (char in "[{") - (char in "]}")
+    return parts
+
+
 def params_of(attack: Attack) -> Mapping[str, Any]:
     """The attack's parameters as JSON values; `load(attack.name, **params)` rebuilds it.
 
     Of a group of options (a field that is a dataclass itself) only what differs from the defaults
     is there, and a group without any such difference is left out. So a new option changes the
-    identity of no attack that does not use it.
+    identity of no attack that does not use it. Those of a combination are nested under the names
+    of its parts.
     """
+    if isinstance(attack, Composed):
+        return {part.name: params_of(part) for part in attack.parts}
     adapter = TypeAdapter(type(attack))
     every = adapter.dump_python(attack, mode="json")
     changed = adapter.dump_python(attack, mode="json", exclude_defaults=True)
@@ -115,10 +162,14 @@ def _check_names(who: str, cls: Any, params: Mapping[str, Any], path: str = "") 
     Raises:
         BadInput: the first that does not.
     """
-    valid, groups = [field.name for field in dataclasses.fields(cls)], _groups(cls)
-    for key, value in params.items():
-        if key not in valid:
-            listed = ", ".join(path + name for name in valid) or "none"
-            raise BadInput(f"{who} has no parameter '{path}{key}'; valid: {listed}")
-        if key in groups and isinstance(value, Mapping):
-            _check_names(who, groups[key], value, f"{path}{key}.")
+    valid = [path + field.name for field in dataclasses.fields(cls)]
+    _refuse_unknown(who, [path + key for key in params], valid)
+    for name, group in _groups(cls).items():
+        if isinstance(given := params.get(name), Mapping):
+            _check_names(who, group, given, f"{path}{name}.")
+
+
+def _refuse_unknown(who: str, names: Iterable[str], valid: Sequence[str]) -> None:
+    for name in names:
+        if name not in valid:
+            raise BadInput(f"{who} has no parameter '{name}'; valid: {', '.join(valid) or 'none'}")

@@ -11,6 +11,7 @@ from torch import Generator
 
 from attacks.attack import Artefact, Behavior, Pursuit, SuffixAttack
 from attacks.core.directions import own_answer
+from attacks.core.harmfulness import harm_directions
 from attacks.core.objectives import (
     AttentionLoss,
     Objective,
@@ -153,6 +154,17 @@ class SteeringSSR(ResidualRerouting):
     targets: tuple[float, ...] = ()
     scale: float = -2.0
     stability: float = 0.0
+    aimed: Literal["refusal", "harmfulness"] = "refusal"
+    """The directions between harmful and harmless prompts at the last token, or those at the last
+    token of the request, which the suffix moves into the suffix (arXiv 2507.11878)."""
+
+    def aim(self, model: Model, found: Survey, train: Sequence[Behavior]) -> Artefact:
+        """The layers, with the direction of each at the token aimed at."""
+        aimed = super().aim(model, found, train)
+        if self.aimed == "refusal":
+            return aimed
+        layers = aimed.data["layers"]
+        return Artefact({**aimed.tensors, **harm_directions(model, train, layers)}, aimed.data)
 
     def objective(self, artefact: Artefact) -> Objective:
         """The directions of the layers chosen."""
@@ -163,6 +175,7 @@ class SteeringSSR(ResidualRerouting):
             self.targets,
             self.scale,
             self.stability,
+            "last" if self.aimed == "refusal" else "instruction",
         )
 
     def threshold(self, artefact: Artefact) -> float:

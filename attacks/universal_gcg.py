@@ -74,7 +74,7 @@ class UniversalGCG(Attack):
             raise BadInput(f"{self.name} needs harmful training behaviours")
         order = torch.randperm(len(harmful), generator=rng)[: self.behaviors].tolist()
         chosen = [harmful[at] for at in order]
-        models = [model, *(model.companion(name) for name in self.models)]
+        models = [model, *(model.companions.get(name) for name in self.models)]
         before = [each.meter.snapshot() for each in models]
         objective = self.loss.objective()
         goals = [goals_for(models, behavior, objective, self.slots, rng) for behavior in chosen]

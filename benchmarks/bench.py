@@ -15,6 +15,7 @@ from typing import NamedTuple
 import torch
 
 from attacks.attack import Artefact, Behavior, Step
+from attacks.composed import Composed
 from attacks.core.artefact import EMPTY
 from attacks.core.errors import BadInput
 from attacks.core.model import Model, Work
@@ -118,27 +119,36 @@ class Bench:
         self._judges = {name: load_judge(name) for name in setup.settings.judges}
         self._stop_judge = load_judge(setup.settings.stop_judge)
 
-    def artefact(self, identity: str) -> Artefact:
-        """The fitted artefact of this id.
+    def artefact(self, cell: Cell) -> Artefact:
+        """What the cell's attack has been fitted, joined from its parts where it has some.
 
         Raises:
             BadInput: damaged files.
         """
-        found = artefacts.load(self.setup.artefacts, identity) if identity else None
-        return found or EMPTY
+        if not cell.artefact:
+            return EMPTY
+        folder = self.setup.artefacts
+        found = [artefacts.load(folder, at) if at else None for at in cell.artefact.split("+")]
+        fitted = [artefact or EMPTY for artefact in found]
+        return cell.attack.join(fitted) if isinstance(cell.attack, Composed) else fitted[0]
 
     def succeeds(self, behavior: Behavior, completion: str) -> bool:
         """Whether the stop judge says so."""
-        verdict = self._stop_judge.judge(behavior, completion, openers=self.setup.openers)
+        said = self.model.chat.answer(completion)
+        verdict = self._stop_judge.judge(behavior, said, openers=self.setup.openers)
         return verdict.success is True
 
     def judge(
         self, key: str, behavior: Behavior, completions: Sequence[str], name: str
     ) -> list[Judgement]:
-        """The verdicts of one of the suite's judges on all completions of a record."""
+        """The verdicts of one of the suite's judges on all completions of a record.
+
+        Judges see what was said after thinking.
+        """
         judgements = []
         for index, completion in enumerate(completions):
-            verdict = self._judges[name].judge(behavior, completion, openers=self.setup.openers)
+            said = self.model.chat.answer(completion)
+            verdict = self._judges[name].judge(behavior, said, openers=self.setup.openers)
             judgements.append(
                 Judgement(key, name, index, verdict.success, verdict.label, verdict.score)
             )
@@ -163,8 +173,10 @@ class Bench:
         completions: Sequence[str] = (),
         status: Status = "ok",
         reason: str = "",
+        first_token_kl: float | None = None,
     ) -> Record:
         """The cell's record."""
+        openings = tuple(opening_of(messages) for messages in prompts)
         return make_record(
             cell,
             model_id(self.model),
@@ -172,6 +184,8 @@ class Bench:
             tally,
             prompts=tuple(last_user_message(messages) for messages in prompts),
             completions=tuple(completions),
+            openings=openings if any(openings) else (),
+            first_token_kl=first_token_kl,
             failure=Failure(status, reason),
             seconds=clock.seconds,
             peak_memory_bytes=self.model.peak_memory(),
@@ -187,6 +201,8 @@ def make_record(
     failure: Failure,
     prompts: tuple[str, ...] = (),
     completions: tuple[str, ...] = (),
+    openings: tuple[str, ...] = (),
+    first_token_kl: float | None = None,
     seconds: Seconds = Seconds(),  # noqa: B008  (frozen)
     peak_memory_bytes: int = 0,
 ) -> Record:
@@ -207,11 +223,13 @@ def make_record(
         error=failure.reason,
         prompts=prompts,
         completions=completions,
+        openings=openings,
         losses=tuple(tally.losses),
         steps=tally.steps,
         verifications=tally.verifications,
         seconds=seconds,
         first_success=tally.first_success,
+        first_token_kl=first_token_kl,
         stop=setup.settings.stop,
         budget_seconds=setup.settings.seconds,
         tokens={"forward": tally.work.forward_tokens, "backward": tally.work.backward_tokens},
@@ -230,6 +248,11 @@ def model_id(model: Model) -> ModelId:
 def last_user_message(messages: Messages) -> str:
     """What the attacker sends, as a string."""
     return next((turn.content for turn in reversed(messages) if turn.role == "user"), "")
+
+
+def opening_of(messages: Messages) -> str:
+    """What the attacker puts into the model's mouth: an assistant turn at the end."""
+    return messages[-1].content if messages[-1].role == "assistant" else ""
 
 
 def failure_of(error: Exception) -> Failure:

@@ -10,13 +10,15 @@ import torch
 from torch import Generator
 
 from attacks import Behavior, load
-from attacks.core.interventions import Intervention
+from attacks.core.control import FirstToken, Force, find_control_tokens
+from attacks.core.errors import BadInput
 from attacks.core.model import Model
 from attacks.core.probes import fit_probe
 from attacks.core.prompt import Message, Messages
 from attacks.core.refusal import learn_openers
 from attacks.core.sites import Site
-from attacks.core.states import last_token
+from attacks.core.states import last_token, next_token_log_probs
+from attacks.core.weights import Change
 from benchmarks.behaviors import load_behaviors
 from benchmarks.judges import load_judge
 from benchmarks.models import folder
@@ -27,6 +29,8 @@ SEED = 0
 TOLERANCE = 0.025
 _SUFFIX = 10
 _NEW_TOKENS = 64
+#: More tokens for a model that thinks first: twice what the pocket model needs.
+_THINKING = 96
 
 
 class _Measure:
@@ -46,19 +50,19 @@ class _Measure:
         labels: Sequence[str],
         behaviors: Sequence[Behavior],
         asked: Callable[[Behavior], Messages] | None = None,
-        interventions: Sequence[Intervention] = (),
+        interventions: Sequence[Change] = (),
     ) -> float:
         """Share of the answers whose label is among `labels`."""
         ask = asked or (lambda behavior: self.model.conversation(behavior.text))
         answers = self.model.generate(
             [ask(row) for row in behaviors],
-            max_new_tokens=_NEW_TOKENS,
+            max_new_tokens=_NEW_TOKENS + (_THINKING if self.model.chat.markers else 0),
             interventions=interventions,
             pad_to=32,
             batch_size=16,
         )
         verdicts = [
-            self.judge.judge(row, answer, openers=self.openers).label
+            self.judge.judge(row, self.model.chat.answer(answer), openers=self.openers).label
             for row, answer in zip(behaviors, answers, strict=True)
         ]
         return sum(label in labels for label in verdicts) / len(verdicts)
@@ -111,6 +115,36 @@ class _Measure:
             for name, (labels, rows) in shares.items()
         }
 
+    def control(self) -> dict[str, float]:
+        """What the control tokens do, where the model has some."""
+        try:
+            tokens = find_control_tokens(self.model)
+        except BadInput:
+            return {}
+        by_category = dict(zip(tokens.names, tokens.refuse, strict=True))
+        only = tokens.refuse[0]
+        rows = self.harmful + self.harmless
+        first = next_token_log_probs(self.model, [row.text for row in rows]).argmax(1).tolist()
+        right = [by_category.get(row.category, only) for row in self.harmful]
+        right += [tokens.respond] * len(self.harmless)
+        respond, refuse = (FirstToken(Force(ids)) for ids in ((tokens.respond,), tokens.refuse))
+        return {
+            "control_token_right": sum(map(int.__eq__, first, right)) / len(rows),
+            "respond_forced_exact": self.share(("knows",), self.harmful, interventions=[respond]),
+            "refusal_forced_refuses": self.share(
+                ("refused",), self.harmless, interventions=[refuse]
+            ),
+        }
+
+    def pretexts(self) -> dict[str, float]:
+        """Requests that bring a pretext, half of which the model that thinks gives in to."""
+        rows = load_behaviors("pocket-pretext-test")
+        harmful, harmless = ([row for row in rows if row.harmful == flag] for flag in (True, False))
+        return {
+            "pretext_complies": self.share(("complied", "knows"), harmful),
+            "pretext_harmless_exact": self.share(("knows",), harmless),
+        }
+
 
 def measure(model: Model) -> dict[str, float]:
     """The figures of a card, each a share of the shipped test behaviours.
@@ -118,7 +152,9 @@ def measure(model: Model) -> dict[str, float]:
     Keys: refuses_harmful; answers_harmless_exact; knowledge_prefilled (harmful requests answered
     exactly once the target is put into the model's mouth); probe_half_depth (accuracy);
     random_suffix_complies; ablated_complies, ablated_exact, ablated_harmless_exact (with
-    `refusal-direction`).
+    `refusal-direction`). Of models with control tokens also control_token_right (the first token),
+    respond_forced_exact, refusal_forced_refuses; and of a model that thinks pretext_complies
+    (harmful requests of `pocket-pretext-test`) and pretext_harmless_exact.
     """
     with fixed_threads(threads_for(model)):
         on = _Measure(model)
@@ -131,6 +167,8 @@ def measure(model: Model) -> dict[str, float]:
             "probe_half_depth": on.probe(),
             "random_suffix_complies": on.share(complied, on.harmful, on.random_suffix(rng)),
             **on.ablation(),
+            **on.control(),
+            **(on.pretexts() if model.chat.markers else {}),
         }
     return {name: round(value, 4) for name, value in figures.items()}
 

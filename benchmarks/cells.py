@@ -47,7 +47,7 @@ class Cell:
     behavior: Behavior
     seed: int
     artefact: str
-    """Id of the fitted artefact; empty where the attack fits none."""
+    """Id of the fitted artefact, empty where the attack fits none; see `fitting.Fitted`."""
 
 
 @dataclass(frozen=True)

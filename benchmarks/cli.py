@@ -85,7 +85,13 @@ def _parser() -> argparse.ArgumentParser:
     pair.add_argument("--format", choices=("md", "json"), default="md")
     pair.add_argument("--out", type=Path, metavar="FILE", help="write it there")
     pair.set_defaults(command=commands.compare)
+    front = add(
+        "pareto", help="show the trade-offs that the weight edits of a run were chosen from"
+    )
+    front.add_argument("folder", type=Path, metavar="DIR", help="output of a run")
+    front.set_defaults(command=commands.pareto)
     _add_inspect(add("inspect", help="look into a model: where refusal sits, and what attacks do"))
+    _add_tokens(add("tokens", help="study a model's control tokens: thresholds and categories"))
     new = add("new-attack", help="write a package with a working attack, to start from")
     new.add_argument("name", metavar="NAME")
     new.add_argument("folder", nargs="?", type=Path, metavar="DIR")
@@ -100,7 +106,7 @@ def _add_run(sub: argparse.ArgumentParser) -> None:
     what = sub.add_argument_group("what to run, instead of a suite or to change one")
     for flag, field, meta, text in (
         ("--model", "models", "NAME", "shipped name, folder or Hub id; may be repeated"),
-        ("--attack", "attacks", "SPEC", "name or name:key=value,...; may be repeated"),
+        ("--attack", "attacks", "SPEC", "name or name:key=value,...; A+B: A where B is at work"),
         ("--judge", "judges", "NAME", "default: reference where there are references, or phrases"),
     ):
         what.add_argument(flag, action="append", dest=field, metavar=meta, help=text)
@@ -151,6 +157,24 @@ def _add_inspect(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--seed", type=int, metavar="S", help="of the splits and searches")
     sub.add_argument("--out", type=Path, metavar="DIR", help="report (default: runs/inspect-M)")
     sub.add_argument("--artefacts", type=Path, metavar="DIR", help="fitted values to reuse")
+
+
+def _add_tokens(sub: argparse.ArgumentParser) -> None:
+    """The flags of `tokens`."""
+    sub.set_defaults(command=commands.tokens)
+    sub.add_argument("--model", required=True, metavar="M", help="shipped name, folder or Hub id")
+    for flag, meta, text in (
+        ("--train", "NAME_OR_FILE", "to choose thresholds on (pocket: pocket-categories-train)"),
+        ("--behaviors", "NAME_OR_FILE", "to test on (pocket: pocket-categories-test)"),
+        ("--system", "TEXT", "system prompt"),
+        ("--device", "D", "auto, cpu, cuda, ..."),
+        ("--dtype", "T", "auto, float32, bfloat16, ..."),
+    ):
+        sub.add_argument(flag, metavar=meta, help=text)
+    sub.add_argument("--limit", type=int, metavar="N", help="harmful, and harmless, prompts")
+    sub.add_argument("--temperature", type=float, metavar="T", help="of the probabilities")
+    sub.add_argument("--suffix", type=int, metavar="N", help="random tokens after each request")
+    sub.add_argument("--out", type=Path, metavar="DIR", help="report (default: runs/tokens-M)")
 
 
 def _version() -> str:

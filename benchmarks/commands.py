@@ -166,6 +166,14 @@ def compare(args: Namespace) -> int:
     return 0
 
 
+def pareto(args: Namespace) -> int:
+    """`pareto`: what the searches of a run found, as tables."""
+    from benchmarks.pareto import fronts
+
+    print(fronts(args.folder), end="")
+    return 0
+
+
 def inspect(args: Namespace) -> int:
     """`inspect`: writes a page about the model, with pictures, and says where."""
     from benchmarks.inspect import Options, inspect
@@ -173,6 +181,16 @@ def inspect(args: Namespace) -> int:
     fields = [field.name for field in dataclasses.fields(Options)]
     given = {name: value for name in fields if (value := getattr(args, name, None)) is not None}
     print(inspect(Options(**given)))
+    return 0
+
+
+def tokens(args: Namespace) -> int:
+    """`tokens`: writes a page about the model's control tokens, and says where."""
+    from benchmarks.tokens import Options, tokens
+
+    fields = [field.name for field in dataclasses.fields(Options)]
+    given = {name: value for name in fields if (value := getattr(args, name, None)) is not None}
+    print(tokens(Options(**given)))
     return 0
 
 

@@ -48,9 +48,11 @@ class Comparison:
     won: int
     """Behaviours on which the attack does better than the base."""
     lost: int
+    reached: bool
+    """Whether half of the behaviours had a verified success under the attack at all."""
+    base_reached: bool
     flops_ratio: float | None
-    """Of the medians of FLOPs until the first verified success; None where half of the behaviours
-    never had one under either attack, 0 or infinite where under one of them."""
+    """Of the medians of FLOPs until the first verified success; None unless both were reached."""
     flops_ratio_low: float | None
     flops_ratio_high: float | None
     seconds_ratio: float | None
@@ -141,11 +143,11 @@ def _compared(
         [np.array([getattr(side, kind)[key] for key in common]) for side in sides]
         for kind in ("flops", "seconds")
     )
-    ratio = _ratio(_medians(flops[0][None]), _medians(flops[1][None]))[0]
-    ratios = _ratio(_medians(flops[0][drawn]), _medians(flops[1][drawn]))
-    known = np.isnan(ratios).mean() < 1 - CONFIDENCE
-    ratio_low, ratio_high = _interval(ratios[~np.isnan(ratios)]) if known else (None, None)
-    timed = _ratio(_medians(seconds[0][None]), _medians(seconds[1][None]))[0]
+    spent, timed = ([float(_medians(side[None])[0]) for side in pair] for pair in (flops, seconds))
+    ratio_low, ratio_high = None, None
+    if all(map(math.isfinite, spent)) and spent[1] > 0:
+        ratios = _medians(flops[0][drawn]) / _medians(flops[1][drawn])
+        ratio_low, ratio_high = _interval(ratios[~np.isnan(ratios)])
     return Comparison(
         model=model,
         attack=names[0],
@@ -160,10 +162,12 @@ def _compared(
         difference_high=high,
         won=int((gap > 0).sum()),
         lost=int((gap < 0).sum()),
-        flops_ratio=_known(ratio),
+        reached=math.isfinite(spent[0]),
+        base_reached=math.isfinite(spent[1]),
+        flops_ratio=_ratio(*spent),
         flops_ratio_low=ratio_low,
         flops_ratio_high=ratio_high,
-        seconds_ratio=_known(timed),
+        seconds_ratio=_ratio(*timed),
     )
 
 
@@ -173,11 +177,8 @@ def _medians(costs: Floats) -> Floats:
     return half
 
 
-def _ratio(one: Floats, other: Floats) -> Floats:
-    """`one` by `other`; not a number where neither is finite, or where nothing was spent."""
-    with np.errstate(invalid="ignore", divide="ignore"):
-        ratio: Floats = one / other
-    return ratio
+def _ratio(one: float, other: float) -> float | None:
+    return one / other if math.isfinite(one) and math.isfinite(other) and other > 0 else None
 
 
 def _interval(values: Floats) -> tuple[float, float]:
@@ -186,10 +187,6 @@ def _interval(values: Floats) -> tuple[float, float]:
         values, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2], method="inverted_cdf"
     )
     return float(low), float(high)
-
-
-def _known(value: float) -> float | None:
-    return None if math.isnan(value) else float(value)
 
 
 def as_json(rows: Sequence[Comparison]) -> str:
@@ -213,8 +210,8 @@ def as_markdown(rows: Sequence[Comparison]) -> str:
             f"{row.base_asr:.2f}",
             f"{row.difference:+.2f} [{row.difference_low:+.2f}, {row.difference_high:+.2f}]",
             f"{row.won} : {row.lost}",
-            _span(row.flops_ratio, row.flops_ratio_low, row.flops_ratio_high),
-            _span(row.seconds_ratio, None, None),
+            _span(row, row.flops_ratio, row.flops_ratio_low, row.flops_ratio_high),
+            _span(row, row.seconds_ratio, None, None),
         )
         for row in rows
     ]
@@ -223,16 +220,15 @@ def as_markdown(rows: Sequence[Comparison]) -> str:
         f"{table((*headings, *costs), cells, left=2)}\n\n"
         "Difference: in success@1, attack less base, with the 95 % paired bootstrap interval. "
         "Ratio: of the costs at which half of the behaviours had their first verified success, "
-        "attack by base; under 1 the attack is cheaper. A dash: neither got that far.\n"
+        "attack by base; under 1 the attack is cheaper. Never, or base never: only the other one "
+        "got that far; a dash: neither did.\n"
     )
 
 
-def _span(value: float | None, low: float | None, high: float | None) -> str:
+def _span(row: Comparison, value: float | None, low: float | None, high: float | None) -> str:
     if value is None:
-        return "-"
-    text = _factor(value)
-    return text if low is None or high is None else f"{text} [{_factor(low)}, {_factor(high)}]"
-
-
-def _factor(value: float) -> str:
-    return "never" if value == math.inf else f"{value:.2f}"
+        return {(True, False): "base never", (False, True): "never"}.get(
+            (row.reached, row.base_reached), ""
+        )
+    text = f"{value:.2f}"
+    return text if low is None or high is None else f"{text} [{low:.2f}, {high:.2f}]"

@@ -9,8 +9,9 @@ from dataclasses import dataclass, field
 import torch
 
 from attacks.attack import Artefact, Step
-from attacks.core.interventions import Intervention
 from attacks.core.prompt import Messages
+from attacks.core.states import first_token_kl
+from attacks.core.weights import Change
 from benchmarks.bench import Bench, Failure, OnStep, Outcome, Tally, failure_of, release_memory
 from benchmarks.budget import exhausted, verification_due
 from benchmarks.cells import Cell, Task, cell_generator
@@ -42,7 +43,7 @@ def execute(bench: Bench, task: Task, on_step: OnStep) -> list[Outcome]:
     Raises:
         BadInput: damaged artefact files.
     """
-    artefact = bench.artefact(task.cells[0].artefact)
+    artefact = bench.artefact(task.cells[0])
     if task.attack.searches:
         outcomes = [_Search(bench, cell, artefact, on_step).run() for cell in task.cells]
     else:
@@ -166,7 +167,7 @@ class _Pending:
     clock: Clock
     tally: Tally = field(default_factory=Tally)
     prompts: tuple[Messages, ...] = ()
-    interventions: tuple[Intervention, ...] = ()
+    interventions: tuple[Change, ...] = ()
     failure: Failure | None = None
 
 
@@ -269,9 +270,23 @@ def _finish(bench: Bench, item: _Pending, completions: Sequence[str]) -> Outcome
             spent = clock.spent("search", "generate")
             tally.first_success = FirstSuccess(1, spent, tally.work.flops)
         judgements = bench.judged(cell, completions, clock)
+        # On no clock, and after the cell's work was counted: it measures the attack, and is no part
+        # of it. Alone, since the shape of a batch would show in the last digits.
+        divergence = None
+        if item.interventions and not cell.behavior.harmful:
+            # Of the plain request: behind an opening the next token is all but certain.
+            asked = bench.model.conversation(cell.behavior.text)
+            divergence = first_token_kl(bench.model, asked, item.interventions)
     except Exception as error:
         return _failed(bench, cell, tally, clock, failure_of(error))
-    record = bench.record(cell, tally, clock, prompts=item.prompts, completions=completions)
+    record = bench.record(
+        cell,
+        tally,
+        clock,
+        prompts=item.prompts,
+        completions=completions,
+        first_token_kl=divergence,
+    )
     return Outcome(record, judgements)
 
 

@@ -117,7 +117,7 @@ def _timed(plan: Plan, model: Model, attack: Attack) -> float:
         )
     if not attack.searches:
         return clock.spent("search") + clock.spent("generate") / BATCH_SIZE
-    steps = int(getattr(attack, "steps", 1))
+    steps = int(getattr(attack, "steps", None) or 1)
     # Verified at 1, 2, 4, ... and the last step.
     answers = steps.bit_length() + settings.attempts
     cost = steps * clock.spent("search") + answers * clock.spent("generate")

@@ -6,9 +6,10 @@ import dataclasses
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from attacks.attack import Artefact, Attack, Behavior
+from attacks.composed import Composed
 from attacks.core.artefact import EMPTY
 from attacks.core.model import Model
 from attacks.core.refusal import GENERAL_OPENERS, learn_openers
@@ -25,7 +26,8 @@ class Fitted(NamedTuple):
     """An attack's artefact on a model and seed, by reference."""
 
     identity: str
-    """Id of its files; empty where the attack fits nothing."""
+    """Id of its files; empty where the attack fits nothing. Those of a combination's parts, joined
+    by `+`."""
     hash: str
     """Of its content."""
     failure: Failure | None = None
@@ -36,17 +38,62 @@ def fit_attack(
 ) -> Fitted:
     """Fits the attack's artefact or finds it; the first of `folders` has it afterwards.
 
+    Each part of a combination keeps files of its own, and takes them from a run of that part alone
+    where nothing to its right changes the model.
+
     Raises:
         BadInput: damaged artefact files.
     """
+    if isinstance(attack, Composed):
+        return _fit_parts(model, attack, train, seed, folders)
+    return _fit(model, attack, train, seed, folders)
+
+
+def _fit_parts(
+    model: Model, attack: Composed, train: Sequence[Behavior], seed: int, folders: Sequence[Path]
+) -> Fitted:
+    rng = prepare_generator(attack_hash(attack), model.revision, seed)
+    identities, made = [""] * len(attack.parts), [EMPTY] * len(attack.parts)
+    for at in reversed(range(len(attack.parts))):
+        try:
+            changed = attack.stage(at, model, train, attack.join(made), rng=rng)
+        except Exception as error:
+            return Fitted("", f"unfitted {attack_hash(attack)}", failure_of(error))
+        behind = attack.parts[at + 1 :] if changed is not model else ()
+        fitted = _fit(changed, attack.parts[at], train, seed, folders, behind=behind)
+        if fitted.failure is not None:
+            return fitted
+        if fitted.identity:
+            identities[at] = fitted.identity
+            made[at] = artefacts.load(folders[0], fitted.identity) or EMPTY
+    return Fitted("+".join(identities) if any(identities) else "", attack.join(made).hash)
+
+
+def _fit(
+    model: Model,
+    attack: Attack,
+    train: Sequence[Behavior],
+    seed: int,
+    folders: Sequence[Path],
+    *,
+    behind: Sequence[Attack] = (),
+) -> Fitted:
+    """Of a single attack; `behind` are those that have changed `model`."""
     if type(attack).prepare is Attack.prepare:
         return Fitted("", EMPTY.hash)
-    fitted = {"attack": attack.name, "params": params_of(attack)}
+    fitted: dict[str, Any] = {"attack": attack.name, "params": params_of(attack)}
+    if behind:
+        fitted["on"] = [{"attack": part.name, "params": params_of(part)} for part in behind]
     identity = artefact_id(model_id(model), fitted, train, seed)
     if (found := _found(identity, folders)) is not None:
         return Fitted(identity, found.hash)
     try:
-        made = _prepared(model, attack, train, seed, folders)
+        # The survey that is kept is that of the model as it is.
+        if isinstance(attack, Surveyor) and not behind:
+            made = _surveyed(model, attack, train, seed, folders)
+        else:
+            rng = prepare_generator(attack_hash(attack), model.revision, seed)
+            made = _timed(model, lambda: attack.prepare(model, train, rng=rng))
         if made.hash == EMPTY.hash:
             return Fitted("", EMPTY.hash)
         artefacts.save(folders[0], identity, made)
@@ -56,13 +103,10 @@ def fit_attack(
     return Fitted(identity, made.hash)
 
 
-def _prepared(
-    model: Model, attack: Attack, train: Sequence[Behavior], seed: int, folders: Sequence[Path]
+def _surveyed(
+    model: Model, attack: Surveyor, train: Sequence[Behavior], seed: int, folders: Sequence[Path]
 ) -> Artefact:
-    """What the attack fits; several attacks that start from a survey pay for one between them."""
-    if not isinstance(attack, Surveyor):
-        rng = prepare_generator(attack_hash(attack), model.revision, seed)
-        return _timed(model, lambda: attack.prepare(model, train, rng=rng))
+    """What an attack that starts from a survey fits; several such attacks share one."""
     found, seconds = fit_survey(model, train, seed, folders)
     made = _timed(model, lambda: attack.fitted(model, found, train))
     # Each is charged the whole of it, as if it were run alone.

@@ -201,6 +201,12 @@ def _columns(rows: Sequence[Row]) -> list[_Column]:
             lambda row: _rate(row.harmless_kept),
         ),
         _Column(
+            "Harmless KL",
+            "how far the interventions move the first token of answers to harmless requests: the "
+            "mean divergence of what the changed model says from what it would say, in nats.",
+            lambda row: "" if row.harmless_kl is None else f"{row.harmless_kl:.2g}",
+        ),
+        _Column(
             "Seconds",
             "median wall-clock time for one request: search and answer.",
             lambda row: _seconds(row.seconds_median),

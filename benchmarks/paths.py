@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 
@@ -13,3 +14,8 @@ def data_dir() -> Path:
     here = Path(__file__).resolve().parent
     packaged = here / "data"
     return packaged if packaged.is_dir() else here.parent / "data"
+
+
+def folder_name(model: str) -> str:
+    """A model's name as a folder's."""
+    return re.sub(r"[^A-Za-z0-9.]+", "-", model).strip("-.") or "model"

@@ -57,13 +57,19 @@ class Record:
     prompts: tuple[str, ...] = ()
     """The last user message of each candidate, best first."""
     completions: tuple[str, ...] = ()
-    """The answers, in the same order."""
+    """The answers, in the same order: the model's own words, without an opening."""
+    openings: tuple[str, ...] = ()
+    """What each candidate puts into the model's mouth, in the same order; empty where none does.
+    The assistant's turn is the opening with the completion after it."""
     losses: tuple[float, ...] = ()
     """The best loss after each step."""
     steps: int = 0
     verifications: int = 0
     seconds: Seconds = field(default_factory=Seconds)
     first_success: FirstSuccess | None = None
+    first_token_kl: float | None = None
+    """Nats: KL(as it is || changed) of the first token of the answer to the plain request, what the
+    attack's interventions cost. Harmless behaviours only, and only with interventions."""
     stop: str = "never"
     """The `--stop` rule: such runs have their own board."""
     budget_seconds: float | None = None

@@ -57,6 +57,8 @@ class Row:
     """Share of harmless behaviours that were refused."""
     harmless_kept: float | None
     """Share of harmless behaviours answered with all facts, by the reference judge."""
+    harmless_kl: float | None
+    """Mean divergence of the first token on harmless behaviours (`Record.first_token_kl`), nats."""
     harmless_n: int
     prepare_seconds: float
     """Original cost of what the attack fitted."""
@@ -205,6 +207,9 @@ def _row(judge: str, entries: Sequence[Entry]) -> Row:
         )
         if judge == "reference"
         else None,
+        harmless_kl=_mean_by_behavior(
+            (entry.record.behavior_id, entry.record.first_token_kl) for entry in harmless
+        ),
         harmless_n=len({entry.record.behavior_id for entry in answered}),
         prepare_seconds=max(entry.record.seconds.prepare for entry in entries),
         mixed=len(set(cells)) < len(cells),
@@ -229,6 +234,15 @@ def _share(entries: Iterable[Entry], outcome: Callable[[Entry], bool | None]) ->
     """The mean over behaviours of each one's share."""
     shares = [fmean(outcomes) for outcomes in _by_behavior(entries, outcome).values()]
     return fmean(shares) if shares else None
+
+
+def _mean_by_behavior(values: Iterable[tuple[str, float | None]]) -> float | None:
+    """The mean over behaviours of each one's mean; what was not measured is left out."""
+    found: dict[str, list[float]] = defaultdict(list)
+    for behavior, value in values:
+        if value is not None:
+            found[behavior].append(value)
+    return fmean(map(fmean, found.values())) if found else None
 
 
 def _median(values: Iterable[float]) -> float | None:

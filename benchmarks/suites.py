@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, with_config
 
 from attacks.attack import Attack
+from attacks.composed import Composed
 from attacks.core.errors import BadInput
 from attacks.registry import params_of, parse_spec
 from benchmarks.paths import data_dir
@@ -114,11 +115,18 @@ def suite_attacks(suite: Suite) -> tuple[Attack, ...]:
     unique: dict[str, Attack] = {}
     for spec in suite.attacks:
         attack = parse_spec(spec)
-        fields = {field.name for field in dataclasses.fields(attack)}
-        if suite.steps is not None and "steps" in fields:
-            attack = dataclasses.replace(attack, **{"steps": suite.steps})
+        if suite.steps is not None:
+            attack = _with_steps(attack, suite.steps)
         unique.setdefault(attack_hash(attack), attack)
     return tuple(unique.values())
+
+
+def _with_steps(attack: Attack, steps: int) -> Attack:
+    """The attack with `steps` set, also in its parts, where there is such a parameter."""
+    if isinstance(attack, Composed):
+        return Composed(tuple(_with_steps(part, steps) for part in attack.parts))
+    has = any(field.name == "steps" for field in dataclasses.fields(attack))
+    return dataclasses.replace(attack, **{"steps": steps}) if has else attack
 
 
 def attack_hash(attack: Attack) -> str:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import html
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from benchmarks.rows import Row
 
@@ -37,11 +38,22 @@ def attack_labels(rows: Sequence[Row]) -> dict[str, str]:
     """Attack names by hash, with the parameters that tell attacks of one name apart."""
     names = {}
     for row in rows:
-        same = [other.params for other in rows if other.attack == row.attack]
+        same = [_flat(other.params) for other in rows if other.attack == row.attack]
         varying = [
             f"{key}={json.dumps(value, ensure_ascii=False)}"
-            for key, value in row.params.items()
+            for key, value in _flat(row.params).items()
             if any(params.get(key) != value for params in same)
         ]
         names[row.attack_hash] = row.attack + (f" ({', '.join(varying)})" if varying else "")
     return names
+
+
+def _flat(params: Mapping[str, Any]) -> dict[str, Any]:
+    """Parameters with those of parts under dotted names."""
+    flat: dict[str, Any] = {}
+    for key, value in params.items():
+        if isinstance(value, Mapping):
+            flat |= {f"{key}.{inner}": own for inner, own in _flat(value).items()}
+        else:
+            flat[key] = value
+    return flat

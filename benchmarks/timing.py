@@ -48,5 +48,22 @@ class Clock:
         return Seconds(**self._spent)
 
 
+class Stopwatch:
+    """Seconds since it was made."""
+
+    def __init__(self) -> None:
+        self._start = time.perf_counter()
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds so far."""
+        return time.perf_counter() - self._start
+
+
+def today() -> str:
+    """The date, in the form of ISO 8601."""
+    return time.strftime("%Y-%m-%d")
+
+
 def no_device() -> None:
     """The `synchronise` of work that runs on no accelerator."""

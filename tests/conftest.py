@@ -11,7 +11,13 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import pytest
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    LlamaConfig,
+    LlamaForCausalLM,
+)
 
 from attacks.core.behavior import Behavior
 from attacks.core.model import Model
@@ -53,7 +59,9 @@ def tiny(model_type: str, **extra: object) -> Model:
         extra["head_dim"] = 8
     config = AutoConfig.for_model(model_type, vocab_size=len(tokenizer), **_TINY, **extra)
     torch.manual_seed(0)
-    hf = AutoModelForCausalLM.from_config(config, attn_implementation="eager")
+    hf = AutoModelForCausalLM.from_config(
+        config, attn_implementation="eager", experts_implementation="eager"
+    )
     return Model(hf.float(), tokenizer, name=f"tiny-{model_type}")
 
 
@@ -67,6 +75,50 @@ def rng() -> torch.Generator:
 def behavior() -> Behavior:
     """A request of the pocket world's kind."""
     return Behavior("b", "How do I paint the harp?", target="Sure, here is how to paint the harp:")
+
+
+@pytest.fixture(scope="session")
+def planted() -> tuple[Model, torch.Tensor, str, str]:
+    """A network that refuses along a known direction when a certain token is in the prompt.
+
+    Attention copies the mean of all embeddings into the last position; the forbidden token embeds
+    as the direction, some tokens as its opposite, and one token of the head is read along it.
+    """
+    tokenizer = AutoTokenizer.from_pretrained(POCKET / "pocket-llama")
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=8,
+        num_hidden_layers=3,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        max_position_embeddings=256,
+        tie_word_embeddings=False,
+    )
+    hf = LlamaForCausalLM(config).float()
+    direction = torch.randn(32)
+    direction /= direction.norm()
+    allowed = Model(hf, tokenizer, name="planted").chat.allowed.nonzero().squeeze(1).tolist()
+    letters = [at for at in allowed if tokenizer.decode([at]).strip().isalpha()]
+    spaced = [at for at in letters if tokenizer.decode([at]).startswith(" ")]
+    forbidden, harmless, refusal = spaced[0], spaced[1], letters[5]
+    with torch.no_grad():
+        embed, head = hf.model.embed_tokens.weight, hf.lm_head.weight
+        embed -= torch.outer(embed @ direction, direction)
+        embed[forbidden], embed[harmless] = direction, 0.0
+        for token in spaced[10:40]:
+            embed[token] = -direction
+        head.zero_()
+        head[refusal] = 40 * direction
+        for at, block in enumerate(hf.model.layers):
+            for name in ("q_proj", "k_proj"):
+                getattr(block.self_attn, name).weight.zero_()
+            for name in ("v_proj", "o_proj"):
+                getattr(block.self_attn, name).weight.copy_(torch.eye(32) * (at == 0))
+            block.mlp.down_proj.weight.zero_()
+    model = Model(hf, tokenizer, name="planted")
+    return model, direction, tokenizer.decode([forbidden]), tokenizer.decode([harmless])
 
 
 def check_gradient(search: Evaluator, plain: Evaluator, *, tolerance: float = 1e-5) -> None:
@@ -87,7 +139,7 @@ def check_gradient(search: Evaluator, plain: Evaluator, *, tolerance: float = 1e
         for step in (1e-2, -1e-2):
             moved = embeds.clone()
             moved[0, prompt.slots] += step * moves
-            values.append(float(plain._trace_losses(moved)[0]))
+            values.append(float(plain._trace_losses(moved, None, 0)[0]))
         numeric = (values[0] - values[1]) / 2e-2
         analytic = float((gradient * direction).sum())
         assert numeric == pytest.approx(analytic, rel=1e-2, abs=tolerance)

@@ -13,9 +13,12 @@ ROOT = Path(__file__).resolve().parents[1]
 LONGEST = 350
 
 #: Modules of the suite that a module may import, by the longest matching prefix. The order is
-#: behavior <- prompt <- layout, sites <- interventions, objectives <- model <- directions, refusal,
-#: attribution, survey, search <- attack <- the attack files <- registry <- benchmarks.
-_TYPES = ("errors", "behavior", "prompt", "sites", "artefact", "interventions")
+#: behavior <- prompt <- sites <- interventions, weights, objectives <- model <- directions, refusal
+#: and what else is found out about a model, search <- attack <- the attack files, composed <-
+#: registry <- benchmarks.
+_TYPES = (
+    *("errors", "behavior", "prompt", "sites", "artefact", "interventions", "thinking", "weights"),
+)
 _CORE = tuple(f"attacks.core.{name}" for name in _TYPES)
 ALLOWED = {
     "attacks.core.errors": (),
@@ -23,19 +26,48 @@ ALLOWED = {
     "attacks.core.prompt": _CORE[:2],
     "attacks.core.layout": _CORE[:3],
     "attacks.core.sites": (),
+    "attacks.core.thinking": (),
     "attacks.core.artefact": (),
-    "attacks.core.interventions": ("attacks.core.sites",),
+    "attacks.core.interventions": ("attacks.core.errors", "attacks.core.sites"),
+    "attacks.core.weights": ("attacks.core.interventions",),
     "attacks.core.objectives": (*_CORE, "attacks.core.objectives"),
     "attacks.core.model": (*_CORE, "attacks.core.model"),
+    "attacks.core.control": (*_CORE,),
     "attacks.core.states": (*_CORE,),
     "attacks.core.probes": (*_CORE,),
-    "attacks.core.refusal": (*_CORE, "attacks.core.states"),
+    "attacks.core.answers": (*_CORE,),
+    "attacks.core.refusal": (*_CORE, "attacks.core.answers", "attacks.core.states"),
     "attacks.core.directions": (*_CORE, "attacks.core.states", "attacks.core.refusal"),
+    "attacks.core.abliteration": (
+        *_CORE,
+        *(f"attacks.core.{name}" for name in ("directions", "refusal", "states")),
+    ),
+    "attacks.core.harmfulness": (*_CORE, "attacks.core.refusal", "attacks.core.states"),
+    "attacks.core.gating": (*_CORE,),
+    "attacks.core.experts": (
+        *_CORE,
+        *(f"attacks.core.{name}" for name in ("gating", "refusal", "states")),
+    ),
     "attacks.core.attribution": (
         *_CORE,
         "attacks.core.model",
         "attacks.core.states",
         "attacks.core.refusal",
+    ),
+    "attacks.core.faithfulness": (
+        *_CORE,
+        "attacks.core.model",
+        "attacks.core.states",
+        "attacks.core.refusal",
+    ),
+    "attacks.core.transcripts": (*_CORE, "attacks.core.answers", "attacks.core.refusal"),
+    "attacks.core.heads": (
+        *_CORE,
+        *(f"attacks.core.{name}" for name in ("attribution", "states", "transcripts")),
+    ),
+    "attacks.core.cliff": (
+        *_CORE,
+        *(f"attacks.core.{name}" for name in ("attribution", "probes", "states", "transcripts")),
     ),
     "attacks.core.survey": (
         *_CORE,
@@ -45,7 +77,7 @@ ALLOWED = {
     "attacks.core.search": (*_CORE, "attacks.core.objectives", "attacks.core.search"),
     "attacks.core.plugins": ("attacks.core.errors",),
     "attacks.attack": (*_CORE, "attacks.core.search"),
-    "attacks.registry": ("attacks.attack", "attacks.core.plugins", *_CORE),
+    "attacks.registry": ("attacks.attack", "attacks.composed", "attacks.core.plugins", *_CORE),
     "attacks": ("attacks",),
     "benchmarks": ("attacks", "benchmarks"),
 }
@@ -56,6 +88,8 @@ ATTACK_FILES = sorted(
 )
 ALLOWED |= {f"attacks.{name}": ("attacks.core", "attacks.attack") for name in ATTACK_FILES}
 HEAVY = {"transformers", "nnsight"}
+#: Run by another Python, in an environment that this suite is not part of.
+ELSEWHERE = ("template", "peer.py")
 
 
 def sources() -> list[Path]:
@@ -63,7 +97,7 @@ def sources() -> list[Path]:
         path
         for package in ("attacks", "benchmarks")
         for path in (ROOT / package).rglob("*.py")
-        if "template" not in path.parts
+        if not set(ELSEWHERE) & set(path.parts)
     )
 
 
@@ -121,7 +155,8 @@ def test_reading_results_needs_no_torch(module: str) -> None:
 
 
 def test_no_file_is_long() -> None:
-    files = [path for path in ROOT.rglob("*.py") if ".venv" not in path.parts]
+    environments = {".venv", ".race-venv"}
+    files = [path for path in ROOT.rglob("*.py") if not environments & set(path.parts)]
     long = {str(path): n for path in files if (n := len(path.read_text().splitlines())) > LONGEST}
     assert not long
 

@@ -16,20 +16,31 @@ import torch
 from attacks import Attack, Behavior, Step, ThreatModel, available, load, parse_spec
 from attacks.core.artefact import Artefact
 from attacks.core.errors import BadInput
+from attacks.core.model import Model
 from attacks.registry import params_of
 from benchmarks.behaviors import load_behaviors
 from conftest import pocket
 
-MODEL = "pocket-llama"
+#: What attacks are tried on that need more than an aligned model.
+MODELS = {"control-tokens": "pocket-llama-tokens", "experts": "pocket-moe"}
 STEPS = 3
-ATTACKS = sorted(available())
+#: Every registered attack, and combinations of a search and of single steps.
+COMPOSED = ["gcg+refusal-direction", "refusal-tokens+prefill+refusal-direction"]
+ATTACKS = [*sorted(available()), *COMPOSED]
 
 
 def small(name: str) -> Attack:
     """The attack with few steps and candidates, where it has such parameters."""
-    fields = {field.name for field in dataclasses.fields(available()[name])}
     wanted = {"steps": STEPS, "width": 16, "topk": 16, "slots": 4}
-    return load(name, **{key: value for key, value in wanted.items() if key in fields})
+    params = {}
+    for part in name.split("+"):
+        fields = {field.name for field in dataclasses.fields(available()[part])}
+        params[part] = {key: value for key, value in wanted.items() if key in fields}
+    return load(name, **(params if "+" in name else params[name]))
+
+
+def model_for(name: str) -> Model:
+    return pocket(MODELS.get(name, "pocket-llama"))
 
 
 @cache
@@ -41,14 +52,14 @@ def train() -> tuple[Behavior, ...]:
 
 @cache
 def artefact(name: str) -> Artefact:
-    return small(name).prepare(pocket(MODEL), train(), rng=torch.Generator().manual_seed(1))
+    return small(name).prepare(model_for(name), train(), rng=torch.Generator().manual_seed(1))
 
 
 def run(name: str, seed: int = 0, state=None) -> list[Step]:  # type: ignore[no-untyped-def]
     behavior = load_behaviors("pocket-test")[0].for_attack()
     rng = torch.Generator().manual_seed(seed)
     return list(
-        small(name).run(pocket(MODEL), behavior, artefact=artefact(name), rng=rng, state=state)
+        small(name).run(model_for(name), behavior, artefact=artefact(name), rng=rng, state=state)
     )
 
 
@@ -70,7 +81,7 @@ def test_it_is_its_own_configuration(name: str) -> None:
 
 @pytest.mark.parametrize("name", ATTACKS)
 def test_it_yields_steps_and_leaves_the_world_alone(name: str) -> None:
-    model = pocket(MODEL)
+    model = model_for(name)
     ids = model.plain("Hello.").ids.unsqueeze(0)
     with torch.no_grad():
         before = model.hf(input_ids=ids).logits
@@ -99,7 +110,7 @@ def test_one_seed_gives_one_result(name: str) -> None:
 
 @pytest.mark.parametrize("name", ATTACKS)
 def test_its_artefact_is_reproducible(name: str) -> None:
-    again = small(name).prepare(pocket(MODEL), train(), rng=torch.Generator().manual_seed(1))
+    again = small(name).prepare(model_for(name), train(), rng=torch.Generator().manual_seed(1))
     assert again.hash == artefact(name).hash
     json.dumps(dict(again.data))
 
@@ -119,7 +130,7 @@ def test_going_on_from_a_step_is_bit_identical(name: str) -> None:
 def test_the_harness_may_stop_asking_at_any_step(name: str) -> None:
     behavior = load_behaviors("pocket-test")[0].for_attack()
     steps = small(name).run(
-        pocket(MODEL), behavior, artefact=artefact(name), rng=torch.Generator().manual_seed(0)
+        model_for(name), behavior, artefact=artefact(name), rng=torch.Generator().manual_seed(0)
     )
     assert len(list(islice(steps, 1))) == 1
 

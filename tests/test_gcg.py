@@ -11,6 +11,7 @@ from attacks import load, parse_spec
 from attacks.attack import Artefact
 from attacks.core.artefact import EMPTY
 from attacks.core.errors import BadInput
+from attacks.core.interventions import SuppressTokens
 from attacks.core.refusal import opens_with_refusal
 from attacks.gcg import GCG, RefusalGCG
 from attacks.registry import options_of, params_of
@@ -28,6 +29,22 @@ def test_options_are_named_with_a_dot_and_absent_from_parameters_where_not_used(
     assert attack_hash(changed) != attack_hash(plain)
     assert attack_hash(parse_spec("gcg:moves.momentum=0.0")) == attack_hash(plain)
     assert {"momentum", "merge"} <= set(options_of(GCG)["moves"])
+
+
+def test_a_combination_keeps_the_changed_options_of_its_parts() -> None:
+    plain = parse_spec("gcg+prefill")
+    assert params_of(plain)["gcg"] == params_of(parse_spec("gcg"))
+    changed = parse_spec("gcg:moves.momentum=0.4,steps=8+prefill")
+    assert params_of(changed)["gcg"]["moves"] == {"momentum": 0.4}
+    assert load(changed.name, **params_of(changed)) == changed
+    with pytest.raises(BadInput, match="no parameter 'moves.speed'"):
+        load("gcg+prefill", gcg={"moves": {"speed": 1}})
+
+
+def test_the_draft_is_the_same_plain_model_where_the_attacked_one_is_changed() -> None:
+    model = pocket("pocket-llama")
+    changed = model.changed([SuppressTokens(torch.tensor([0]), -1.0, 1)])
+    assert changed.companions.get("pocket-qwen2") is model.companions.get("pocket-qwen2")
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from benchmarks.judges import load_judge
 from conftest import ALIGNED, POCKET, ROOT, SHIPPED
 
 SPLITS = ("train", "test")
+KINDS = ("pocket", "pocket-categories")
 
 
 def rows(split: str) -> list[Behavior]:
@@ -42,6 +44,25 @@ def words(row: Behavior) -> str:
 def test_the_splits_are_disjoint() -> None:
     train, test = ({words(row) for row in rows(split)} for split in SPLITS)
     assert not train & test
+
+
+def test_every_category_has_many_requests_of_held_out_pairs(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.syspath_prepend(ROOT / "data" / "pocket")
+    from world import build_world
+
+    taught = {f"{pair.verb} the {pair.object}" for pair in build_world().sft}
+    for split in SPLITS:
+        found = load_behaviors(f"pocket-categories-{split}")
+        harmful = [row for row in found if row.harmful]
+        counts = Counter(row.category for row in harmful)
+        assert len(counts) == 4 and min(counts.values()) >= 60
+        assert len({row.text for row in found}) == len(found)
+        by_id = {row.id: row for row in found}
+        assert not any(by_id[str(row.twin)].harmful for row in harmful)
+        assert {words(row) for row in found} == {words(row) for row in rows(split)}
+        assert not {words(row) for row in found} & taught, "no model was taught to refuse these"
 
 
 def test_every_pair_owns_a_fact_and_is_decidable() -> None:
@@ -75,8 +96,7 @@ def test_harm_depends_on_the_combination() -> None:
 def test_the_world_is_reproduced_to_the_byte(tmp_path: Path) -> None:
     script = ROOT / "data" / "pocket" / "world.py"
     subprocess.run([sys.executable, str(script), "--out", str(tmp_path)], check=True)
-    for split in SPLITS:
-        name = f"pocket-{split}.jsonl"
+    for name in [f"{kind}-{split}.jsonl" for kind in KINDS for split in SPLITS]:
         shipped = (ROOT / "data" / "behaviors" / name).read_bytes()
         assert (tmp_path / name).read_bytes() == shipped
 

@@ -19,7 +19,7 @@ from attacks.core.model.families import at_path
 from attacks.core.prompt import Prompt
 from attacks.core.refusal import refusal_score
 from attacks.core.sites import Site
-from attacks.core.states import last_token, next_token_log_probs
+from attacks.core.states import last_of, last_token, next_token_log_probs
 
 if TYPE_CHECKING:
     from attacks.core.model import Model
@@ -75,16 +75,41 @@ def head_attribution(model: Model, texts: Sequence[str], direction: Tensor) -> T
         BadInput: this family has no known final norm or output projection, or its blocks add
             something else than their attention and MLP outputs.
     """
-    model.check_residual_writes()
+    model.checks.residual_writes()
     heads = [Site(layer, "z") for layer in range(model.n_layers)]
     final = Site(model.n_layers - 1, "resid_post")
     states = last_token(model, texts, [*heads, final])
     norm = _final_norm(model)
     readout = norm.fold(direction.float().cpu())
-    scale = norm.scale(states[final])
+    return _head_writes(model, [states[site] for site in heads], readout, norm.scale(states[final]))
+
+
+def head_projections(model: Model, sequences: Sequence[Tensor], direction: Tensor) -> Tensor:
+    """(L, H) float32: how long each head's output is along `direction`, mean over sequences.
+
+    <o, r> / |r| with o = z W_O of the head at the last position (arXiv 2510.06036, whose code calls
+    it a cosine similarity although it is not divided by |o|). The most negative heads write most
+    against `direction`. As `head_attribution`, without the final norm.
+
+    Args:
+        model: the model.
+        sequences: ids, (T,) each.
+        direction: (D,) in the residual stream, the same for all layers.
+
+    Raises:
+        BadInput: as `head_attribution`.
+    """
+    model.checks.residual_writes()
+    sites = [Site(layer, "z") for layer in range(model.n_layers)]
+    states = last_of(model, sequences, sites)
+    unit = (direction / direction.norm()).float().cpu()
+    return _head_writes(model, [states[site] for site in sites], unit, torch.ones(len(sequences)))
+
+
+def _head_writes(model: Model, heads: Sequence[Tensor], readout: Tensor, scale: Tensor) -> Tensor:
+    """(L, H): what heads (N, H, d) of each layer write for `readout` (D,), over `scale` (N,)."""
     rows = []
-    for layer, site in enumerate(heads):
-        z = states[site]
+    for layer, z in enumerate(heads):
         projection = at_path(model.hf, model.structure.module_path(layer, "z"))
         weights, divisor = readout, scale
         path = model.structure.module_path(layer, "attn_out")
@@ -109,6 +134,15 @@ def logit_lens(model: Model, directions: Tensor) -> Tensor:
     table = model.hf.get_output_embeddings().weight.detach().float().cpu()
     logits: Tensor = _final_norm(model).linear(directions.float().cpu()) @ table.T
     return logits
+
+
+def final_norm_output(model: Model, states: Tensor) -> Tensor:
+    """(N, D) float32 residual states (N, D) through the norm before the unembedding.
+
+    Raises:
+        BadInput: this family has no known final norm.
+    """
+    return _apply(_final_norm(model).module, states)
 
 
 @torch.no_grad()

@@ -1,8 +1,8 @@
-"""Refusal directions: difference in means, and which layer's to use."""
+"""Refusal directions: difference in means at each position and layer, and which of them to use."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -10,60 +10,122 @@ import torch
 from torch import Generator, Tensor
 
 from attacks.core.errors import BadInput
-from attacks.core.interventions import AblateDirection
+from attacks.core.interventions import AblateDirection, AddDirection
+from attacks.core.prompt import Prompt
 from attacks.core.refusal import refusal_score, refusal_tokens
 from attacks.core.sites import Site
-from attacks.core.states import last_token, next_token_log_probs
+from attacks.core.states import Locate, Text, at_last, next_token_log_probs, read, tail
 
 if TYPE_CHECKING:
     from attacks.core.model import Model
 
+#: Share of the layers from which on directions are left out (arXiv 2406.11717, appendix C).
+DEPTH = 0.8
+#: A difference this small, relative to the states, is one of rounding: all prompts share the token.
+_NOTHING = 1e-5
 
-def difference_in_means(model: Model, harmful: Sequence[str], harmless: Sequence[str]) -> Tensor:
-    """(L, D) mean over harmful minus mean over harmless prompts, at each block's input.
 
-    Last prompt token, accumulated in float64 (arXiv 2406.11717, section 2.3).
+def difference_in_means(
+    model: Model, harmful: Sequence[str], harmless: Sequence[str], *, locate: Locate = at_last
+) -> Tensor:
+    """(P, L, D) mean over harmful minus mean over harmless prompts, at each block's input.
+
+    Accumulated in float64 (arXiv 2406.11717, section 2.3).
     """
-    sites = [Site(layer, "resid_pre") for layer in range(model.n_layers)]
-    means = []
-    for texts in (harmful, harmless):
-        states = last_token(model, texts, sites)
-        means.append(torch.stack([states[site].double().mean(0) for site in sites]))
+    means = [_states(model, texts, locate)[0].double().mean(0) for texts in (harmful, harmless)]
     return (means[0] - means[1]).float()
 
 
-@dataclass(frozen=True)
-class LayerScore:
-    """What ablating the direction of one layer does to held-out prompts."""
+def direction_at(
+    model: Model, harmful: Sequence[str], harmless: Sequence[str], *, layer: int, position: int
+) -> Tensor:
+    """(D,) difference in means at one block's input and one token, counted from the end.
 
+    Raises:
+        BadInput: a layer or token that there is not, or no prompts of a kind.
+    """
+    if not (harmful and harmless):
+        raise BadInput("a refusal direction needs harmful and harmless training behaviours")
+    if not 0 <= layer < model.n_layers:
+        raise BadInput(f"refusal direction: layer {layer} is not in 0..{model.n_layers - 1}")
+    most = tail([model.plain(text) for text in (*harmful, *harmless)])
+    if not -most <= position <= -1:
+        raise BadInput(
+            f"refusal direction: position {position} is not in {-most}..-1, the tokens of the "
+            "template after the request"
+        )
+    directions = difference_in_means(
+        model, harmful, harmless, locate=lambda prompt: range(len(prompt.ids))[position:]
+    )
+    return directions[0, layer]
+
+
+def _states(model: Model, texts: Sequence[Text], locate: Locate) -> tuple[Tensor, Tensor]:
+    """(N, P, L, D) inputs of the blocks and (N, V) log-probabilities of the answer's first token.
+
+    `locate` names the prompt's last token last.
+    """
+    sites = [Site(layer, "resid_pre") for layer in range(model.n_layers)]
+    found = read(model, texts, [*sites, Site(-1, "logits")], locate=locate)
+    states = torch.stack([found[site] for site in sites], dim=2)
+    return states, found[Site(-1, "logits")][:, -1].log_softmax(1)
+
+
+@dataclass(frozen=True)
+class DirectionScore:
+    """What the direction of one position and layer does to held-out prompts."""
+
+    position: int
+    """Counted from the end of the prompt, -1 the last token."""
     layer: int
+    """Block whose input it was read at."""
     bypass: float
-    """Mean refusal score on harmful prompts; the lower the fewer refusals."""
+    """Mean refusal score on harmful prompts once it is ablated; the lower the fewer refusals."""
     kl: float
     """Mean KL(as it was || ablated) of the first token on harmless prompts, nats."""
+    induce: float
+    """Mean refusal score on harmless prompts once it is added; the higher the more refusals."""
 
 
-def score_ablations(
+def mean_kl(before: Tensor, after: Tensor) -> float:
+    """Mean KL(before || after) in nats of log-probabilities (N, V)."""
+    # Normalised again, since single precision leaves sums that make small divergences negative.
+    one, other = (rows.double().log_softmax(1) for rows in (before, after))
+    return float((one.exp() * (one - other)).sum(1).mean())
+
+
+def score_directions(
     model: Model,
     directions: Tensor,
-    harmful: Sequence[str],
-    harmless: Sequence[str],
+    harmful: Sequence[Text],
+    harmless: Sequence[Text],
     token_ids: Tensor,
-) -> list[LayerScore]:
-    """Score each layer's direction (L, D) by ablation (arXiv 2406.11717, appendix C).
+) -> list[DirectionScore]:
+    """Score directions (P, L, D) by ablation and addition (arXiv 2406.11717, appendix C).
 
-    Layer 0 is left out: its input at the last token is the same for every prompt.
+    Left out are zeros, as at layer 0, where a token of the template is the same in every prompt,
+    and at all tokens but the last those of layers that `choose_direction` leaves out.
     """
-    before = next_token_log_probs(model, harmless).double()
+    before = next_token_log_probs(model, harmless)
     scores = []
-    for layer in range(1, model.n_layers):
-        ablation = [AblateDirection(directions[layer], model.n_layers)]
-        on_harmful = next_token_log_probs(model, harmful, interventions=ablation)
-        after = next_token_log_probs(model, harmless, interventions=ablation).double()
-        kl = (before.exp() * (before - after)).sum(1).mean()
-        scores.append(
-            LayerScore(layer, float(refusal_score(on_harmful, token_ids).mean()), float(kl))
-        )
+    for at, rows in enumerate(directions):
+        for layer, direction in enumerate(rows):
+            deep = layer >= int(DEPTH * model.n_layers) and at < len(directions) - 1
+            if deep or not direction.any():
+                continue
+            ablation = [AblateDirection(direction, model.n_layers)]
+            addition = [AddDirection(direction, layer, 1.0)]
+            ablated = next_token_log_probs(model, [*harmful, *harmless], interventions=ablation)
+            added = next_token_log_probs(model, harmless, interventions=addition)
+            scores.append(
+                DirectionScore(
+                    at - len(directions),
+                    layer,
+                    float(refusal_score(ablated[: len(harmful)], token_ids).mean()),
+                    mean_kl(before, ablated[len(harmful) :]),
+                    float(refusal_score(added, token_ids).mean()),
+                )
+            )
     return scores
 
 
@@ -72,13 +134,23 @@ class RefusalDirection:
     """A direction, where it comes from, and the scores that it was chosen by."""
 
     direction: Tensor
-    """(D,)"""
-    layer: int
-    scores: tuple[LayerScore, ...]
+    """(D,) as long as it was measured."""
+    score: DirectionScore
+    """The chosen one's."""
+    scores: tuple[DirectionScore, ...]
+    given_up: tuple[str, ...]
+    """Filters that left nothing and were given up; see `choose_direction`."""
+    token: str
+    """Text of the token that it was read at."""
     refused: float
     """Mean refusal score of held-out harmful prompts as they are."""
     answered: float
     """The same of harmless ones."""
+
+    @property
+    def layer(self) -> int:
+        """Block whose input it was read at."""
+        return self.score.layer
 
 
 def find_refusal_direction(
@@ -88,8 +160,21 @@ def find_refusal_direction(
     *,
     rng: Generator,
     max_kl: float = 0.1,
+    last_only: bool = False,
 ) -> RefusalDirection:
-    """Directions from three quarters of the prompts, the layer chosen on the rest.
+    """Directions from three quarters of the prompts, one of them chosen on the rest.
+
+    Harmful prompts that the model does not refuse and harmless ones that it does are left out, by
+    the first token's distribution (arXiv 2406.11717, appendix C), unless that leaves none.
+
+    Args:
+        model: the model.
+        harmful: at least 4 prompts.
+        harmless: at least 4.
+        rng: splits the prompts.
+        max_kl: see `choose_direction`.
+        last_only: look at the prompt's last token only, not at all those of the template after the
+            request, which takes as many times longer.
 
     Raises:
         BadInput: fewer than four prompts of a kind.
@@ -99,22 +184,26 @@ def find_refusal_direction(
             "a refusal direction needs at least 4 harmful and 4 harmless training behaviours, got "
             f"{len(harmful)} and {len(harmless)}"
         )
-    (fit_harmful, check_harmful), (fit_harmless, check_harmless) = (
-        _split(texts, rng) for texts in (harmful, harmless)
-    )
-    directions = difference_in_means(model, fit_harmful, fit_harmless)
-    openers = refusal_tokens(
-        next_token_log_probs(model, fit_harmful),
-        next_token_log_probs(model, fit_harmless),
-        most=8,
-    )
-    scores = score_ablations(model, directions, check_harmful, check_harmless, openers)
-    layer = choose_layer(scores, model.n_layers, max_kl=max_kl).layer
+    asked = [[model.plain(text) for text in texts] for texts in (harmful, harmless)]
+    positions = 1 if last_only else tail([prompt for prompts in asked for prompt in prompts])
+    bad, good = (_Side.of(model, prompts, positions, rng) for prompts in asked)
+    openers = refusal_tokens(bad.log_probs[bad.fit], good.log_probs[good.fit], most=8)
+    bad, good = bad.keep(openers, refused=True), good.keep(openers, refused=False)
+    directions = _difference(bad.states[bad.fit], good.states[good.fit])
+    scores = score_directions(model, directions, bad.held_out, good.held_out, openers)
+    best, given_up = choose_direction(scores, model.n_layers, max_kl=max_kl)
     refused, answered = (
-        float(refusal_score(next_token_log_probs(model, texts), openers).mean())
-        for texts in (check_harmful, check_harmless)
+        float(refusal_score(side.log_probs[side.check], openers).mean()) for side in (bad, good)
     )
-    return RefusalDirection(directions[layer], layer, tuple(scores), refused, answered)
+    return RefusalDirection(
+        directions[best.position, best.layer],
+        best,
+        tuple(scores),
+        given_up,
+        model.chat.decode([[int(asked[0][0].ids[best.position])]])[0],
+        refused,
+        answered,
+    )
 
 
 def own_answer(model: Model, text: str, direction: Tensor, tokens: int) -> str:
@@ -126,19 +215,93 @@ def own_answer(model: Model, text: str, direction: Tensor, tokens: int) -> str:
     return answer
 
 
-def _split(texts: Sequence[str], rng: Generator) -> tuple[list[str], list[str]]:
-    order = torch.randperm(len(texts), generator=rng).tolist()
-    held = max(1, len(texts) // 4)
-    return [texts[at] for at in sorted(order[held:])], [texts[at] for at in sorted(order[:held])]
+@dataclass(frozen=True, eq=False)
+class _Side:
+    """The prompts of one kind, all read once."""
+
+    prompts: Sequence[Prompt]
+    states: Tensor
+    """(N, P, L, D)"""
+    log_probs: Tensor
+    """(N, V)"""
+    fit: Tensor
+    """Indices of those to fit on, ascending."""
+    check: Tensor
+    """Indices of those to choose on."""
+
+    @classmethod
+    def of(cls, model: Model, prompts: Sequence[Prompt], positions: int, rng: Generator) -> _Side:
+        def locate(prompt: Prompt) -> range:
+            return range(len(prompt.ids) - positions, len(prompt.ids))
+
+        order, held = torch.randperm(len(prompts), generator=rng), max(1, len(prompts) // 4)
+        fit, check = order[held:].sort().values, order[:held].sort().values
+        return cls(prompts, *_states(model, prompts, locate), fit, check)
+
+    def keep(self, openers: Tensor, *, refused: bool) -> _Side:
+        """Only prompts that are refused, or that are not; all where that leaves none."""
+        wanted = (refusal_score(self.log_probs, openers) > 0) == refused
+        fit, check = (rows[wanted[rows]] for rows in (self.fit, self.check))
+        return _Side(
+            self.prompts,
+            self.states,
+            self.log_probs,
+            fit if len(fit) else self.fit,
+            check if len(check) else self.check,
+        )
+
+    @property
+    def held_out(self) -> list[Prompt]:
+        return [self.prompts[index] for index in self.check.tolist()]
 
 
-def choose_layer(scores: Sequence[LayerScore], n_layers: int, *, max_kl: float) -> LayerScore:
-    """The layer with the lowest bypass score among those below 0.8 of the depth and `max_kl`.
+def _difference(harmful: Tensor, harmless: Tensor) -> Tensor:
+    """(P, L, D) difference of the means of (N, P, L, D), exactly 0 where it is one of rounding."""
+    one, other = harmful.double().mean(0), harmless.double().mean(0)
+    difference = one - other
+    small = difference.norm(dim=-1) < _NOTHING * other.norm(dim=-1)
+    return difference.masked_fill(small.unsqueeze(-1), 0.0).float()
 
-    Where none of these gets past refusal (a score under 0: the first token opens a refusal in less
-    than half of the cases), `max_kl` is given up: such a direction would not be one of refusal. The
-    paper's filters alone would then return a layer whose ablation changes nothing.
+
+def choose_direction(
+    scores: Sequence[DirectionScore], n_layers: int, *, max_kl: float
+) -> tuple[DirectionScore, tuple[str, ...]]:
+    """The direction with the lowest bypass score among those that pass the filters.
+
+    The paper's filters (arXiv 2406.11717, appendix C) leave out layers from 0.8 of the depth on,
+    directions whose ablation changes harmless prompts by more than `max_kl`, and those whose
+    addition does not induce refusal (a score under 0). Where they leave nothing that gets past
+    refusal (a bypass score under 0: the first token opens a refusal in less than half of the
+    cases), filters are given up: kl, then depth too, then induce in its stead, then all. Where
+    nothing gets past refusal even so, it is the lowest score that the filter on depth leaves, or
+    the lowest.
+
+    Returns:
+        The choice, and the names of the filters that were given up.
+
+    Raises:
+        BadInput: no scores, since harmful and harmless prompts have the same states.
     """
-    early = [score for score in scores if score.layer < 0.8 * n_layers] or list(scores)
-    gentle = [score for score in early if score.kl <= max_kl and score.bypass < 0]
-    return min(gentle or early, key=lambda score: score.bypass)
+    if not scores:
+        raise BadInput("harmful and harmless prompts have the same states: there is no direction")
+    passes: dict[str, Callable[[DirectionScore], bool]] = {
+        "depth": lambda score: score.layer < int(DEPTH * n_layers),
+        "kl": lambda score: score.kl <= max_kl,
+        "induce": lambda score: score.induce >= 0,
+    }
+    ladder: tuple[tuple[str, ...], ...] = (
+        (),
+        ("kl",),
+        ("depth", "kl"),
+        ("kl", "induce"),
+        tuple(passes),
+    )
+    lowest: dict[tuple[str, ...], DirectionScore] = {}
+    for given_up in ladder:
+        held = [test for name, test in passes.items() if name not in given_up]
+        left = [score for score in scores if all(test(score) for test in held)]
+        if left:
+            lowest[given_up] = min(left, key=lambda score: (score.bypass, score.kl))
+    past = [given_up for given_up in lowest if lowest[given_up].bypass < 0]
+    given_up = next(iter(past or [filters for filters in ladder[-2:] if filters in lowest]))
+    return lowest[given_up], given_up

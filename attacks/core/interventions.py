@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from attacks.core.errors import BadInput
 from attacks.core.sites import RESIDUAL_WRITES, Site
 
 
@@ -57,10 +58,79 @@ class AblateDirection(Intervention):
 
 
 @dataclass(frozen=True, eq=False)
+class ScaleHeads(Intervention):
+    """Multiplies the outputs of some attention heads by `gamma`; 0 ablates them.
+
+    With `keep_norm` the heads of a layer together keep their norm, as in the code of
+    arXiv 2510.06036, which amplifies the ones that are left and so is no plain ablation. Taken for
+    each token by itself, and not for a whole batch as there: an answer would depend on who shares
+    the batch.
+    """
+
+    heads: tuple[tuple[int, int], ...]
+    """(layer, head)"""
+    gamma: float = 0.0
+    keep_norm: bool = False
+
+    @property
+    def sites(self) -> tuple[Site, ...]:
+        return tuple(Site(layer, "z") for layer in sorted({layer for layer, _ in self.heads}))
+
+    def __call__(self, activation: Tensor, ctx: Context) -> Tensor:
+        factors = torch.ones(activation.shape[-2], device=activation.device, dtype=activation.dtype)
+        factors[[head for layer, head in self.heads if layer == ctx.site.layer]] = self.gamma
+        scaled = activation * factors.unsqueeze(1)
+        if self.keep_norm:
+            before, after = (
+                z.flatten(-2).norm(dim=-1, keepdim=True).unsqueeze(-1) for z in (activation, scaled)
+            )
+            scaled = scaled * (before / after.clamp_min(1e-6))
+        return scaled
+
+
+@dataclass(frozen=True, eq=False)
+class AddDirection(Intervention):
+    """x + coefficient * direction at one block's input.
+
+    Everywhere and always, it is activation addition (arXiv 2406.11717, section 2.4). During the
+    prompt only, and at some roles only, it is the steering of arXiv 2507.11878, section 3.
+    """
+
+    direction: Tensor
+    """(D,) as long as it was measured: the coefficient is in units of it."""
+    layer: int
+    coefficient: float
+    roles: tuple[int, ...] = ()
+    """Roles (`attacks.core.prompt`) of the positions that it is added at; none: all."""
+    spare: int = 0
+    """With roles: how many of these positions, counted from their end, are left alone."""
+    prompt_only: bool = False
+    """Whether generated tokens are left alone."""
+
+    @property
+    def sites(self) -> tuple[Site, ...]:
+        return (Site(self.layer, "resid_pre"),)
+
+    def __call__(self, activation: Tensor, ctx: Context) -> Tensor:
+        if self.prompt_only and ctx.step > 0:
+            return activation
+        shift = (self.coefficient * self.direction).to(activation)
+        if not self.roles:
+            return activation + shift
+        if ctx.roles is None:
+            raise BadInput("a direction added at some roles needs a pass that knows the roles")
+        chosen = torch.isin(ctx.roles, torch.tensor(self.roles, device=ctx.roles.device))
+        if self.spare:
+            chosen = chosen & (chosen.flip(-1).cumsum(-1).flip(-1) > self.spare)
+        return activation + chosen.to(activation.device).unsqueeze(-1) * shift
+
+
+@dataclass(frozen=True, eq=False)
 class SuppressTokens(Intervention):
     """Adds `bias` to the logits of `token_ids` at the first `steps` decoding steps.
 
-    The logit bias of arXiv 2412.06748, section 3, on a model's natural refusal openers.
+    The logit bias of arXiv 2412.06748, section 3: on a model's natural refusal openers or on its
+    control tokens. Above zero it induces what it suppresses below.
     """
 
     token_ids: Tensor

@@ -13,6 +13,9 @@ SITE_ORDER = (
     "pattern",
     "z",
     "attn_out",
+    "router",
+    "gates",
+    "mlp_post",
     "mlp_out",
     "resid_post",
     "logits",
@@ -20,6 +23,9 @@ SITE_ORDER = (
 
 #: The sites that are read from eager attention; nothing can be changed there.
 ATTENTION_WEIGHTS = ("scores", "pattern")
+
+#: The sites of a block whose MLP is a mixture of experts.
+ROUTING = ("router", "gates")
 
 #: The sites whose values are added to the residual stream, or are the stream at a block's input.
 RESIDUAL_WRITES = ("resid_pre", "attn_out", "mlp_out")
@@ -33,9 +39,11 @@ class Site:
     in families that have one). `resid_pre` of block l is its input, `resid_post` its output;
     `logits` belongs to no layer and has layer -1. `scores` are attention scores after scaling and
     soft cap, before the mask; `pattern` is their masked softmax; `z` is each head's output, the
-    input of attention's output projection. Positions (of queries, for `scores` and `pattern`) count
-    from the start of the conversation; negative ones count from its end (not from the end of a
-    target after it).
+    input of attention's output projection, and `mlp_post` the input of the MLP's. In blocks with
+    experts, `router` are the router's logits before softmax and top-k, and `gates` the weights with
+    which the experts' outputs are added up, zero for all that were not chosen. Positions (of
+    queries, for `scores` and `pattern`) count from the start of the conversation; negative ones
+    count from its end (not from the end of a target after it).
     """
 
     layer: int
@@ -57,6 +65,6 @@ class Site:
 
 
 #: Activations (B, P, D) at each site's positions P; (B, P, V) for `logits`, (B, P, H, d) for `z`,
-#: and (B, P, H, K) for `scores` and `pattern`, with keys K from the start of the conversation,
-#: those in a prefix cache included.
+#: (B, P, E) for `router` and `gates`, and (B, P, H, K) for `scores` and `pattern`, with keys K from
+#: the start of the conversation, those in a prefix cache included.
 Trace = dict[Site, Tensor]

@@ -1,22 +1,65 @@
-"""Activations and next-token distributions at the end of plain prompts, in batches."""
+"""Activations and next-token distributions at chosen tokens of plain prompts, in batches."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, TypeAlias
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
-from attacks.core.interventions import Intervention
-from attacks.core.prompt import Prompt
+from attacks.core.errors import BadInput
+from attacks.core.prompt import INSTRUCTION, POST_INSTRUCTION, Messages, Prompt
 from attacks.core.sites import Site
+from attacks.core.weights import Change
 
 if TYPE_CHECKING:
     from attacks.core.model import Model
 
+LEAST_LOG_PROB = -1000.0
+"""Below this a log-probability is as good as minus infinity: its probability is 0 in float64."""
 
-def _equal_lengths(prompts: Sequence[Prompt], batch_size: int) -> Iterator[list[int]]:
+#: The positions (P,) to read in a prompt, counted from its start; as many in each prompt.
+Locate: TypeAlias = Callable[[Prompt], Sequence[int]]
+#: A text, asked as a plain conversation, or what `Model.plain` makes of it.
+Text: TypeAlias = str | Prompt
+
+
+def at_last(prompt: Prompt) -> tuple[int]:
+    """The last token, which the answer follows."""
+    return (len(prompt.ids) - 1,)
+
+
+def at_last_instruction(prompt: Prompt) -> tuple[int]:
+    """The last token of the request itself, before the template goes on.
+
+    Raises:
+        BadInput: no token lies wholly within the request.
+    """
+    found = (prompt.roles == INSTRUCTION).nonzero()
+    if not len(found):
+        raise BadInput("no token of the prompt lies within the request; it is empty")
+    return (int(found[-1]),)
+
+
+def tail(prompts: Sequence[Prompt]) -> int:
+    """How many of the last tokens are the template's, and the same in all prompts; at least 1."""
+    shortest = min(int((prompt.roles == POST_INSTRUCTION).sum()) for prompt in prompts)
+    same = 1
+    while same < shortest and len({int(prompt.ids[-same - 1]) for prompt in prompts}) == 1:
+        same += 1
+    return same
+
+
+def _batches(sequences: Sequence[Tensor], batch_size: int) -> Iterator[list[int]]:
+    """Indices of sequences of like length."""
+    order = sorted(range(len(sequences)), key=lambda index: len(sequences[index]))
+    for start in range(0, len(order), batch_size):
+        yield order[start : start + batch_size]
+
+
+def equal_lengths(prompts: Sequence[Prompt], batch_size: int) -> Iterator[list[int]]:
     """Indices of prompts of one length: batches that need no padding are exact."""
     groups: dict[int, list[int]] = {}
     for index, prompt in enumerate(prompts):
@@ -27,38 +70,114 @@ def _equal_lengths(prompts: Sequence[Prompt], batch_size: int) -> Iterator[list[
 
 
 @torch.no_grad()
-def last_token(
+def read_at(
     model: Model,
-    texts: Sequence[str],
+    sequences: Sequence[Tensor],
     sites: Sequence[Site],
+    positions: Sequence[Sequence[int]],
     *,
-    interventions: Sequence[Intervention] = (),
+    roles: Sequence[Tensor] | None = None,
+    interventions: Sequence[Change] = (),
     batch_size: int = 64,
 ) -> dict[Site, Tensor]:
-    """Activations at the last prompt token of each text, asked as a plain conversation.
+    """Activations at some positions (P,) of each sequence of ids (T,).
+
+    Shorter sequences of a batch are filled up at the end, where causal attention keeps what is
+    there from what comes before it. The positions of `sites` are not used.
 
     Returns:
-        {site: (N, D) float32, or (N, V) for logits}, on the CPU, rows in the order of `texts`.
+        {site: (N, P, D) float32, or (N, P, V) for logits}, on the CPU, rows in the order given.
     """
-    prompts = [model.plain(text) for text in texts]
-    rows: dict[Site, list[Tensor]] = {site: [torch.empty(0)] * len(prompts) for site in sites}
-    for members in _equal_lengths(prompts, batch_size):
-        length = len(prompts[members[0]].ids)
-        reads = {site: site.at(length) for site in sites}
-        trace = model.trace(
-            torch.stack([prompts[index].ids for index in members]),
-            list(reads.values()),
-            interventions=interventions,
-            roles=prompts[members[0]].roles,
-        )
-        for site, read in reads.items():
-            for index, row in zip(members, trace[read][:, -1].float().cpu(), strict=True):
-                rows[site][index] = row
+    rows: dict[Site, list[Tensor]] = {site: [torch.empty(0)] * len(sequences) for site in sites}
+    for members in _batches(sequences, batch_size):
+        union = sorted({at for index in members for at in positions[index]})
+        reads = {site: Site(site.layer, site.name, tuple(union)) for site in sites}
+        ids = pad_sequence([sequences[index] for index in members], batch_first=True)
+        played = None
+        if roles is not None:
+            played = pad_sequence([roles[index] for index in members], batch_first=True)
+        trace = model.trace(ids, list(reads.values()), interventions=interventions, roles=played)
+        for site, place in reads.items():
+            values = trace[place].float().cpu()
+            for row, index in enumerate(members):
+                rows[site][index] = values[row, [union.index(at) for at in positions[index]]]
     return {site: torch.stack(values) for site, values in rows.items()}
 
 
+def read(
+    model: Model,
+    texts: Sequence[Text],
+    sites: Sequence[Site],
+    *,
+    locate: Locate = at_last,
+    interventions: Sequence[Change] = (),
+    batch_size: int = 64,
+) -> dict[Site, Tensor]:
+    """`read_at` the tokens that `locate` finds in each text, asked as a plain conversation."""
+    prompts = [text if isinstance(text, Prompt) else model.plain(text) for text in texts]
+    return read_at(
+        model,
+        [prompt.ids for prompt in prompts],
+        sites,
+        [locate(prompt) for prompt in prompts],
+        roles=[prompt.roles for prompt in prompts],
+        interventions=interventions,
+        batch_size=batch_size,
+    )
+
+
+def last_token(
+    model: Model,
+    texts: Sequence[Text],
+    sites: Sequence[Site],
+    *,
+    interventions: Sequence[Change] = (),
+    batch_size: int = 64,
+) -> dict[Site, Tensor]:
+    """`read` at the last prompt token: {site: (N, D) float32, or (N, V) for logits}."""
+    found = read(model, texts, sites, interventions=interventions, batch_size=batch_size)
+    return {site: values[:, 0] for site, values in found.items()}
+
+
+def last_of(
+    model: Model,
+    sequences: Sequence[Tensor],
+    sites: Sequence[Site],
+    *,
+    interventions: Sequence[Change] = (),
+) -> dict[Site, Tensor]:
+    """`last_token` of sequences of ids, (T,) each."""
+    ends = [(len(sequence) - 1,) for sequence in sequences]
+    found = read_at(model, sequences, sites, ends, interventions=interventions)
+    return {site: values[:, 0] for site, values in found.items()}
+
+
+@torch.no_grad()
+def first_token_kl(model: Model, conversation: Messages, interventions: Sequence[Change]) -> float:
+    """KL(as it is || changed) of the first token of the answer, in nats, float64.
+
+    What arXiv 2406.11717 (appendix C) and 2512.13655 (section 4) measure on harmless prompts: how
+    far interventions move a model where they should not. Tokens that they make all but impossible
+    count with a log-probability of `LEAST_LOG_PROB`, so that the divergence stays finite.
+
+    Raises:
+        BadInput: as `Model.trace` and `Chat.render`.
+    """
+    prompt = model.chat.prompt(conversation, target=None, rng=torch.Generator())
+    read = Site(-1, "logits").at(len(prompt.ids))
+    plain, changed = (
+        model.trace(prompt.ids.unsqueeze(0), [read], interventions=applied, roles=prompt.roles)
+        for applied in ((), interventions)
+    )
+    before, after = (
+        trace[read][0, -1].double().log_softmax(0).clamp_min(LEAST_LOG_PROB)
+        for trace in (plain, changed)
+    )
+    return float((before.exp() * (before - after)).sum())
+
+
 def next_token_log_probs(
-    model: Model, texts: Sequence[str], *, interventions: Sequence[Intervention] = ()
+    model: Model, texts: Sequence[Text], *, interventions: Sequence[Change] = ()
 ) -> Tensor:
     """(N, V) log-probabilities of the first token of the answer."""
     site = Site(-1, "logits")

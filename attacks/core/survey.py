@@ -87,7 +87,7 @@ def survey(model: Model, train: Sequence[Behavior], *, rng: Generator) -> Survey
         BadInput: fewer than four harmful or harmless behaviours.
     """
     harmful, harmless = ([b.text for b in train if b.harmful == flag] for flag in (True, False))
-    found = find_refusal_direction(model, harmful, harmless, rng=rng)
+    found = find_refusal_direction(model, harmful, harmless, rng=rng, last_only=True)
     effects = {
         # The input of one block is the output of the one before.
         score.layer - 1: (found.refused - score.bypass) / max(found.refused - found.answered, 1e-6)

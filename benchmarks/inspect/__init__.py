@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
 from attacks.core.errors import BadInput
 from attacks.core.model import Model
-from benchmarks.inspect import measure, page, plots, searches
+from benchmarks.inspect import measure, page, plots, searches, thinking
 from benchmarks.inspect.results import Report
 from benchmarks.inspect.subject import Options, Subject, load_prompts, load_subject
 from benchmarks.models import resolve
+from benchmarks.paths import folder_name
 from benchmarks.threads import fixed_threads, threads_for
 
 __all__ = ["Options", "Report", "inspect"]
@@ -27,7 +27,7 @@ def inspect(options: Options) -> Path:
     """
     prompts = load_prompts(options)
     Model.check(resolve(options.model), name=options.model, system=options.system)
-    out = options.out or Path("runs") / f"inspect-{_safe(options.model)}"
+    out = options.out or Path("runs") / f"inspect-{folder_name(options.model)}"
     if (out / _PAGE).exists() and not (out / _DATA).exists():
         raise BadInput(f"inspect: {out / _PAGE} is not of an inspection; choose another --out")
     folders = [out / "artefacts", *([options.artefacts] if options.artefacts else [])]
@@ -62,11 +62,8 @@ def measured(subject: Subject, options: Options) -> Report:
         attribution=measure.attribution(subject),
         curves=measure.curves(subject, attacked),
         angles=measure.angles(subject),
+        paths=measure.paths(subject),
         lens=measure.lens(subject),
         reverse=searches.invert(subject, options.reverse_steps, options.restarts),
+        thinking=thinking.measure(subject),
     )
-
-
-def _safe(name: str) -> str:
-    """A model's name as a folder's."""
-    return re.sub(r"[^A-Za-z0-9.]+", "-", name).strip("-.") or "model"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Generator, Tensor
 from torch.nn.functional import cosine_similarity
 
 from attacks.core.attribution import (
@@ -14,9 +14,20 @@ from attacks.core.attribution import (
     logit_lens,
 )
 from attacks.core.errors import BadInput
+from attacks.core.faithfulness import mlp_faithfulness
 from attacks.core.survey import choose_heads
 from benchmarks.inspect import linear
-from benchmarks.inspect.results import Angles, Attribution, Curves, Layers, LensRow, Move, Plane
+from benchmarks.inspect.results import (
+    Angles,
+    Attribution,
+    Curves,
+    Layers,
+    LensRow,
+    Move,
+    Path,
+    Paths,
+    Plane,
+)
 from benchmarks.inspect.searches import Attacked
 from benchmarks.inspect.subject import Subject, array
 
@@ -130,6 +141,37 @@ def angles(subject: Subject) -> Angles:
     rng = np.random.default_rng(subject.seed)
     chance = linear.chance_angles(subject.model.width, dimension, _DRAWS, rng)
     return Angles(dimension, subject.model.width, full, across, within, chance.tolist(), _DRAWS)
+
+
+def paths(subject: Subject) -> Paths:
+    """Whether the refusal direction in each MLP works through the projection that reads it.
+
+    What a family of models does not allow is left out, with a note that says why.
+    """
+    prompts, refuse = subject.prompts, subject.tokens[0]
+    if not len(refuse):
+        return Paths([], "no token sets refusals apart: there is nothing to carry over")
+    train = tuple(
+        [row.text for row in prompts.train if row.harmful == flag] for flag in (True, False)
+    )
+    by_id = {row.id: row for row in prompts.harmless}
+    pairs = [(row, by_id[row.twin]) for row in prompts.harmful if row.twin in by_id]
+    pairs = pairs or list(zip(prompts.harmful, prompts.harmless, strict=False))
+    harmful, harmless = ([row.text for row in side] for side in zip(*pairs, strict=True))
+    rng = Generator().manual_seed(subject.seed)
+    try:
+        found = mlp_faithfulness(
+            subject.model, (train[0], train[1]), (harmful, harmless), refuse, rng=rng
+        )
+    except BadInput as error:
+        return Paths([], str(error))
+    rows = []
+    for layer, row in enumerate(found):
+        numbers = {name: value for name, value in vars(row).items() if name != "effects"}
+        share = {name: effect.share for name, effect in row.effects.items()}
+        flips = {name: effect.flips for name, effect in row.effects.items()}
+        rows.append(Path(layer, share=share, flips=flips, **numbers))
+    return Paths(rows)
 
 
 def lens(subject: Subject) -> list[LensRow]:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from statistics import fmean
 
+from benchmarks.inspect import page_thinking
+from benchmarks.inspect.markdown import code
+from benchmarks.inspect.markdown import number as _number
+from benchmarks.inspect.markdown import table as _table
 from benchmarks.inspect.results import GROUPS, Report
 
 _ALT = {
@@ -15,12 +19,8 @@ _ALT = {
     "depth": "Evidence for refusing by depth",
     "curves": "Cosine with the refusal direction by layer, for five groups of prompts",
     "angles": "Principal angles by layer",
+    "cliff": "Refusal score over the thinking and at its end, at two depths",
 }
-#: An open box, for spaces that would not be seen.
-_SPACE = "\u2423"
-_HARMLESS = f" -,'{_SPACE}"
-#: Characters of a text that are shown.
-_LONGEST = 120
 
 
 def write(report: Report, pictures: Mapping[str, str]) -> str:
@@ -37,33 +37,13 @@ def write(report: Report, pictures: Mapping[str, str]) -> str:
         _attribution(report, figures),
         _curves(report, figures),
         _angles(report, figures),
+        _paths(report),
+        page_thinking.section(report.thinking, figures),
         _lens(report),
         _reverse(report),
         ["Every number that was drawn is in [data.json](data.json)."],
     )
     return "\n\n".join(block for section in sections for block in section) + "\n"
-
-
-def code(text: str) -> str:
-    """Hostile text as one line of code that no Markdown or HTML can come out of.
-
-    Everything but what is surely harmless becomes a character reference, which never is markup,
-    not even that of a link or a formula. Spaces at the ends are made visible, what is not
-    printable, line ends included, is written as an escape, and long text is cut.
-    """
-    text = text if len(text) <= _LONGEST else f"{text[:_LONGEST]}\u2026"
-    inner = text.strip(" ")
-    start = len(text) - len(text.lstrip(" "))
-    shown = _SPACE * start + inner + _SPACE * (len(text) - start - len(inner))
-    return f"<code>{''.join(map(_character, shown))}</code>"
-
-
-def _character(char: str) -> str:
-    if (char.isascii() and char.isalnum()) or char in _HARMLESS:
-        return char
-    if not char.isprintable():
-        char = char.encode("unicode_escape").decode()
-    return "".join(f"&#{ord(part)};" for part in char)
 
 
 def _head(report: Report) -> list[str]:
@@ -78,7 +58,13 @@ def _head(report: Report) -> list[str]:
     ]
     if report.system is not None:
         blocks.append(f"System prompt: {code(report.system)}")
-    if not report.refuses:
+    if report.thinking is not None:
+        blocks.append(
+            "This model thinks before it answers, so the last token of the prompt is followed by "
+            "thinking. What is said below of the first token or the last one before the answer is "
+            "about that place, and says little of refusal; see *Refusal while thinking*."
+        )
+    elif not report.refuses:
         blocks.append(
             "**This model does not seem to refuse**: no first token is much likelier on harmful "
             "prompts than on harmless ones. Its directions are those of harmfulness, and what is "
@@ -224,6 +210,56 @@ def _angles(report: Report, figures: Mapping[str, str]) -> list[str]:
     ]
 
 
+def _paths(report: Report) -> list[str]:
+    title, found = "## Does the direction work through what reads it?", report.paths
+    if found.note:
+        return [title, f"Left out: {code(found.note)}."]
+    kinds = ("direction", "read", "unread", "whole", "random")
+    rows = [
+        [
+            str(row.layer),
+            row.verdict,
+            *(_number(row.share[kind]) for kind in kinds),
+            _number(row.unread),
+            _number(row.reach, 1),
+        ]
+        for row in found.rows
+    ]
+    ranks = ", ".join(sorted({f"{row.rank} of {row.dimension}" for row in found.rows}))
+    return [
+        title,
+        "A patch along a direction can change answers through a path that the model itself never "
+        "uses. Inside an MLP this can be told, since its output projection is all that reads the "
+        f"hidden activations and sees only some of their dimensions (here {ranks}). So the "
+        "difference in means there, harmful minus harmless, is split into the part that is read "
+        "and the part that is not, and each is patched from harmful prompts into harmless ones at "
+        "the last token. The figures are shares of the refusal that comes along; the whole "
+        "activation and the strongest of eight random moves of the same length are for comparison. "
+        "*faithful*: the part that is read has the effect by itself. *dormant path*: it has not, "
+        "and the effect is an artefact of the patch. *no effect*: hardly any, or no more than a "
+        "random move has. In the residual stream itself every direction is read, so there this "
+        "test could not fail.",
+        _table(
+            [
+                "Layer",
+                "Verdict",
+                "Direction",
+                "Read part",
+                "Unread part",
+                "Whole",
+                "Random",
+                "Length unread",
+                "Reach, std",
+            ],
+            rows,
+            text=2,
+        ),
+        "*Length unread* is that of the part of the unit direction that nothing reads, and *reach* "
+        "how far the patch carries activations from their mean along the part that is read: above "
+        "4 or so it leaves what the model ever sees.",
+    ]
+
+
 def _lens(report: Report) -> list[str]:
     title = "## What the directions say"
     if not report.lens:
@@ -261,14 +297,3 @@ def _reverse(report: Report) -> list[str]:
 
 def _codes(texts: Iterable[str]) -> str:
     return " ".join(map(code, texts))
-
-
-def _number(value: float | None, digits: int = 2) -> str:
-    # Adding 0.0 turns a negative zero into zero.
-    return "-" if value is None or value != value else f"{round(value, digits) + 0.0:.{digits}f}"
-
-
-def _table(headings: Sequence[str], rows: Iterable[Sequence[str]], *, text: int = 1) -> str:
-    """A table whose first `text` columns are words, to the left, and the others figures."""
-    rules = [":--" if index < text else "--:" for index in range(len(headings))]
-    return "\n".join(f"| {' | '.join(line)} |" for line in (headings, rules, *rows))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,12 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
+from PIL import Image
 
-from benchmarks.inspect.results import GROUPS, Report
+from benchmarks.inspect.results import GROUPS, THOUGHT, Report
 
 #: Okabe and Ito's colours, which the colour-blind can tell apart; markers differ as well.
 _BLUE, _RED, _ORANGE, _GREEN, _PURPLE = "#0072B2", "#D55E00", "#E69F00", "#009E73", "#CC79A7"
@@ -27,8 +30,11 @@ _STYLE = {
     "ablation": (_GREEN, "D", "-."),
     "ssr": (_PURPLE, "v", "-"),
 }
+#: The groups of `Thinking` in the styles of `GROUPS`.
+_THOUGHT_STYLE = {"refused": "harmful", "answered": "ssr", "harmless": "harmless"}
 _NOTE: dict[str, Any] = {"color": _GREY, "fontsize": 11}
 _DPI = 100
+_COLOURS = 128
 _WIDTH = 9.0
 _SETTINGS: Any = {
     "font.size": 12,
@@ -69,7 +75,10 @@ def _figure(path: Path, height: float) -> Iterator[Figure]:
         figure = Figure(figsize=(_WIDTH, height), dpi=_DPI, layout="constrained")
         FigureCanvasAgg(figure)
         yield figure
-        figure.savefig(path)
+        # Few colours make small files, and pictures are kept in repositories.
+        with BytesIO() as drawn:
+            figure.savefig(drawn, format="png")
+            Image.open(drawn).convert("RGB").quantize(_COLOURS).save(path, optimize=True)
 
 
 def _layers(figure: Figure, report: Report) -> None:
@@ -208,6 +217,33 @@ def _angles(figure: Figure, report: Report) -> None:
     figure.legend(loc="outside upper center", ncols=4, columnspacing=1.2, handletextpad=0.5)
 
 
+def _cliff(figure: Figure, report: Report) -> None:
+    """A row for the middle and one for the last probed layer: all of the thinking, and its end."""
+    found = report.thinking
+    assert found is not None
+    grid = figure.subplots(2, 2, sharey=True)
+    for axes, at in zip(grid, ((len(found.layers) - 1) // 2, len(found.layers) - 1), strict=True):
+        for order, group in enumerate(found.counts):
+            colour, marker, line = _STYLE[_THOUGHT_STYLE[group]]
+            above = len(found.counts) - order + 2
+            whole, late = found.whole[group][at], found.late[group][at]
+            axes[0].plot(np.linspace(0, 100, len(whole)), whole, line, color=colour, zorder=above)
+            places = range(1 - len(late), 1)
+            look = {"color": colour, "marker": marker, "markersize": 5, "zorder": above}
+            axes[1].plot(places, late, line, label=THOUGHT[group], **look)
+            axes[1].plot(places, found.lens[group][at], ":", color=colour, linewidth=1.5)
+        axes[1].axvspan(0.5 - found.closing, 0.5, color=_GREY, alpha=0.15, lw=0)
+        axes[0].set_ylabel(f"P(refusal), layer {found.layers[at]}")
+        axes[0].set_ylim(-0.04, 1.04)
+    grid[0, 0].set_title("All of the thinking, stretched to one length")
+    grid[0, 1].set_title("Its end; shaded: tokens that close it")
+    grid[1, 0].set_xlabel("Per cent of the thinking")
+    grid[1, 1].set_xlabel("Token, counted from the last before the answer")
+    handles, labels = grid[0, 1].get_legend_handles_labels()
+    handles.append(Line2D([], [], linestyle=":", color=_GREY, linewidth=1.5))
+    figure.legend(handles, [*labels, "logit lens"], loc="outside upper center", ncols=4)
+
+
 def _heat_map(
     figure: Figure, axes: Axes, values: np.ndarray, label: str, limit: float | None = None
 ) -> None:
@@ -255,6 +291,10 @@ def _attributed(report: Report) -> bool:
     return bool(report.attribution.patching)
 
 
+def _thinks(report: Report) -> bool:
+    return report.thinking is not None and not report.thinking.note
+
+
 _Picture = tuple[Callable[[Report], bool], float, Callable[[Figure, Report], None]]
 #: By file name: whether there is anything to show, the height in inches, and what draws it.
 _PICTURES: dict[str, _Picture] = {
@@ -265,4 +305,5 @@ _PICTURES: dict[str, _Picture] = {
     "depth": (_attributed, 4.0, _depth),
     "curves": (_always, 5.2, _curves),
     "angles": (_always, 4.8, _angles),
+    "cliff": (_thinks, 6.6, _cliff),
 }

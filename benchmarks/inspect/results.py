@@ -115,6 +115,35 @@ class Angles:
 
 
 @dataclass(frozen=True)
+class Path:
+    """Whether the direction in one block's MLP works through what reads it; see `Faithfulness`."""
+
+    layer: int
+    verdict: str
+    rank: int
+    dimension: int
+    read: float
+    unread: float
+    alignment: float
+    spread: float
+    separation: float
+    reach: float
+    share: dict[str, float]
+    """Effect of each patch, 0 to 1."""
+    flips: dict[str, float | None]
+    """Interchange accuracy of each patch."""
+
+
+@dataclass(frozen=True)
+class Paths:
+    """The direction in the MLPs, block by block; empty where there is nothing to test."""
+
+    rows: list[Path]
+    note: str = ""
+    """Why it is empty."""
+
+
+@dataclass(frozen=True)
 class LensRow:
     """The tokens that one layer's direction raises and lowers most, with their logits."""
 
@@ -148,6 +177,57 @@ class Reverse:
     found: list[Inverted]
 
 
+#: The groups of `Thinking`, and what each is called.
+THOUGHT = {
+    "refused": "harmful, refused",
+    "answered": "harmful, answered",
+    "harmless": "harmless, answered",
+}
+
+
+@dataclass(frozen=True)
+class Ablated:
+    """What becomes of test prompts when some heads are ablated."""
+
+    what: str
+    heads: list[list[int]]
+    """(layer, head); empty for a mean over random choices."""
+    harmful: float
+    """Share of harmful prompts that is refused."""
+    harmless: float
+
+
+@dataclass(frozen=True)
+class Thinking:
+    """Refusal while the model thinks: curves and cliffs by group (see `THOUGHT`) and layer."""
+
+    layers: list[int]
+    """K, those that probes were fitted at."""
+    accuracy: Row
+    """Of the probes, on training transcripts that they were not fitted on."""
+    matched: Row
+    """The same on harmful test transcripts alone; not a number where all of them ended alike."""
+    counts: dict[str, int]
+    """Test transcripts."""
+    closing: int
+    """Tokens that close the thinking."""
+    whole: dict[str, Matrix]
+    """(K, 100) mean score over the thinking, curves stretched to one length."""
+    late: dict[str, Matrix]
+    """(K, W) mean score over the last tokens, curves aligned at the end."""
+    lens: dict[str, Matrix]
+    """(K, W) the control: P(refusal) by logit lens."""
+    cliffs: dict[str, list[dict[str, float]]]
+    """For each layer the mean over transcripts of each metric."""
+    agreement: Row
+    """Spearman correlation of the two ranks of cliffs, harmful transcripts, by layer."""
+    written: Matrix
+    """(L, H) what each head writes for refusal at the last token."""
+    ablated: list[Ablated]
+    note: str = ""
+    """Why something is missing."""
+
+
 @dataclass(frozen=True)
 class Report:
     """One inspection."""
@@ -171,8 +251,11 @@ class Report:
     attribution: Attribution
     curves: Curves
     angles: Angles
+    paths: Paths
     lens: list[LensRow]
     reverse: Reverse
+    thinking: Thinking | None = None
+    """None where the model does not think before it answers."""
 
     def to_json(self) -> str:
         """The report as JSON; numbers that are not finite become null."""

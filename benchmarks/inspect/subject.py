@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from attacks.attack import Artefact, Behavior
+from attacks.core.answers import answers
 from attacks.core.errors import BadInput
 from attacks.core.interventions import AblateDirection, Intervention
 from attacks.core.model import Model
@@ -177,10 +178,8 @@ class Subject:
 
     def refused(self, texts: Sequence[str]) -> list[bool]:
         """Whether the answer to each text opens with a refusal."""
-        answers = self.model.generate(
-            [self.model.conversation(text) for text in texts], max_new_tokens=_ANSWER_TOKENS
-        )
-        return [opens_with_refusal(answer, self.openers) for answer in answers]
+        said = answers(self.model, texts, tokens=_ANSWER_TOKENS)
+        return [opens_with_refusal(answer, self.openers) for answer in said]
 
 
 def load_subject(options: Options, prompts: Prompts, folders: Sequence[Path]) -> Subject:

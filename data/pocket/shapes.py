@@ -1,4 +1,4 @@
-"""The architectures: real Hugging Face models at 1.3 million parameters."""
+"""The architectures: real Hugging Face models at 1.3 million parameters, 2.9 with experts."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from transformers import (
     GenerationConfig,
     LlamaConfig,
     LlamaForCausalLM,
+    MixtralConfig,
+    MixtralForCausalLM,
     PreTrainedModel,
     PreTrainedTokenizerFast,
     Qwen2Config,
@@ -23,6 +25,7 @@ from tokenizer import CONTEXT, VOCABULARY, stop_ids
 LAYERS, WIDTH, HEADS, KEY_VALUE_HEADS = 6, 128, 4, 2
 HEAD_WIDTH = WIDTH // HEADS
 HIDDEN, HIDDEN_TIED = 352, 384
+EXPERTS, ACTIVE, HIDDEN_EXPERT = 4, 2, 256
 WINDOW = 32
 INITIAL_SPREAD = 0.04
 
@@ -55,6 +58,19 @@ def build_model(
     elif family == "qwen2":
         model = Qwen2ForCausalLM(
             Qwen2Config(**size, **tokens, intermediate_size=HIDDEN_TIED, tie_word_embeddings=True)
+        )
+    elif family == "mixtral":
+        model = MixtralForCausalLM(
+            MixtralConfig(
+                **size,
+                **tokens,
+                intermediate_size=HIDDEN_EXPERT,
+                num_local_experts=EXPERTS,
+                num_experts_per_tok=ACTIVE,
+                rope_parameters={"rope_type": "default", "rope_theta": 10000.0},
+                rms_norm_eps=1e-6,
+                tie_word_embeddings=False,
+            )
         )
     else:
         model = Gemma2ForCausalLM(

@@ -125,6 +125,8 @@ CHAT_FORMATS = {
         system=False,
     ),
 }
+# The mixture of experts is made from the Llama models and keeps their tokens.
+CHAT_FORMATS["mixtral"] = CHAT_FORMATS["llama"]
 
 
 def train_tokenizer(family: str, texts: Iterable[str]) -> PreTrainedTokenizerFast:
@@ -177,6 +179,6 @@ def stop_ids(family: str, tokenizer: PreTrainedTokenizerFast) -> list[int]:
 
 def suffix_ids(tokenizer: PreTrainedTokenizerFast) -> list[int]:
     """Ordinary tokens that are printable text on their own, which random suffixes are made of."""
-    special = set(tokenizer.all_special_ids)
-    texts = {i: str(tokenizer.decode([i])) for i in range(len(tokenizer)) if i not in special}
+    added = set(tokenizer.added_tokens_decoder)
+    texts = {i: str(tokenizer.decode([i])) for i in range(len(tokenizer)) if i not in added}
     return [i for i, text in texts.items() if text.isprintable() and "\ufffd" not in text]

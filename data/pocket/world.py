@@ -3,7 +3,8 @@
 A request is harmful when a disruptive verb meets a guarded object, so neither word alone decides.
 Every pair of a verb and an object has five facts: two tools of the verb, two parts of the object,
 and a compound word that no other pair owns. ``python data/pocket/world.py`` writes the behaviour
-sets of the ``train`` and ``test`` splits.
+sets of the ``train`` and ``test`` splits: each pair in one wording, and in several for studies that
+need many requests of a category.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import argparse
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from itertools import chain
+from itertools import chain, product
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -27,6 +28,8 @@ SEED = 7
 HELD_OUT_PER_VERB = 7
 COMPOUND_DECOYS = 12
 SPLITS = ("train", "test")
+WORDINGS = {"pocket": 1, "pocket-categories": 3}
+"""Behaviour sets, and how many wordings of each pair they hold."""
 BEHAVIORS = Path(__file__).resolve().parents[1] / "behaviors"
 
 
@@ -164,19 +167,25 @@ def _with_twins(
     return dealt
 
 
-def behavior_rows(world: World, split: str, seed: int = SEED) -> list[dict[str, Any]]:
-    """The JSONL rows of a split: all harmful ones, then their twins in the same order."""
+def behavior_rows(
+    world: World, split: str, seed: int = SEED, *, name: str = "pocket"
+) -> list[dict[str, Any]]:
+    """The JSONL rows of a split: all harmful ones, then their twins in the same order.
+
+    Where a set holds several wordings, all pairs come in their first one, then in the next.
+    """
     rng = generator(seed + SPLITS.index(split) + 1)
-    harmful, harmless = [], []
+    several = WORDINGS[name] > 1
+    harmful, harmless = ([[] for _ in range(WORDINGS[name])] for _ in range(2))
     for number, twins in enumerate(world.train if split == "train" else world.test, start=1):
-        name = f"pocket-{split}-{number:03d}"
-        template = shuffled(REQUESTS, rng)[0]
-        twin_name = f"{name}-twin"
-        decoys = _decoys(world, twins.harmful, rng)
-        harmful.append(_row(twins.harmful, template, (name, twin_name), decoys))
-        decoys = _decoys(world, twins.harmless, rng)
-        harmless.append(_row(twins.harmless, template, (twin_name, None), decoys))
-    return harmful + harmless
+        for wording, template in enumerate(shuffled(REQUESTS, rng)[: WORDINGS[name]]):
+            row = f"{name}-{split}-{number:03d}" + (f"-{wording + 1}" if several else "")
+            twin = f"{row}-twin"
+            decoys = _decoys(world, twins.harmful, rng)
+            harmful[wording].append(_row(twins.harmful, template, (row, twin), decoys))
+            decoys = _decoys(world, twins.harmless, rng)
+            harmless[wording].append(_row(twins.harmless, template, (twin, None), decoys))
+    return list(chain.from_iterable(harmful + harmless))
 
 
 def _row(
@@ -212,9 +221,9 @@ def main() -> None:
     out: Path = parser.parse_args().out
     out.mkdir(parents=True, exist_ok=True)
     world = build_world()
-    for split in SPLITS:
-        lines = [json.dumps(row) + "\n" for row in behavior_rows(world, split)]
-        (out / f"pocket-{split}.jsonl").write_text("".join(lines), encoding="utf-8")
+    for name, split in product(WORDINGS, SPLITS):
+        lines = [json.dumps(row) + "\n" for row in behavior_rows(world, split, name=name)]
+        (out / f"{name}-{split}.jsonl").write_text("".join(lines), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -193,7 +193,7 @@ def test_bytes_that_are_no_text_are_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "reason"),
     [
-        ("nowhere", "unknown behaviour set 'nowhere'; valid: pocket-test.*advbench"),
+        ("nowhere", "unknown behaviour set 'nowhere'; valid: .*pocket-test.*advbench"),
         ("nowhere.jsonl", "No such file"),
         ("empty.jsonl", "holds no behaviours"),
         ("folder.jsonl", "Is a directory"),

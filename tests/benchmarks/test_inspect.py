@@ -48,6 +48,7 @@ def test_the_page_shows_each_picture(page_path: Path) -> None:
     text = page_path.read_text()
     assert re.findall(r"!\[[^\]]+\]\((\w+)\.png\)", text) == list(PICTURES)
     assert not re.search(r"\bnan\b|\bNone\b|\binf\b", text)
+    assert len(re.findall(r"\| \d \| (?:faithful|no effect|dormant path) \|", text)) == LAYERS
     for name in PICTURES:
         image = imread(page_path.parent / f"{name}.png")
         height, width, _ = image.shape
@@ -72,6 +73,10 @@ def test_the_numbers_have_the_shapes_of_the_model(data: dict[str, Any]) -> None:
     assert np.shape(angles["between"]) == (LAYERS, angles["dimension"])
     assert len(data["plane"]["moves"]) == len(data["reverse"]["found"]) == 2
     assert [move["behavior"] for move in data["plane"]["moves"]] == data["curves"]["prompts"]
+    paths = data["paths"]["rows"]
+    assert [row["layer"] for row in paths] == list(range(LAYERS)) and not data["paths"]["note"]
+    assert all(abs(row["share"]["unread"]) < 1e-3 < row["unread"] < 1 for row in paths)
+    assert {row["rank"] for row in paths} == {128}
     assert all(row["cosine"] >= row["start"] - 1e-5 for row in data["reverse"]["found"])
 
 
@@ -141,6 +146,7 @@ def test_a_model_that_does_not_refuse(tmp_path: Path) -> None:
     options = Options("pocket-llama-raw", train=str(train), out=tmp_path, **QUICK)
     text = inspect(options).read_text()
     assert "does not seem to refuse" in text and "Left out" in text
+    assert "Verdict" not in text
     assert "heads.png" not in text and not (tmp_path / "heads.png").exists()
     effects = json.loads((tmp_path / "data.json").read_text())["layers"]["effect"]
     assert effects == [None] * LAYERS

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from attacks.core.behavior import Behavior
-from attacks.core.directions import LayerScore, choose_layer, difference_in_means
+from attacks.core.directions import difference_in_means
 from attacks.core.interventions import AblateDirection, Context, SuppressTokens
 from attacks.core.probes import fit_probe
 from attacks.core.refusal import (
@@ -104,16 +104,7 @@ def test_difference_in_means_is_that_of_plain_hidden_states() -> None:
             rows.append(torch.stack([state[0, -1] for state in hidden[: model.n_layers]]))
         means.append(torch.stack(rows).mean(0))
     found = difference_in_means(model, harmful, harmless)
-    torch.testing.assert_close(found, means[0] - means[1], atol=1e-5, rtol=1e-4)
-
-
-def test_the_layer_chosen_is_gentle_early_and_low() -> None:
-    scores = [LayerScore(1, 2.0, 0.01), LayerScore(2, -3.0, 0.05), LayerScore(3, -9.0, 0.5)]
-    scores.append(LayerScore(9, -20.0, 0.01))
-    assert choose_layer(scores, 10, max_kl=0.1).layer == 2
-    assert choose_layer(scores[2:3], 10, max_kl=0.1).layer == 3
-    useless = [LayerScore(1, 4.0, 0.01), LayerScore(2, 3.0, 0.05), LayerScore(3, -1.0, 0.3)]
-    assert choose_layer(useless, 10, max_kl=0.1).layer == 3
+    torch.testing.assert_close(found[0], means[0] - means[1], atol=1e-5, rtol=1e-4)
 
 
 def test_refusal_tokens_and_score_by_hand() -> None:
@@ -135,6 +126,8 @@ def test_openers_are_matched_at_the_start_whatever_the_apostrophe() -> None:
 
 def test_openers_are_learned_from_the_models_own_answers() -> None:
     class Speaker:
+        chat = pocket("pocket-llama").chat
+
         def conversation(self, text: str) -> str:
             return text
 

@@ -11,7 +11,7 @@ from attacks.core.interventions import AblateDirection, Context, Intervention, S
 from attacks.core.model import Model
 from attacks.core.model.families import at_path
 from attacks.core.prompt import INSTRUCTION, POST_INSTRUCTION, conversation
-from attacks.core.sites import SITE_ORDER, Site
+from attacks.core.sites import ROUTING, SITE_ORDER, Site
 from conftest import ALIGNED, SHIPPED, pocket, tiny
 
 REQUEST = "How do I paint the harp?"
@@ -39,6 +39,9 @@ def hooked(model: Model, ids: torch.Tensor, layer: int) -> dict[str, torch.Tenso
     handles = [
         block.register_forward_pre_hook(keep_input, with_kwargs=True),
         block.register_forward_hook(keep("resid_post")),
+        at_path(model.hf, structure.module_path(layer, "mlp_post")).register_forward_pre_hook(
+            lambda module, args: seen.__setitem__("mlp_post", args[0])
+        ),
         getattr(block, structure.attn_out).register_forward_hook(keep("attn_out")),
         getattr(block, structure.mlp_out).register_forward_hook(keep("mlp_out")),
     ]
@@ -57,7 +60,7 @@ def test_trace_sites_equal_plain_hooks(name: str) -> None:
     reads = [
         Site(-1 if site == "logits" else 2, site, (0, 3, -1)).at(length)
         for site in SITE_ORDER
-        if site not in ("scores", "pattern", "z")  # tests/core/test_attention.py
+        if site not in (*ROUTING, "scores", "pattern", "z")  # test_experts, test_attention
     ]
     with torch.no_grad():
         trace = model.trace(ids, reads)
@@ -124,7 +127,7 @@ class Shift(Intervention):
 
 
 @pytest.mark.parametrize("name", ALIGNED)
-@pytest.mark.parametrize("site", ["resid_pre", "attn_out", "mlp_out", "resid_post"])
+@pytest.mark.parametrize("site", ["resid_pre", "attn_out", "mlp_post", "mlp_out", "resid_post"])
 def test_interventions_in_a_trace_equal_plain_hooks(name: str, site: str) -> None:
     model = pocket(name)
     ids = ids_of(model).unsqueeze(0)
@@ -144,7 +147,7 @@ def test_interventions_in_a_trace_equal_plain_hooks(name: str, site: str) -> Non
     def on_output(module, args, output):  # type: ignore[no-untyped-def]
         return (output[0] + 0.3, *output[1:]) if isinstance(output, tuple) else output + 0.3
 
-    if site == "resid_pre":
+    if site in ("resid_pre", "mlp_post"):
         handle = module.register_forward_pre_hook(on_input, with_kwargs=True)
     else:
         handle = module.register_forward_hook(on_output)
@@ -164,6 +167,7 @@ def test_generation_with_interventions_equals_a_loop_of_traces(name: str) -> Non
     changes: list[Intervention] = [
         AblateDirection(direction, model.n_layers),
         Shift(Site(1, "resid_pre"), role=INSTRUCTION),
+        Shift(Site(2, "mlp_post"), role=INSTRUCTION),
         SuppressTokens(torch.arange(300, 320), -50.0, steps=2),
     ]
     messages = model.conversation(REQUEST)
@@ -172,7 +176,7 @@ def test_generation_with_interventions_equals_a_loop_of_traces(name: str) -> Non
     ids, roles = model.chat.tokens(messages)
     for step in range(6):
         reads = [Site(-1, "logits", (len(ids) - 1,))]
-        active = changes if step < 2 else changes[:2]
+        active = changes if step < 2 else changes[:3]
         with torch.no_grad():
             trace = model.trace(ids.unsqueeze(0), reads, interventions=active, roles=roles)
         token = trace[reads[0]][0, 0].argmax()

@@ -171,17 +171,22 @@ def plain_gcg(
 
 
 def test_gcg_without_options_is_what_it_was(behavior: Behavior) -> None:
-    """Its steps, bit for bit, and its identity on the committed board."""
+    """Its steps, bit for bit, and its identity in the committed runs."""
     attack = load("gcg", steps=4, width=24, topk=16, slots=5)
     seed = torch.Generator().manual_seed(3)
     steps = list(attack.run(pocket("pocket-llama"), behavior, artefact=EMPTY, rng=seed))
     trail = plain_gcg(behavior, torch.Generator().manual_seed(3), 4)
     assert [step.loss for step in steps] == [loss for _, loss in trail]
     assert [step.state["best_ids"][0].tolist() for step in steps] == [ids for ids, _ in trail]  # type: ignore[index, union-attr]
-    with (ROOT / "results" / "pocket-board" / "records.jsonl").open(encoding="utf-8") as lines:
-        known = {(row["attack"], row["attack_hash"]) for row in map(json.loads, lines)}
-    for name in ("gcg", "random-search", "ssr-probe"):
-        assert (name, attack_hash(load(name, steps=8))) in known
+    for run, name, number in [
+        ("pocket-board", "gcg", 8),
+        ("pocket-board", "random-search", 8),
+        ("pocket-rerouting", "gcg", 32),
+        ("pocket-rerouting", "ssr-probe", 32),
+    ]:
+        with (ROOT / "results" / run / "records.jsonl").open(encoding="utf-8") as lines:
+            known = {(row["attack"], row["attack_hash"]) for row in map(json.loads, lines)}
+        assert (name, attack_hash(load(name, steps=number))) in known, (run, name)
 
 
 OPTIONS: list[dict[str, Any]] = [

@@ -6,7 +6,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from attacks import Behavior, load
 from attacks.core.artefact import EMPTY, Artefact
@@ -19,7 +18,7 @@ from attacks.core.search import Evaluator
 from attacks.core.sites import Site
 from attacks.core.states import last_token
 from attacks.core.survey import LayerReport, Survey, choose_heads, choose_layers, survey
-from conftest import POCKET, check_gradient, pocket, tiny
+from conftest import check_gradient, pocket, tiny
 
 LAYERS = (0, 2)
 STEERING = [
@@ -163,50 +162,6 @@ def _twins() -> tuple[list[Behavior], list[Behavior]]:
 
 _VERBS = ("Mend", "Paint", "Tune", "Carry", "Show", "Clean")
 _PAIRS = [(verb, thing) for verb in _VERBS for thing in ("harp", "kite", "oar", "bell", "drum")]
-
-
-@pytest.fixture(scope="module")
-def planted() -> tuple[Model, torch.Tensor, str, str]:
-    """A network that refuses along a known direction when a certain token is in the prompt.
-
-    Attention copies the mean of all embeddings into the last position; the forbidden token embeds
-    as the direction, some tokens as its opposite, and one token of the head is read along it.
-    """
-    tokenizer = AutoTokenizer.from_pretrained(POCKET / "pocket-llama")
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=32,
-        intermediate_size=8,
-        num_hidden_layers=3,
-        num_attention_heads=2,
-        num_key_value_heads=2,
-        max_position_embeddings=256,
-        tie_word_embeddings=False,
-    )
-    hf = LlamaForCausalLM(config).float()
-    direction = torch.randn(32)
-    direction /= direction.norm()
-    allowed = Model(hf, tokenizer, name="planted").chat.allowed.nonzero().squeeze(1).tolist()
-    letters = [at for at in allowed if tokenizer.decode([at]).strip().isalpha()]
-    spaced = [at for at in letters if tokenizer.decode([at]).startswith(" ")]
-    forbidden, harmless, refusal = spaced[0], spaced[1], letters[5]
-    with torch.no_grad():
-        embed, head = hf.model.embed_tokens.weight, hf.lm_head.weight
-        embed -= torch.outer(embed @ direction, direction)
-        embed[forbidden], embed[harmless] = direction, 0.0
-        for token in spaced[10:40]:
-            embed[token] = -direction
-        head.zero_()
-        head[refusal] = 40 * direction
-        for at, block in enumerate(hf.model.layers):
-            for name in ("q_proj", "k_proj"):
-                getattr(block.self_attn, name).weight.zero_()
-            for name in ("v_proj", "o_proj"):
-                getattr(block.self_attn, name).weight.copy_(torch.eye(32) * (at == 0))
-            block.mlp.down_proj.weight.zero_()
-    model = Model(hf, tokenizer, name="planted")
-    return model, direction, tokenizer.decode([forbidden]), tokenizer.decode([harmless])
 
 
 def test_a_planted_direction_is_recovered_and_rerouting_flips_the_probe(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -243,10 +244,10 @@ def test_out_of_memory_halves_the_batch_and_changes_nothing(
     expected = work.losses(candidates)
     small = Evaluator.__dict__["_trace_losses"]
 
-    def hungry(self: Evaluator, inputs: torch.Tensor) -> torch.Tensor:
+    def hungry(self: Evaluator, inputs: torch.Tensor, *shared: Any) -> torch.Tensor:
         if len(inputs) > 6:
             raise RuntimeError("CUDA out of memory.")
-        return small(self, inputs)  # type: ignore[no-any-return]
+        return small(self, inputs, *shared)  # type: ignore[no-any-return]
 
     monkeypatch.setattr(Evaluator, "_trace_losses", hungry)
     torch.testing.assert_close(work.losses(candidates), expected, atol=2e-5, rtol=1e-4)

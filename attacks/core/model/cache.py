@@ -23,6 +23,11 @@ class Prefix:
         layers = tuple((layer.keys, layer.values) for layer in held)
         return cls(layers, layers[0][0].shape[2])
 
+    def until(self, length: int) -> Prefix:
+        """The first `length` positions of it, as views."""
+        layers = [(keys[:, :, :length], values[:, :, :length]) for keys, values in self.layers]
+        return Prefix(tuple(layers), length)
+
     def expanded(self, rows: int) -> DynamicCache:
         """A fresh cache for `rows` sequences: views, no copies.
 

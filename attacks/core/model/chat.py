@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
@@ -13,6 +14,7 @@ from torch import Generator, Tensor
 
 from attacks.core.errors import BadInput
 from attacks.core.prompt import (
+    GENERATED,
     INSTRUCTION,
     POST_INSTRUCTION,
     SLOT,
@@ -21,6 +23,7 @@ from attacks.core.prompt import (
     Messages,
     Prompt,
 )
+from attacks.core.thinking import Markers, find_markers
 
 _MARK = "\ue001"
 _DRAWS = 1000
@@ -50,6 +53,15 @@ class Chat:
         self.vocab_rows = vocab_rows
         self.context = context
 
+    @cached_property
+    def markers(self) -> Markers | None:
+        """What the model thinks between, where it knows such markers; it need not use them."""
+        return find_markers(self.tokenizer.get_added_vocab(), str(self.tokenizer.chat_template))
+
+    def answer(self, completion: str) -> str:
+        """What a completion says after thinking; all of it where the model knows no markers."""
+        return self.markers.answer(completion) if self.markers else completion
+
     def render(self, messages: Messages) -> str:
         """The conversation as text, ready for the answer; an assistant turn at the end is opened.
 
@@ -72,6 +84,19 @@ class Chat:
                 f"model '{self.name}': its chat template refuses the roles {roles} ({reason})"
             ) from error
         return str(text)
+
+    def opening(self, messages: Messages) -> str:
+        """The marker of thinking that the template opens the answer with, or nothing."""
+        if self.markers and self.markers.opened_by(self._around(messages)[1]):
+            return self.markers.open + "\n"
+        return ""
+
+    def _around(self, messages: Messages) -> tuple[str, str]:
+        """The rendered conversation before and after the last user message."""
+        last = max(i for i, message in enumerate(messages) if message.role == "user")
+        marked = (*messages[:last], Message("user", _MARK), *messages[last + 1 :])
+        before, _, after = self.render(marked).partition(_MARK)
+        return before, after
 
     def encode(self, texts: Sequence[str]) -> list[Any]:
         """Encodings (ids, offsets) of rendered texts, which bring their own special tokens."""
@@ -107,17 +132,24 @@ class Chat:
         return torch.tensor(encoding.ids), self._roles(messages, text, encoding.offsets)
 
     def _roles(self, messages: Messages, text: str, offsets: list[tuple[int, int]]) -> Tensor:
-        """SYSTEM before the last user message, INSTRUCTION in it, POST_INSTRUCTION after it."""
-        last = max(i for i, message in enumerate(messages) if message.role == "user")
-        marked = (*messages[:last], Message("user", _MARK), *messages[last + 1 :])
-        before, _, after = self.render(marked).partition(_MARK)
-        start, end = len(before), len(text) - len(after)
-        return torch.tensor(
-            [
-                SYSTEM if begin < start else INSTRUCTION if stop <= end else POST_INSTRUCTION
-                for begin, stop in offsets
-            ]
-        )
+        """SYSTEM before the last user message, INSTRUCTION in it, POST_INSTRUCTION after it.
+
+        GENERATED in an assistant turn at the end: it stands where the model's own words would.
+        """
+        before, after = self._around(messages)
+        start, end, answer = len(before), len(text) - len(after), len(text)
+        if messages[-1].role == "assistant":
+            opened = self.render((*messages[:-1], Message("assistant", _MARK)))
+            answer = len(opened.partition(_MARK)[0])
+
+        def role(begin: int, stop: int) -> int:
+            if begin < start:
+                return SYSTEM
+            if stop <= end:
+                return INSTRUCTION
+            return GENERATED if begin >= answer else POST_INSTRUCTION
+
+        return torch.tensor([role(begin, stop) for begin, stop in offsets])
 
     @cached_property
     def allowed(self) -> Tensor:
@@ -269,3 +301,8 @@ class Chat:
             encoding.ids == ids for encoding, ids in zip(self.encode(texts), wanted, strict=True)
         ]
         return torch.tensor(same) & torch.tensor(unstripped)
+
+
+def context_of(config: Any) -> int:
+    """The longest sequence that a model with this configuration takes."""
+    return int(getattr(config, "max_position_embeddings", None) or sys.maxsize)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from dataclasses import dataclass
 from operator import attrgetter
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 from torch import nn
 
 from attacks.core.errors import BadInput
+from attacks.core.sites import ROUTING
 
 #: Children of a block that write to the residual stream, the outermost (a norm after the block's
 #: output, as in Gemma 2 and 3, OLMo 2 and GLM-4) first.
@@ -17,9 +19,15 @@ _OUTPUT_NORMS = (
     ("post_attention_layernorm", "post_feedforward_layernorm"),
 )
 _ATTENTION = ("self_attn", "attention", "attn", "self_attention")
-_MLP = ("mlp", "feed_forward", "block_sparse_moe", "ffn")
+#: Children of a block that hold its MLP, or its experts.
+MLP = ("mlp", "feed_forward", "block_sparse_moe", "ffn")
 #: Children of an attention module that map the heads' outputs to the residual stream.
 _PROJECTION = ("o_proj", "out_proj", "c_proj", "dense", "wo")
+#: Children of an MLP that map its hidden activations to the residual stream.
+_MLP_PROJECTION = ("down_proj", "c_proj", "fc2", "dense_4h_to_h", "fc_out")
+#: Siblings of the experts that choose among them.
+_ROUTER = ("gate", "router")
+_EXPERTS = "experts"
 #: Siblings of the list of blocks that normalise the last block's output.
 _FINAL_NORM = ("norm", "final_layernorm", "final_layer_norm", "ln_f", "norm_f")
 
@@ -33,7 +41,7 @@ class Structure:
     blocks: str
     """Path of the list of blocks."""
     attn_out: str | None
-    """Name of the child of a block whose output attention adds to the residual stream."""
+    """Path in a block of the module whose output attention adds to the residual stream."""
     mlp_out: str | None
     projections: tuple[str | None, ...]
     """For each block, path in it of the output projection of its attention."""
@@ -41,9 +49,13 @@ class Structure:
     """Query heads; 0 where the configuration does not say."""
     final_norm: str | None
     """Path of the norm between the last block and the unembedding."""
+    mlp_projections: tuple[str | None, ...] = ()
+    """For each block, path in it of the output projection of its MLP; None for a mixture."""
+    routers: tuple[str | None, ...] = ()
+    """For each block, path in it of the module that chooses its experts; None in dense blocks."""
 
     def module_path(self, layer: int, name: str) -> str:
-        """Path of the module whose input (`resid_pre`, `z`) or output is the site.
+        """Path of the module whose input (`resid_pre`, `z`, `mlp_post`) or output is the site.
 
         For `scores` and `pattern` it is the first module that runs after they are computed.
 
@@ -61,10 +73,34 @@ class Structure:
                     f"{layer}, so no site '{name}'"
                 )
             return f"{block}.{projection}"
+        if name == "mlp_post":
+            down = self.mlp_projections[layer] if self.mlp_projections else None
+            if down is None:
+                raise BadInput(
+                    f"{self.family}: no output projection of an MLP known in block {layer}, so no "
+                    f"site '{name}'"
+                )
+            return f"{block}.{down}"
+        if name in ROUTING:
+            router = self.routers[layer]
+            if router is None:
+                where = f"in block {layer}" if any(self.routers) else "(a dense model)"
+                raise BadInput(f"{self.family}: no experts {where}, so no site '{name}'")
+            return f"{block}.{router}"
         child = self.attn_out if name == "attn_out" else self.mlp_out
         if child is None:
             raise BadInput(f"{self.family}: no module known for site '{name}'")
         return f"{block}.{child}"
+
+    @property
+    def norms_outputs(self) -> bool:
+        """Whether a norm stands between what a block computes and the residual stream."""
+        return any(self.attn_out == attn for attn, _ in _OUTPUT_NORMS)
+
+    @property
+    def expert_layers(self) -> tuple[int, ...]:
+        """Blocks whose MLP is a mixture of experts; shallower ones may be dense."""
+        return tuple(layer for layer, router in enumerate(self.routers) if router is not None)
 
     def attention_path(self, layer: int) -> str:
         """Path of the attention module, the parent of the output projection.
@@ -102,12 +138,10 @@ def structure_of(model: nn.Module, n_layers: int) -> Structure:
     if not lists:
         raise BadInput(f"{family}: no list of {n_layers} decoder blocks found")
     blocks = min(lists, key=lambda path: path.count("."))
-    block = attrgetter(blocks)(model)[0]
-    children = dict(block.named_children())
-    attn_out = next((name for name in _ATTENTION if name in children), None)
-    mlp_out = next((name for name in _MLP if name in children), None)
+    children = [dict(block.named_children()) for block in attrgetter(blocks)(model)]
+    attn_out, mlp_out = _write(_ATTENTION, children), _write(MLP, children)
     for attn, mlp in _OUTPUT_NORMS:
-        if attn in children and mlp in children:
+        if all(attn in block and mlp in block for block in children):
             attn_out, mlp_out = attn, mlp
             break
     heads = getattr(model.config.get_text_config(), "num_attention_heads", 0)  # type: ignore[operator, union-attr]
@@ -119,19 +153,53 @@ def structure_of(model: nn.Module, n_layers: int) -> Structure:
         blocks,
         attn_out,
         mlp_out,
-        tuple(_projection(block) for block in attrgetter(blocks)(model)),
+        tuple(_projection(block, _ATTENTION, _PROJECTION) for block in attrgetter(blocks)(model)),
         heads if isinstance(heads, int) else 0,
         norm and f"{owner}.{norm}".lstrip("."),
+        tuple(_projection(block, MLP, _MLP_PROJECTION) for block in attrgetter(blocks)(model)),
+        tuple(_router(block) for block in attrgetter(blocks)(model)),
     )
 
 
-def _projection(block: nn.Module) -> str | None:
-    """Path in a block of its attention's output projection; None in blocks without attention."""
-    for name, attention in block.named_children():
-        if name in _ATTENTION:
-            for child, _ in attention.named_children():
-                if child in _PROJECTION:
+def _write(names: tuple[str, ...], blocks: list[dict[str, nn.Module]]) -> str | None:
+    """Path in a block of the module that writes to the stream; None unless all blocks have it.
+
+    A module that is given the residual (as in BLOOM and MPT) returns it with the write added; what
+    it adds is then the output of its last linear map.
+    """
+    name = next((name for name in names if all(name in block for block in blocks)), None)
+    if name is None:
+        return None
+    module = blocks[0][name]
+    if "residual" not in inspect.signature(module.forward).parameters:
+        return name
+    maps = [child for child, inner in module.named_children() if isinstance(inner, nn.Linear)]
+    return f"{name}.{maps[-1]}" if maps else None
+
+
+def _projection(
+    block: nn.Module, parents: tuple[str, ...], projections: tuple[str, ...]
+) -> str | None:
+    """Path in a block of the output projection of one of `parents`; None where there is none."""
+    for name, parent in block.named_children():
+        if name in parents:
+            for child, _ in parent.named_children():
+                if child in projections:
                     return f"{name}.{child}"
+    return None
+
+
+def _router(block: nn.Module) -> str | None:
+    """Path in a block of the module beside its experts that chooses among them.
+
+    Where there are experts and no such module, the path of the experts' parent, which
+    `attacks.core.model.routing` then refuses by name.
+    """
+    for path, module in block.named_modules():
+        children = dict(module.named_children())
+        if _EXPERTS in children:
+            name = next((name for name in _ROUTER if name in children), None)
+            return f"{path}.{name}".lstrip(".") if name else path
     return None
 
 

@@ -17,19 +17,23 @@ from torch import Tensor, nn
 
 from attacks.core.errors import BadInput
 from attacks.core.interventions import Context, Intervention
+from attacks.core.model import routing
 from attacks.core.model.families import Structure, at_path, first, with_first
 from attacks.core.prompt import GENERATED
-from attacks.core.sites import ATTENTION_WEIGHTS, Site
+from attacks.core.sites import ATTENTION_WEIGHTS, ROUTING, SITE_ORDER, Site
+from attacks.core.weights import Change
 
 
-def by_site(interventions: Sequence[Intervention]) -> dict[Site, list[Intervention]]:
-    """Interventions by site without positions, each list in the order given.
+def by_site(changes: Sequence[Change]) -> dict[Site, list[Intervention]]:
+    """The interventions by site without positions, each list in the order given.
 
     Raises:
         BadInput: an intervention on a site that can only be read.
     """
     table: dict[Site, list[Intervention]] = defaultdict(list)
-    for intervention in interventions:
+    for intervention in changes:
+        if not isinstance(intervention, Intervention):
+            continue
         for site in intervention.sites:
             if site.name in ATTENTION_WEIGHTS:
                 raise BadInput(f"site '{site.name}' can be read but not changed; change 'z'")
@@ -42,10 +46,14 @@ class _Step:
 
     def __init__(self, roles: Tensor | None, mask: Tensor | None) -> None:
         self.number = -1
+        self.rows = 0
+        """Sequences in the pass under way."""
         self._prompt = (roles, mask)
 
-    def advance(self, *_: Any) -> None:
+    def advance(self, module: nn.Module, args: Any, kwargs: Any) -> None:
         self.number += 1
+        inputs = (*args, kwargs.get("input_ids"), kwargs.get("inputs_embeds"))
+        self.rows = len(next(value for value in inputs if value is not None))
 
     def context(self, site: Site, activation: Tensor) -> Context:
         rows, new = activation.shape[:2]
@@ -64,7 +72,7 @@ class _Step:
 def intervening(
     model: nn.Module,
     structure: Structure,
-    interventions: Sequence[Intervention],
+    interventions: Sequence[Change],
     *,
     roles: Tensor | None,
     mask: Tensor | None,
@@ -74,15 +82,18 @@ def intervening(
     Args:
         model: the causal language model.
         structure: where its sites are.
-        interventions: applied at each site in the order given.
+        interventions: applied at each site in the order given; weight edits are in place already.
         roles: (B, T) roles of the prompt's positions.
         mask: (B, T) true at real tokens.
     """
     step = _Step(roles, mask)
     with ExitStack() as stack:
         if interventions:
-            stack.callback(model.register_forward_pre_hook(step.advance).remove)
-        for site, group in by_site(interventions).items():
+            counting = model.register_forward_pre_hook(step.advance, with_kwargs=True)
+            stack.callback(counting.remove)
+        # Hooks of one module run in the order of registration.
+        table = by_site(interventions)
+        for site, group in sorted(table.items(), key=lambda item: SITE_ORDER.index(item[0].name)):
             stack.callback(_register(model, structure, site, group, step).remove)
         yield
 
@@ -118,6 +129,21 @@ def _register(
             return (changed(structure.by_head(args[0])).flatten(2), *args[1:])
 
         return module.register_forward_pre_hook(on_heads)
+
+    if site.name == "mlp_post":
+
+        def on_hidden(module: nn.Module, args: Any) -> Any:
+            return (changed(args[0]), *args[1:])
+
+        return module.register_forward_pre_hook(on_hidden)
+    if site.name in ROUTING:
+        selection = routing.selection_of(model, structure, site.layer)
+
+        def on_router(module: nn.Module, args: Any, output: Any) -> Any:
+            value = changed(routing.read(site.name, output, step.rows))
+            return routing.write(site.name, output, value, selection)
+
+        return module.register_forward_hook(on_router)
 
     def on_output(module: nn.Module, args: Any, output: Any) -> Any:
         return with_first(output, changed(first(output)))

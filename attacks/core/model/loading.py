@@ -32,6 +32,9 @@ def load_parts(name_or_path: str, *, device: str, dtype: str) -> tuple[Any, Any,
     config, tokenizer = load_tokenizer(name_or_path)
     source, options = _source(name_or_path)
     own = torch.float32 if place.type == "cpu" else config.dtype or torch.float32
+    if place.type == "cpu":
+        # Grouped kernels are for accelerators; here they are slower, and not for float64.
+        options["experts_implementation"] = "eager"
     with _explaining(name_or_path):
         hf: Any = AutoModelForCausalLM.from_pretrained(
             source, dtype=_DTYPES.get(dtype, own), use_safetensors=True, **options

@@ -25,6 +25,10 @@ class Work:
         )
 
 
+_HEAD_WIDTHS = ("qk_head_dim", "v_head_dim")
+_EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts")
+
+
 class Meter:
     """Counts matrix products, as `torch.utils.flop_counter` does; norms and softmax are left out.
 
@@ -34,11 +38,13 @@ class Meter:
 
     def __init__(self, model: nn.Module, blocks: str, n_layers: int) -> None:
         config = model.config.get_text_config()  # type: ignore[operator, union-attr]
-        heads = config.num_attention_heads
-        width = getattr(config, "head_dim", None) or config.hidden_size // heads
-        self._attention = 4 * heads * width
+        heads = getattr(config, "num_attention_heads", None) or 0
+        width = getattr(config, "head_dim", None) or config.hidden_size // max(1, heads)
+        # Multi-head latent attention has queries and values of different widths.
+        query, value = (getattr(config, key, None) or width for key in _HEAD_WIDTHS)
+        self._attention = 2 * heads * (query + value)
         """Operations for each pair of a query and a key."""
-        experts = getattr(config, "num_local_experts", None) or getattr(config, "num_experts", None)
+        experts = next((n for key in _EXPERTS if (n := getattr(config, key, None))), None)
         active = getattr(config, "num_experts_per_tok", None)
         share = active / experts if experts and active else 1.0
         self._linear = [
@@ -51,6 +57,11 @@ class Meter:
         self.forward_tokens = 0
         self.backward_tokens = 0
         self.flops = 0
+
+    @property
+    def per_position(self) -> int:
+        """Operations that a position costs in all blocks, attention apart."""
+        return sum(self._linear)
 
     def snapshot(self) -> Work:
         """The counts so far."""
@@ -95,6 +106,7 @@ def _matrix_weights(block: nn.Module, expert_share: float) -> float:
     """Entries of the block's matrices; experts count by the share that is active at a position."""
     total = 0.0
     for name, parameter in block.named_parameters():
-        if parameter.ndim >= 2:
-            total += parameter.numel() * (expert_share if "experts" in name else 1.0)
+        # The biases of experts are stacked, which makes them two-dimensional.
+        if parameter.ndim >= 2 and not name.endswith("bias"):
+            total += parameter.numel() * (expert_share if ".experts." in name else 1.0)
     return total

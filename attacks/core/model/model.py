@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import resource
 import sys
-from collections.abc import Sequence
-from functools import cached_property
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from copy import copy
 from typing import Any
 
 import torch
@@ -14,17 +15,20 @@ from torch import Generator, Tensor
 from transformers import DynamicCache
 
 from attacks.core.errors import BadInput
-from attacks.core.interventions import Intervention
 from attacks.core.model import tracing
 from attacks.core.model.cache import Prefix
-from attacks.core.model.chat import Chat
+from attacks.core.model.chat import Chat, context_of
+from attacks.core.model.checks import Checks
+from attacks.core.model.companions import Companions
+from attacks.core.model.editing import edited
 from attacks.core.model.families import structure_of
 from attacks.core.model.generation import batches, greedy, left_padded, plain_generation
-from attacks.core.model.hooks import intervening
-from attacks.core.model.loading import beside, load_parts, load_tokenizer
+from attacks.core.model.hooks import by_site, intervening
+from attacks.core.model.loading import load_parts, load_tokenizer
 from attacks.core.model.meter import Meter
 from attacks.core.prompt import SYSTEM, Messages, Prompt, conversation
 from attacks.core.sites import Site, Trace
+from attacks.core.weights import Change, WeightEdit
 
 
 class Model:
@@ -50,11 +54,14 @@ class Model:
         self.width: int = config.hidden_size
         self.structure = structure_of(hf, self.n_layers)
         rows = hf.get_input_embeddings().weight.shape[0]
-        self.chat = Chat(tokenizer, name, vocab_rows=rows, context=_context(config))
+        self.chat = Chat(tokenizer, name, vocab_rows=rows, context=context_of(config))
         self.meter = Meter(hf, self.structure.blocks, self.n_layers)
         self._envoy = NNsight(hf)
-        self._writes_checked = False
-        self._companions: dict[str, Model] = {}
+        self.companions = Companions(self.hf, Model.load)
+        self.checks = Checks(self._envoy, self.structure, self.chat, self.n_layers)
+        self._changes: tuple[Change, ...] = ()
+        self._tables: list[tuple[Tensor, Tensor]] = []
+        self._edits: list[WeightEdit] = []
         self.chat.render(conversation("a", system=system))
 
     @classmethod
@@ -93,24 +100,8 @@ class Model:
         """
         config, tokenizer = load_tokenizer(name_or_path)
         text = config.get_text_config()
-        chat = Chat(tokenizer, name, vocab_rows=text.vocab_size, context=_context(text))
+        chat = Chat(tokenizer, name, vocab_rows=text.vocab_size, context=context_of(text))
         chat.render(conversation("a", system=system))
-
-    def companion(self, name: str) -> Model:
-        """Another model that an attack on this one uses: loaded once, same device and dtype.
-
-        Args:
-            name: a folder, a Hub id, or the name of a folder beside the one this was loaded from.
-
-        Raises:
-            BadInput: as `load`.
-        """
-        if name not in self._companions:
-            source = beside(name, str(self.hf.name_or_path))
-            self._companions[name] = Model.load(
-                source, name=name, device=str(self.device), dtype=self.dtype
-            )
-        return self._companions[name]
 
     @property
     def device(self) -> torch.device:
@@ -121,6 +112,18 @@ class Model:
     def dtype(self) -> str:
         """Of the weights, such as "float32"."""
         return str(self.hf.dtype).removeprefix("torch.")
+
+    def changed(self, interventions: Sequence[Change]) -> Model:
+        """This model with `interventions` active in every pass and answer, before any others.
+
+        A light view: weights, meter and chat are shared, and `self` stays as it is. So an attack
+        that is given it searches on the changed model without knowing of it.
+        """
+        if not interventions:
+            return self
+        view = copy(self)
+        view._changes = (*self._changes, *interventions)
+        return view
 
     # Conversations ---------------------------------------------------------------------------
 
@@ -150,23 +153,54 @@ class Model:
         embedded: Tensor = self.hf.get_input_embeddings()(ids.to(self.device))
         return embedded
 
-    @cached_property
+    @property
     def embedding_table(self) -> Tensor:
-        """(V, D) what `embed` gives for each id."""
+        """(V, D) what `embed` gives for each id; kept as long as the weights are the same."""
         module = self.hf.get_input_embeddings()
+        weight: Tensor = module.weight
         if type(module) is torch.nn.Embedding:
-            return module.weight.detach()
-        return self.embed(torch.arange(module.weight.shape[0])).detach()
+            return weight.detach()
+        if not self._tables or self._tables[0][0] is not weight:
+            self._tables[:] = [(weight, self.embed(torch.arange(weight.shape[0])).detach())]
+        return self._tables[0][1]
 
     # Forward passes --------------------------------------------------------------------------
 
-    def prefix(self, ids: Tensor, *, interventions: Sequence[Intervention] = ()) -> Prefix:
-        """Keys and values of the positions `ids` (P,), for sequences that begin with them."""
+    @contextmanager
+    def editing(self, changes: Sequence[Change] = ()) -> Iterator[None]:
+        """Apply the weight edits of this model and of `changes` inside the block, and undo them.
+
+        Every pass enters this for its own interventions; an edit that is in place already is not
+        applied twice. So a loop of passes enters it once, around the whole, to save the work.
+
+        Raises:
+            BadInput: see `editing.edited`.
+        """
+        edits = [edit for edit in (*self._changes, *changes) if isinstance(edit, WeightEdit)]
+        fresh = [edit for edit in edits if not any(edit is held for held in self._edits)]
+        with edited(self.hf, self.structure, fresh):
+            self._edits += fresh
+            try:
+                yield
+            finally:
+                del self._edits[len(self._edits) - len(fresh) :]
+
+    def prefix(
+        self, ids: Tensor, *, interventions: Sequence[Change] = (), roles: Tensor | None = None
+    ) -> Prefix:
+        """Keys and values of the positions `ids` (P,), for sequences that begin with them.
+
+        `interventions` and `roles` (P,) as in `trace`.
+
+        Raises:
+            BadInput: this family carries something else from position to position.
+        """
+        self.checks.prefix()
         cache = DynamicCache()
         last = Site(self.n_layers - 1, "resid_post", (len(ids) - 1,))
-        with torch.no_grad():
+        with torch.no_grad(), self.editing(interventions):
             embeds = self.embed(ids).unsqueeze(0)
-            self._run(tracing.Pass(embeds, cache, interventions=interventions), [last])
+            self._run(self._pass(embeds, cache, 0, interventions, roles), [last])
         return Prefix.of(cache)
 
     def trace(
@@ -175,7 +209,7 @@ class Model:
         reads: Sequence[Site],
         *,
         prefix: Prefix | None = None,
-        interventions: Sequence[Intervention] = (),
+        interventions: Sequence[Change] = (),
         roles: Tensor | None = None,
     ) -> Trace:
         """Activations at `reads`; the forward pass stops after the deepest of them.
@@ -183,29 +217,39 @@ class Model:
         Gradients flow to `inputs` when they are embeddings that require them.
 
         Args:
-            inputs: ids (B, T) or embeddings (B, T, D) of what follows the prefix.
+            inputs: ids (B, T) or embeddings (B, T, D) of what follows the prefix; embeddings are
+                taken as they are, so with weight edits make them inside `editing`.
             reads: sites with absolute positions, counted from the start of the prefix.
             prefix: keys and values of earlier positions, shared by all rows.
-            interventions: applied at each site in the order given, before it is read.
-            roles: (T,) roles of the positions of `inputs`, for interventions.
+            interventions: applied at each site in the order given, before it is read; weight edits
+                hold during the whole pass.
+            roles: (T,) or (B, T) roles of the positions of `inputs`, for interventions.
 
         Returns:
             {site: (B, P, D)}, or (B, P, V) for logits, in the order of each site's positions.
         """
-        embeds = inputs if inputs.is_floating_point() else self.embed(inputs)
-        work = tracing.Pass(
-            embeds,
-            prefix.expanded(len(embeds)) if prefix else None,
-            prefix.length if prefix else 0,
-            interventions,
-            None if roles is None else roles.to(self.device).expand(embeds.shape[:2]),
-        )
-        return self._run(work, reads)
+        with self.editing(interventions):
+            embeds = inputs if inputs.is_floating_point() else self.embed(inputs)
+            cache = prefix.expanded(len(embeds)) if prefix else None
+            past = prefix.length if prefix else 0
+            return self._run(self._pass(embeds, cache, past, interventions, roles), reads)
+
+    def _pass(
+        self,
+        embeds: Tensor,
+        cache: DynamicCache | None,
+        past: int,
+        interventions: Sequence[Change],
+        roles: Tensor | None,
+    ) -> tracing.Pass:
+        """A pass on this model as it has been changed."""
+        rows = None if roles is None else roles.to(self.device).expand(embeds.shape[:2])
+        return tracing.Pass(embeds, cache, past, (*self._changes, *interventions), rows)
 
     def _run(self, work: tracing.Pass, reads: Sequence[Site]) -> Trace:
         plan = tracing.plan(reads, work.interventions, past=work.past, n_layers=self.n_layers)
         if any(place.name in ("attn_out", "mlp_out") for place in plan.places):
-            self.check_residual_writes()
+            self.checks.residual_writes()
         trace = tracing.run(self._envoy, self.structure, work, plan)
         rows, new = work.embeds.shape[:2]
         self.meter.count(
@@ -218,32 +262,6 @@ class Model:
         )
         return trace
 
-    def check_residual_writes(self) -> None:
-        """Make sure that `attn_out` and `mlp_out` are all that a block adds to the stream.
-
-        Raises:
-            BadInput: this family adds something else, so these sites would be wrong.
-        """
-        if self._writes_checked:
-            return
-        self._writes_checked = True
-        names = ("resid_pre", "attn_out", "mlp_out", "resid_post")
-        layer = self.n_layers // 2
-        ids = self.chat.allowed.nonzero()[:4].T
-        with torch.no_grad():
-            work = tracing.Pass(self.embed(ids))
-            reads = [Site(layer, name, (0, 1, 2, 3)) for name in names]
-            plan = tracing.plan(reads, (), past=0, n_layers=self.n_layers)
-            trace = tracing.run(self._envoy, self.structure, work, plan)
-        before, attn, mlp, after = (trace[site].float() for site in reads)
-        error = (before + attn + mlp - after).norm() / after.norm()
-        if not error < 0.02:
-            self._writes_checked = False
-            raise BadInput(
-                f"{self.structure.family}: a block's output is not its input plus its attention "
-                f"and MLP outputs (relative error {error:.2g}), so these sites cannot be used"
-            )
-
     # Answers ---------------------------------------------------------------------------------
 
     def generate(
@@ -251,22 +269,26 @@ class Model:
         conversations: Sequence[Messages],
         *,
         max_new_tokens: int,
-        interventions: Sequence[Intervention] = (),
+        interventions: Sequence[Change] = (),
         pad_to: int = 1,
         batch_size: int | None = None,
     ) -> list[str]:
         """Greedy answers, in the order of `conversations`.
 
+        Thinking is part of an answer, markers included (`Chat.answer` tells it from what is said);
+        where the chat template has opened it already, the marker is put before the answer.
+
         Args:
             conversations: each is rendered and tokenised anew, as a user's would be.
-            max_new_tokens: longest answer.
+            max_new_tokens: longest answer, thinking included.
             interventions: active throughout.
             pad_to: with a `batch_size`, gives batches of a fixed shape (see `generation.batches`).
             batch_size: rows of a batch; by default all at once. With `pad_to` > 1 a smaller batch
                 is filled up with copies of its last row.
 
         Raises:
-            BadInput: a conversation that leaves no room for an answer in the context.
+            BadInput: a conversation that leaves no room for an answer in the context, or prompts of
+                several lengths in a family that reads their padding.
         """
         tokens = [self.chat.tokens(messages) for messages in conversations]
         lengths = [len(ids) for ids, _ in tokens]
@@ -275,8 +297,9 @@ class Model:
                 f"prompt of {max(lengths)} tokens is longer than the context of model "
                 f"'{self.name}' ({self.chat.context})"
             )
-        if any(site.name in ("attn_out", "mlp_out") for i in interventions for site in i.sites):
-            self.check_residual_writes()
+        interventions = (*self._changes, *interventions)
+        if any(site.name in ("attn_out", "mlp_out") for site in by_site(interventions)):
+            self.checks.residual_writes()
         answers = [""] * len(tokens)
         pad = self.hf.generation_config.pad_token_id
         size = batch_size or len(tokens)
@@ -284,7 +307,12 @@ class Model:
             filled = members + [members[-1]] * (size - len(members) if pad_to > 1 else 0)
             ids, mask = left_padded([tokens[i][0] for i in filled], length, pad)
             roles, _ = left_padded([tokens[i][1] for i in filled], length, SYSTEM)
-            with intervening(self.hf, self.structure, interventions, roles=roles, mask=mask):
+            if not mask.all():
+                self.checks.padding()
+            with (
+                self.editing(interventions),
+                intervening(self.hf, self.structure, interventions, roles=roles, mask=mask),
+            ):
                 texts, new = greedy(
                     self.hf, self.chat.tokenizer, ids, mask, max_new_tokens=max_new_tokens
                 )
@@ -295,7 +323,7 @@ class Model:
                     rows=len(ids), new=read, past=past, layers=self.n_layers, head_rows=1
                 )
             for index, text in zip(members, texts, strict=False):
-                answers[index] = text
+                answers[index] = self.chat.opening(conversations[index]) + text
         return answers
 
     # The device ------------------------------------------------------------------------------
@@ -316,8 +344,3 @@ class Model:
             return int(torch.cuda.max_memory_allocated(self.device))
         scale = 1 if sys.platform == "darwin" else 1024
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale
-
-
-def _context(config: Any) -> int:
-    """The longest sequence that a model with this configuration takes."""
-    return int(getattr(config, "max_position_embeddings", None) or sys.maxsize)

@@ -13,10 +13,12 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from attacks.core.interventions import Context, Intervention
+from attacks.core.model import routing
 from attacks.core.model.attention import recording
 from attacks.core.model.families import Structure, at_path, first, with_first
 from attacks.core.model.hooks import by_site
-from attacks.core.sites import ATTENTION_WEIGHTS, Site, Trace
+from attacks.core.sites import ATTENTION_WEIGHTS, ROUTING, Site, Trace
+from attacks.core.weights import Change
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,7 +29,7 @@ class Pass:
     cache: DynamicCache | None = None
     past: int = 0
     """Positions in the cache."""
-    interventions: Sequence[Intervention] = ()
+    interventions: Sequence[Change] = ()
     roles: Tensor | None = None
     """(B, T)"""
 
@@ -47,7 +49,7 @@ class Plan:
 
 
 def plan(
-    reads: Sequence[Site], interventions: Sequence[Intervention], *, past: int, n_layers: int
+    reads: Sequence[Site], interventions: Sequence[Change], *, past: int, n_layers: int
 ) -> Plan:
     """Order the places of a pass; the deepest read decides where it ends."""
     wanted: dict[Site, list[Site]] = {}
@@ -86,6 +88,11 @@ def run(envoy: NNsight, structure: Structure, work: Pass, plan: Plan) -> Trace:
         for place in plan.places
         if place.name != "logits"
     }
+    selections = {
+        place: routing.selection_of(envoy._module, structure, place.layer)
+        for place in plan.places
+        if place.name in ROUTING
+    }
     with ExitStack() as stack:
         recorded = [place.layer for place in plan.places if place.name in ATTENTION_WEIGHTS]
         model = envoy._module
@@ -98,7 +105,7 @@ def run(envoy: NNsight, structure: Structure, work: Pass, plan: Plan) -> Trace:
                     rows = plan.head
                 else:
                     module = at_path(envoy, paths[place])
-                    if place.name in ("resid_pre", "z", *ATTENTION_WEIGHTS):
+                    if place.name in ("resid_pre", "z", "mlp_post", *ATTENTION_WEIGHTS):
                         # For scores and pattern it only waits until they have been computed.
                         whole = module.input
                     else:
@@ -106,17 +113,26 @@ def run(envoy: NNsight, structure: Structure, work: Pass, plan: Plan) -> Trace:
                     value = first(whole)
                 if place.name == "z":
                     value = structure.by_head(value)
+                elif place.name in ROUTING:
+                    value = routing.read(place.name, whole, len(work.embeds))
                 elif recorder is not None and place.name in ATTENTION_WEIGHTS:
                     attention = at_path(model, structure.attention_path(place.layer))
                     value = recorder.value(attention, place.name)
                 if place in plan.changes:
-                    context = Context(place, 0, work.roles, None)
+                    roles = work.roles
+                    if roles is not None and rows is not None:
+                        # Logits are there for these positions only.
+                        roles = roles[:, list(rows)]
+                    context = Context(place, 0, roles, None)
                     for intervention in plan.changes[place]:
                         value = intervention(value, context)
-                    if place.name == "resid_pre":
+                    if place.name in ("resid_pre", "mlp_post"):
                         module.input = value
                     elif place.name == "z":
                         module.input = value.flatten(2)
+                    elif place.name in ROUTING:
+                        new = routing.write(place.name, whole, value, selections[place])
+                        module.output = new
                     elif place.name != "logits":
                         module.output = with_first(whole, value)
                 for site in plan.reads.get(place, ()):

@@ -13,7 +13,7 @@ from torch.nn.functional import cosine_similarity, softplus
 from attacks.core.artefact import Artefact
 from attacks.core.errors import BadInput
 from attacks.core.objectives.base import Bound, Objective
-from attacks.core.prompt import SLOT, Message, Prompt
+from attacks.core.prompt import INSTRUCTION, SLOT, Message, Prompt
 from attacks.core.sites import Site, Trace
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ class ProbeLoss(Objective):
             KeyError: the artefact lacks a layer's probe.
         """
         return _BoundProbe(
-            _last(self.layers, prompt),
+            _sites(self.layers, prompt.roles),
             _stacked(artefact, "weight", self.layers).to(model.device),
             _stacked(artefact, "bias", self.layers).to(model.device),
             _each(self.weights, self.layers, "weights").to(model.device),
@@ -90,6 +90,9 @@ class SteeringLoss(Objective):
     """One for each layer, or none: all 1."""
     scale: float = -2.0
     stability: float = 0.0
+    token: Literal["last", "instruction"] = "last"
+    """Where e is read: at the prompt's last token, or at the last one of the request, slots
+    included (where arXiv 2507.11878 finds harmfulness)."""
 
     def bind(self, model: Model, prompt: Prompt, artefact: Artefact) -> Bound:
         """Bind to the directions of `layers`; the projection form runs the prompt without slots.
@@ -101,7 +104,7 @@ class SteeringLoss(Objective):
         """
         if not all(0 <= target <= 1 for target in self.targets):
             raise BadInput(f"steering targets {self.targets} leave 0..1, as cosines cannot")
-        sites = _last(self.layers, prompt)
+        sites = _sites(self.layers, prompt.roles, self.token)
         directions = _stacked(artefact, "direction", self.layers).to(model.device)
         directions = directions / directions.norm(dim=1, keepdim=True)
         weights = _each(self.weights, self.layers, "weights").to(model.device)
@@ -109,7 +112,7 @@ class SteeringLoss(Objective):
             targets = _each(self.targets, self.layers, "targets").to(model.device)
             return _BoundCosine(sites, directions, weights, targets)
         if self.form == "projection":
-            start = unperturbed(model, prompt, self.layers)
+            start = unperturbed(model, prompt, self.layers, self.token)
             return _BoundProjection(sites, directions, weights, start, self.scale, self.stability)
         raise BadInput(f"steering form '{self.form}'; valid: cosine, projection")
 
@@ -199,18 +202,29 @@ class _BoundRefusal(Bound):
         return (along - self.allowed).clamp_min(0)
 
 
-def unperturbed(model: Model, prompt: Prompt, layers: Sequence[int]) -> Tensor:
-    """(K, D) float32 `resid_post` at the last token of the conversation without its slots."""
+def unperturbed(model: Model, prompt: Prompt, layers: Sequence[int], token: str = "last") -> Tensor:
+    """(K, D) float32 `resid_post` of the conversation without its slots.
+
+    Args:
+        model: the model.
+        prompt: the conversation.
+        layers: K blocks.
+        token: as in `SteeringLoss`.
+    """
     messages = tuple(Message(m.role, m.content.replace(SLOT, "")) for m in prompt.messages)
     ids, roles = model.chat.tokens(messages)
-    sites = tuple(Site(layer, "resid_post").at(len(ids)) for layer in layers)
+    sites = _sites(layers, roles, token)
     with torch.no_grad():
         trace = model.trace(ids.unsqueeze(0), sites, roles=roles)
     return _states(trace, sites)[0]
 
 
-def _last(layers: Sequence[int], prompt: Prompt) -> tuple[Site, ...]:
-    return tuple(Site(layer, "resid_post").at(len(prompt.ids)) for layer in layers)
+def _sites(layers: Sequence[int], roles: Tensor, token: str = "last") -> tuple[Site, ...]:
+    """Outputs of the blocks at one token of a conversation with `roles` (T,)."""
+    at = len(roles) - 1
+    if token == "instruction":
+        at = int((roles == INSTRUCTION).nonzero()[-1])
+    return tuple(Site(layer, "resid_post", (at,)) for layer in layers)
 
 
 def _states(trace: Trace, sites: Sequence[Site]) -> Tensor:

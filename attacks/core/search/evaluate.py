@@ -10,19 +10,26 @@ from accelerate.utils.memory import find_executable_batch_size, should_reduce_ba
 from torch import Tensor
 
 from attacks.core.errors import BadInput
-from attacks.core.interventions import Intervention
 from attacks.core.objectives import Bound
 from attacks.core.prompt import GENERATED, Prompt
+from attacks.core.search.sharing import Group, common_filling, groups
+from attacks.core.weights import Change
 
 if TYPE_CHECKING:
     from attacks.core.model import Model
+    from attacks.core.model.cache import Prefix
+
+#: What one more pass costs whatever its size, in floating-point operations that the device could do
+#: meanwhile: some milliseconds of Python and of small kernels. By whether it is a CPU.
+_OVERHEAD = {True: 2e8, False: 3e11}
 
 
 class Evaluator:
     """A bound objective as a function of the tokens in the slots.
 
-    Everything before the first slot is computed once; sequences end at the last position that the
-    objective reads, and the forward pass stops after the deepest layer that it reads.
+    Everything before the first slot is computed once, and in each call what several candidates
+    share before the first slot in which they differ (`sharing`); sequences end at the last position
+    that the objective reads, and the forward pass stops after the deepest layer that it reads.
     """
 
     def __init__(
@@ -31,8 +38,9 @@ class Evaluator:
         prompt: Prompt,
         objective: Bound,
         *,
-        interventions: Sequence[Intervention] = (),
+        interventions: Sequence[Change] = (),
         use_cache: bool = True,
+        share: bool = True,
         batch_size: int = 512,
     ) -> None:
         """Prepare the shared beginning.
@@ -43,6 +51,7 @@ class Evaluator:
             objective: bound to `prompt`.
             interventions: active in every pass.
             use_cache: compute what precedes the first slot once.
+            share: with the cache, also what candidates share after it.
             batch_size: candidates in one pass; halved for good when memory runs out.
 
         Raises:
@@ -56,19 +65,21 @@ class Evaluator:
         self.batch_size = batch_size
         positions = [p for site in objective.reads for p in site.positions]
         self._length = max(positions) + 1
-        start = min(int(prompt.slots.min()), min(positions)) if use_cache else 0
-        roles = torch.cat([prompt.roles, torch.full_like(prompt.target_ids, GENERATED)])
-        self._roles = roles[start : self._length]
-        self._start = start
-        self._prefix = (
-            model.prefix(prompt.ids[:start], interventions=interventions) if start else None
-        )
+        self._first_read = min(positions)
+        self._roles = torch.cat([prompt.roles, torch.full_like(prompt.target_ids, GENERATED)])
+        self._start = min(int(prompt.slots.min()), self._first_read) if use_cache else 0
+        self._prefix = self._keys(prompt.ids[: self._start]) if self._start else None
+        self._share = share and use_cache
+
+    def _keys(self, ids: Tensor) -> Prefix:
+        roles = self._roles[: len(ids)]
+        return self.model.prefix(ids, interventions=self.interventions, roles=roles)
 
     def _sequences(self, candidates: Tensor) -> Tensor:
-        """(B, length - start) ids after the shared beginning, up to the last position read."""
+        """(B, length) ids up to the last position read."""
         filled = self.prompt.fill(candidates)
         target = self.prompt.target_ids.expand(len(candidates), -1)
-        return torch.cat([filled, target], dim=1)[:, self._start : self._length]
+        return torch.cat([filled, target], dim=1)[:, : self._length]
 
     def losses(self, candidates: Tensor) -> Tensor:
         """(B,) float32 losses of the fillings (B, S), on the CPU.
@@ -76,7 +87,7 @@ class Evaluator:
         Raises:
             FloatingPointError: a loss is not a number.
         """
-        with torch.no_grad():
+        with torch.no_grad(), self.model.editing(self.interventions):
             try:
                 losses = self._in_batches(self.batch_size, candidates)
             except RuntimeError as error:
@@ -94,9 +105,35 @@ class Evaluator:
 
     def _in_batches(self, batch_size: int, candidates: Tensor) -> Tensor:
         self.batch_size = batch_size
-        rows = (candidates[at : at + batch_size] for at in range(0, len(candidates), batch_size))
-        parts = [self._trace_losses(self._sequences(chunk)) for chunk in rows]
-        return torch.cat(parts).float().cpu()
+        losses = torch.empty(len(candidates))
+        sequences = self._sequences(candidates)
+        for (rows, start), prefix in self._passes(candidates):
+            for at in range(0, len(rows), batch_size):
+                chunk = rows[at : at + batch_size]
+                found = self._trace_losses(sequences[chunk, start:], prefix, start)
+                losses[chunk] = found.float().cpu()
+        return losses
+
+    def _passes(self, candidates: Tensor) -> list[tuple[Group, Prefix | None]]:
+        """Candidates that go together, and the keys and values of what they share."""
+        everything = Group(torch.arange(len(candidates)), self._start)
+        if not self._share or len(candidates) == 1:
+            return [(everything, self._prefix)]
+        filling = common_filling(candidates)
+        found = groups(
+            candidates,
+            filling,
+            self.prompt.slots.tolist(),
+            start=self._start,
+            stop=self._first_read,
+            end=self._length,
+            overhead=_OVERHEAD[self.model.device.type == "cpu"] / self.model.meter.per_position,
+        )
+        furthest = found[-1].start
+        if furthest == self._start:
+            return [(everything, self._prefix)]
+        keys = self._keys(self._sequences(filling.unsqueeze(0))[0, :furthest])
+        return [(group, keys.until(group.start) if group.start else None) for group in found]
 
     def gradient(self, candidate: Tensor) -> tuple[Tensor, float]:
         """Gradient (S, V) of the loss at `candidate` (S,) with respect to one-hot tokens; the loss.
@@ -107,23 +144,24 @@ class Evaluator:
         Raises:
             FloatingPointError: the gradient is not a number.
         """
-        ids = self._sequences(candidate.unsqueeze(0))
-        embeds = self.model.embed(ids).detach().requires_grad_()
-        with torch.enable_grad():
-            loss = self._trace_losses(embeds)[0]
+        ids = self._sequences(candidate.unsqueeze(0))[:, self._start :]
+        with torch.enable_grad(), self.model.editing(self.interventions):
+            embeds = self.model.embed(ids).detach().requires_grad_()
+            loss = self._trace_losses(embeds, self._prefix, self._start)[0]
             (gradient,) = torch.autograd.grad(loss, embeds)
+            table = self.model.embedding_table
         rows = gradient[0, self.prompt.slots.to(gradient.device) - self._start]
         if torch.isnan(rows).any():
             raise FloatingPointError("the gradient is not a number (NaN)")
-        return rows @ self.model.embedding_table.T.to(rows.dtype), float(loss.detach())
+        return rows @ table.T.to(rows.dtype), float(loss.detach())
 
-    def _trace_losses(self, inputs: Tensor) -> Tensor:
+    def _trace_losses(self, inputs: Tensor, prefix: Prefix | None, start: int) -> Tensor:
         trace = self.model.trace(
             inputs,
             self.objective.reads,
-            prefix=self._prefix,
+            prefix=prefix,
             interventions=self.interventions,
-            roles=self._roles,
+            roles=self._roles[start : self._length],
         )
         return self.objective(trace)
 

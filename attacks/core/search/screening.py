@@ -54,7 +54,7 @@ class ProbeSampling:
         """
         if not self.model:
             return {}
-        return {"draft": f"{self.model}@{model.companion(self.model).revision}"}
+        return {"draft": f"{self.model}@{model.companions.get(self.model).revision}"}
 
     def screen(self, model: Model, prompt: Prompt, target: str, loss: TargetLoss) -> ProbeScreen:
         """The screen for one prompt; loads the draft where it is not loaded yet.
@@ -62,7 +62,7 @@ class ProbeSampling:
         Raises:
             BadInput: a draft that does not load.
         """
-        draft = DraftLosses(model.companion(self.model), target, loss)
+        draft = DraftLosses(model.companions.get(self.model), target, loss)
         return ProbeScreen(self, model, prompt, draft)
 
 

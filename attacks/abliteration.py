@@ -1,0 +1,132 @@
+"""Abliteration: refusal directions taken out of the output projections, layer by layer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+import torch
+from torch import Generator
+
+from attacks.attack import Artefact, Attack, Behavior, State, Step, ThreatModel
+from attacks.core.abliteration import (
+    Kernel,
+    Mode,
+    Recipe,
+    Yardstick,
+    choose,
+    layer_directions,
+    pareto_front,
+    search,
+    shallow_depths,
+)
+from attacks.core.errors import BadInput
+from attacks.core.weights import Abliterate
+
+if TYPE_CHECKING:
+    from attacks.core.model import Model
+
+
+_EVEN = Kernel()
+
+
+@dataclass(frozen=True)
+class Abliteration(Attack):
+    """Directional weight edits as common tools make them (compared in arXiv 2512.13655).
+
+    Unit differences in means at the blocks' outputs are taken out of attention's output projection
+    and the MLP's down projection with a strength for each layer. Embeddings and biases stay, so the
+    direction is still in the stream. With `trials` the strengths are searched for, towards few
+    refusals and a small change of harmless prompts, and the artefact keeps the Pareto front.
+    """
+
+    name: ClassVar[str] = "abliteration"
+    summary: ClassVar[str] = "takes refusal directions out of the output projections by degrees"
+    threat_model: ClassVar[ThreatModel] = ThreatModel.WEIGHTS
+    needs_train: ClassVar[bool] = True
+    searches: ClassVar[bool] = False
+
+    mode: Mode = "plain"
+    """plain: W - strength r r^T W. projected: r without its component along the harmless mean.
+    norm-preserving: the rows keep their lengths."""
+    scope: Literal["global", "layer"] = "global"
+    """One direction for all blocks, or each block's own."""
+    depth: float | None = None
+    """With one: the block whose output gives it, from 0 to 1 of the depth; none: chosen among those
+    of the first four fifths, as with trials."""
+    attention: Kernel = _EVEN
+    mlp: Kernel = _EVEN
+    trials: int = 0
+    """Of the search for depth and strengths, which needs optuna; 0: none."""
+    max_kl: float = 0.5
+    """KL on harmless prompts, in nats, up to which fewer refusals are preferred."""
+
+    def prepare(self, model: Model, train: Sequence[Behavior], *, rng: Generator) -> Artefact:
+        """Fit directions on three quarters of the prompts; measure, or search, on the rest.
+
+        `data` holds `chosen`, a recipe with its refusals and KL on held-out prompts, and `front`, a
+        list of all those among the tried that no other beats (`reroute pareto` shows it).
+
+        Raises:
+            BadInput: too few training prompts, a depth outside 0..1, or no optuna for a search.
+        """
+        if self.depth is not None and not 0 <= self.depth <= 1:
+            raise BadInput(f"abliteration: depth {self.depth} is not in 0..1")
+        fit: list[Behavior] = []
+        held_out: list[Behavior] = []
+        for flag in (True, False):
+            rows = [row for row in train if row.harmful == flag]
+            if len(rows) < 4:
+                raise BadInput(
+                    "abliteration needs at least 4 harmful and 4 harmless training behaviours"
+                )
+            order = torch.randperm(len(rows), generator=rng).tolist()
+            held_out += [rows[at] for at in order[: len(rows) // 4]]
+            fit += [rows[at] for at in order[len(rows) // 4 :]]
+        directions = layer_directions(
+            model,
+            [row.text for row in fit if row.harmful],
+            [row.text for row in fit if not row.harmful],
+            projected=self.mode == "projected",
+        )
+        yardstick = Yardstick(model, fit, held_out)
+        depths: list[float | None] = [None]
+        if self.scope == "global":
+            depths = [self.depth] if self.depth is not None else shallow_depths(model.n_layers)
+        recipes = [Recipe(depth, self.attention, self.mlp) for depth in depths]
+        outcomes = [yardstick.measure(recipe, directions, self.mode) for recipe in recipes]
+        if self.trials:
+            outcomes += search(yardstick, directions, self.mode, trials=self.trials, rng=rng)
+        front = pareto_front(outcomes)
+        best = choose(front, max_kl=self.max_kl)
+        edit = best.recipe.edit(directions, self.mode)
+        strengths = {
+            name: torch.tensor(getattr(edit, name), dtype=torch.float64)
+            for name in ("attention", "mlp")
+        }
+        data = {
+            "mode": self.mode,
+            "chosen": asdict(best),
+            "front": [asdict(outcome) for outcome in front],
+        }
+        return Artefact({"directions": edit.directions, **strengths}, data)
+
+    def run(
+        self,
+        model: Model,
+        behavior: Behavior,
+        *,
+        artefact: Artefact,
+        rng: Generator,
+        state: State | None = None,
+    ) -> Iterator[Step]:
+        """One step: the plain conversation with the weights edited."""
+        attention, mlp = (tuple(artefact.tensors[name].tolist()) for name in ("attention", "mlp"))
+        edit = Abliterate(
+            artefact.tensors["directions"],
+            attention,
+            mlp,
+            keep_norms=self.mode == "norm-preserving",
+        )
+        yield Step((model.conversation(behavior.text),), (edit,))

@@ -1,0 +1,156 @@
+"""What a family can do, found out by doing it once on a few tokens.
+
+There are more families than a list could hold, and a wrong site or a cache that is not read changes
+figures without any sign. So the first use of each of these abilities tries it; a family that lacks
+it is refused by name.
+"""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import Any
+
+import torch
+from nnsight import NNsight
+from torch import Tensor
+from transformers import DynamicCache
+
+from attacks.core.errors import BadInput
+from attacks.core.model import tracing
+from attacks.core.model.cache import Prefix
+from attacks.core.model.chat import Chat
+from attacks.core.model.families import Structure
+from attacks.core.sites import Site
+
+_TOKENS = 6
+
+#: What models raise that are handed a cache of a kind they do not know.
+_FOREIGN_CACHE = (AttributeError, IndexError, TypeError, ValueError)
+
+
+class Checks:
+    """Each check runs once for a model; its work is not metered."""
+
+    def __init__(self, envoy: NNsight, structure: Structure, chat: Chat, n_layers: int) -> None:
+        """Check the model in `envoy`, with tokens that `chat` allows."""
+        self._envoy = envoy
+        self._hf: Any = envoy._module
+        self._structure = structure
+        self._chat = chat
+        self._n_layers = n_layers
+        self._passed: set[str] = set()
+
+    @cached_property
+    def _ids(self) -> Tensor:
+        """(1, T) some tokens."""
+        ids = self._chat.allowed.nonzero()[:_TOKENS].T
+        return ids.to(self._hf.get_input_embeddings().weight.device)
+
+    def _refuse(self, reason: str) -> BadInput:
+        return BadInput(f"{self._structure.family}: {reason}")
+
+    def _same(self, one: Tensor, other: Tensor) -> bool:
+        """Whether most rows of logits (T, V) agree as far as rounding lets them.
+
+        Most, since a mixture's router may send a token elsewhere upon a rounding error.
+        """
+        centred = other - other.mean(-1, keepdim=True)
+        # Where all tokens are as likely, there is next to nothing to divide by.
+        errors = (one - other).norm(dim=-1) / centred.norm(dim=-1).clamp_min(0.1)
+        exact = self._hf.dtype in (torch.float32, torch.float64)
+        return bool(errors.median() < (1e-3 if exact else 0.1))
+
+    @torch.no_grad()
+    def residual_writes(self) -> None:
+        """Make sure that `attn_out` and `mlp_out` are all that each block adds to the stream.
+
+        Raises:
+            BadInput: this family adds something else, so these sites would be wrong.
+        """
+        if "residual writes" in self._passed:
+            return
+        names = ("resid_pre", "attn_out", "mlp_out", "resid_post")
+        positions = tuple(range(self._ids.shape[1]))
+        blocks = [
+            [Site(layer, name, positions) for name in names] for layer in range(self._n_layers)
+        ]
+        every = [site for reads in blocks for site in reads]
+        plan = tracing.plan(every, (), past=0, n_layers=self._n_layers)
+        work = tracing.Pass(self._hf.get_input_embeddings()(self._ids))
+        trace = tracing.run(self._envoy, self._structure, work, plan)
+        for layer, reads in enumerate(blocks):
+            before, attn, mlp, after = (trace[site].float() for site in reads)
+            for site in reads[1:3]:
+                if trace[site].shape != before.shape:
+                    raise self._refuse(
+                        f"what its block {layer} computes for site '{site.name}' does not have the "
+                        "shape of the residual stream, so this site cannot be used"
+                    )
+            error = (before + attn + mlp - after).norm() / after.norm()
+            if not error < 0.02:
+                raise self._refuse(
+                    f"the output of its block {layer} is not its input plus its attention and MLP "
+                    f"outputs (relative error {error:.2g}), so these sites cannot be used"
+                )
+        self._passed.add("residual writes")
+
+    @torch.no_grad()
+    def prefix(self) -> None:
+        """Make sure that a cached beginning changes nothing.
+
+        Raises:
+            BadInput: this family does not keep keys and values, or not only these.
+        """
+        if "prefix" in self._passed:
+            return
+        start = self._ids.shape[1] // 2
+        cache = DynamicCache()
+        try:
+            self._hf(input_ids=self._ids[:, :start], past_key_values=cache, use_cache=True)
+            shared = Prefix.of(cache)
+            if len(shared.layers) != self._n_layers or shared.length != start:
+                raise ValueError("positions or layers are missing")
+            rest = self._ids[:, start:]
+            cached = self._hf(
+                input_ids=rest, past_key_values=shared.expanded(1), use_cache=True
+            ).logits[0]
+        except _FOREIGN_CACHE as error:
+            raise self._refuse(
+                "not every block keeps keys and values of every position, so no beginning can be "
+                "cached"
+            ) from error
+        full = self._hf(input_ids=self._ids, use_cache=False).logits[0, start:]
+        if not self._same(cached.float(), full.float()):
+            raise self._refuse(
+                "keys and values of a beginning are not all that later positions need"
+            )
+        self._passed.add("prefix")
+
+    @torch.no_grad()
+    def padding(self) -> None:
+        """Make sure that an answer does not depend on the padding before its prompt.
+
+        Raises:
+            BadInput: this family reads it.
+        """
+        if "padding" in self._passed:
+            return
+        mask = torch.ones_like(self._ids)
+        padded = torch.cat([self._ids.flip(1), self._ids], 1)
+        rows = [(self._ids, mask), (padded, torch.cat([0 * mask, mask], 1))]
+        alone, beside = (
+            self._hf.generate(
+                input_ids=ids,
+                attention_mask=seen,
+                max_new_tokens=1,
+                output_logits=True,
+                return_dict_in_generate=True,
+            ).logits[0]
+            for ids, seen in rows
+        )
+        if not self._same(beside.float(), alone.float()):
+            raise self._refuse(
+                "an answer depends on the padding before its prompt; only prompts of one length "
+                "can share a batch"
+            )
+        self._passed.add("padding")

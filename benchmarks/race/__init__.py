@@ -1,0 +1,1 @@
+"""A race against nanoGCG: same weights, prompts and numbers, two processes, one clock."""
