@@ -37,7 +37,7 @@ def test_a_combination_keeps_the_changed_options_of_its_parts() -> None:
     changed = parse_spec("gcg:moves.momentum=0.4,steps=8+prefill")
     assert params_of(changed)["gcg"]["moves"] == {"momentum": 0.4}
     assert load(changed.name, **params_of(changed)) == changed
-    with pytest.raises(BadInput, match="no parameter 'moves.speed'"):
+    with pytest.raises(BadInput, match=r"no parameter 'moves\.speed'"):
         load("gcg+prefill", gcg={"moves": {"speed": 1}})
 
 
