@@ -178,7 +178,7 @@ def _columns(rows: Sequence[Row]) -> list[_Column]:
         _Column(
             "Success of k",
             f"the same for any of the first k candidates that were answered; k is {tries}.",
-            lambda row: _rate(row.success_at_k) if tries > 1 else "",
+            lambda row: _rate(row.success_at_k) if row.attempts > 1 else "",
         ),
         _Column(
             "Complied",

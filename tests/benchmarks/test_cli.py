@@ -67,7 +67,7 @@ def test_listings(command: str, some: set[str], capsys: pytest.CaptureFixture[st
         (["run", "--stop", "soon", "x"], "--stop"),
         (["run"], "--model, --attack, --behaviors, --out"),
         (["run", "nowhere"], "unknown suite 'nowhere'"),
-        ([*AD_HOC, "--attack", "nothing", "--out", "o"], "unknown attack 'nothing'; valid: direct"),
+        ([*AD_HOC, "--attack", "nothing", "--out", "o"], "unknown attack 'nothing'; valid: ab"),
         ([*AD_HOC, "--attack", "gcg:stepz=1", "--out", "o"], "no parameter 'stepz'; valid:"),
         ([*AD_HOC, "--attack", "gcg:steps=", "--out", "o"], "TOML"),
         ([*AD_HOC, "--attack", "direct", "--judge", "nobody", "--out", "o"], "judge 'nobody'"),

@@ -14,10 +14,10 @@ import pytest
 import torch
 from matplotlib.image import imread
 
-import benchmarks.inspect.subject as subject_module
 from attacks.core.attribution import logit_lens
 from attacks.core.sites import Site
 from attacks.core.states import last_token
+from benchmarks import fitting
 from benchmarks.behaviors import load_behaviors
 from benchmarks.cli import main
 from benchmarks.inspect import Options, inspect, linear, page
@@ -124,7 +124,7 @@ def test_a_second_inspection_reuses_what_was_fitted(
     def fail(*_: object, **__: object) -> None:
         raise AssertionError("fitted again")
 
-    monkeypatch.setattr(subject_module, "survey", fail)
+    monkeypatch.setattr(fitting, "survey", fail)
     folder = page_path.parent / "artefacts"
     again = Options("pocket-llama", out=tmp_path / "again", artefacts=folder, **QUICK)
     written = inspect(again)
