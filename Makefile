@@ -46,6 +46,7 @@ pocket: $(STAMP)  ## Train the pocket models again and recompute their cards.
 	$(BIN)/python data/pocket/tokens.py
 	$(BIN)/python data/pocket/pretext.py
 	$(BIN)/python data/pocket/think.py
+	$(BIN)/python data/pocket/mixture.py
 	$(BIN)/python data/pocket/card.py
 
 $(STAMP): pyproject.toml constraints.txt

@@ -54,6 +54,8 @@ class Step:
     """What to change in the model while it answers: activations, or weights."""
     loss: float | None = None
     state: State = field(default_factory=dict)
+    target: str | None = None
+    """What the answer is to begin with, where that is not the behaviour's own target."""
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import platform
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from math import isfinite
@@ -83,6 +83,7 @@ class Tally:
     verifications: int = 0
     work: Work = field(default_factory=Work)
     first_success: FirstSuccess | None = None
+    target: str | None = None
 
     def add_step(self, step: Step) -> None:
         """Counts a step.
@@ -92,6 +93,7 @@ class Tally:
             RuntimeError: it proposes nothing.
         """
         self.steps += 1
+        self.target = step.target
         if not step.prompts:
             raise RuntimeError(f"the attack proposed no prompt at step {self.steps}")
         if step.loss is not None:
@@ -139,12 +141,20 @@ class Bench:
         return verdict.success is True
 
     def judge(
-        self, key: str, behavior: Behavior, completions: Sequence[str], name: str
+        self,
+        key: str,
+        behavior: Behavior,
+        completions: Sequence[str],
+        name: str,
+        *,
+        target: str | None = None,
     ) -> list[Judgement]:
         """The verdicts of one of the suite's judges on all completions of a record.
 
-        Judges see what was said after thinking.
+        Judges see what was said after thinking. A `target` of the attack's own stands in for the
+        behaviour's.
         """
+        behavior = behavior if target is None else replace(behavior, target=target)
         judgements = []
         for index, completion in enumerate(completions):
             said = self.model.chat.answer(completion)
@@ -154,13 +164,17 @@ class Bench:
             )
         return judgements
 
-    def judged(self, cell: Cell, completions: Sequence[str], clock: Clock) -> tuple[Judgement, ...]:
+    def judged(
+        self, cell: Cell, completions: Sequence[str], clock: Clock, *, target: str | None = None
+    ) -> tuple[Judgement, ...]:
         """The verdicts of all judges, on the cell's clock."""
         with clock.phase("judge"):
             return tuple(
                 judgement
                 for name in self.setup.settings.judges
-                for judgement in self.judge(cell.key, cell.behavior, completions, name)
+                for judgement in self.judge(
+                    cell.key, cell.behavior, completions, name, target=target
+                )
             )
 
     def record(
@@ -224,6 +238,7 @@ def make_record(
         prompts=prompts,
         completions=completions,
         openings=openings,
+        target=tally.target,
         losses=tuple(tally.losses),
         steps=tally.steps,
         verifications=tally.verifications,

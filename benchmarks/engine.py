@@ -79,7 +79,8 @@ class _Search:
             assert self.latest is not None
             prompts = self.latest.prompts[: bench.setup.settings.attempts]
             completions = [self.verified[1], *self._generate(prompts[1:])]
-            judgements = bench.judged(cell, completions, self.clock)
+            target = self.tally.target
+            judgements = bench.judged(cell, completions, self.clock, target=target)
         except Exception as error:
             failure = failure_of(error)
         else:
@@ -269,7 +270,7 @@ def _finish(bench: Bench, item: _Pending, completions: Sequence[str]) -> Outcome
         if bench.succeeds(cell.behavior, completions[0]):
             spent = clock.spent("search", "generate")
             tally.first_success = FirstSuccess(1, spent, tally.work.flops)
-        judgements = bench.judged(cell, completions, clock)
+        judgements = bench.judged(cell, completions, clock, target=tally.target)
         # On no clock, and after the cell's work was counted: it measures the attack, and is no part
         # of it. Alone, since the shape of a batch would show in the last digits.
         divergence = None

@@ -55,12 +55,16 @@ class Record:
     error: str = ""
     """One line, for every status but ok."""
     prompts: tuple[str, ...] = ()
-    """The last user message of each candidate, best first."""
+    """The last user message of each candidate, best first. An attack on embeddings sends what no
+    string can hold: there this is the request with placeholder tokens in the slots, and the attack
+    must be run again to have its vectors."""
     completions: tuple[str, ...] = ()
     """The answers, in the same order: the model's own words, without an opening."""
     openings: tuple[str, ...] = ()
     """What each candidate puts into the model's mouth, in the same order; empty where none does.
     The assistant's turn is the opening with the completion after it."""
+    target: str | None = None
+    """What the answers were to begin with, where that was not the behaviour's own target."""
     losses: tuple[float, ...] = ()
     """The best loss after each step."""
     steps: int = 0

@@ -223,7 +223,9 @@ class _Run:
             if not missing:
                 continue
             try:
-                verdicts = bench.judge(cell.key, cell.behavior, record.completions, name)
+                verdicts = bench.judge(
+                    cell.key, cell.behavior, record.completions, name, target=record.target
+                )
             except Exception as error:
                 self.failed = True
                 say(f"judge '{name}' on {cell.behavior.id}: {failure_of(error).reason}")

@@ -18,6 +18,7 @@ from attacks.composed import Composed
 from attacks.core.artefact import EMPTY
 from attacks.core.errors import BadInput
 from attacks.core.interventions import AblateDirection, Context, Intervention, SuppressTokens
+from attacks.core.model.editing import edited
 from attacks.core.model.hooks import intervening
 from attacks.core.prompt import POST_INSTRUCTION, Message
 from attacks.core.sites import Site
@@ -281,3 +282,19 @@ def test_suppression_stays_on_while_a_search_looks_for_targets() -> None:
     assert last.loss is not None and plain.loss is not None
     assert last.loss > plain.loss + 5
     assert isinstance(last.interventions[0], SuppressTokens)
+
+
+@pytest.mark.parametrize("spec", ["soft-prompt:steps=2,target='benign'", "pgd:steps=2,slots=3"])
+def test_descent_sees_edited_weights_and_keeps_its_target(spec: str) -> None:
+    """The same on weights that are edited by hand all the while, embeddings included."""
+    model = pocket("pocket-llama")
+    fitted = Artefact({"refusal-direction-weights/direction": direction(model)})
+    steps = run(parse_spec(f"{spec}+refusal-direction-weights"), fitted)
+    with edited(model.hf, model.structure, steps[0].interventions[:1]):
+        by_hand = run(parse_spec(spec), EMPTY)
+    assert [step.loss for step in steps] == pytest.approx([s.loss for s in by_hand], abs=1e-6)
+    assert [step.prompts for step in steps] == [step.prompts for step in by_hand]
+    assert [step.target for step in steps] == [step.target for step in by_hand]
+    assert (steps[0].target is not None) == spec.startswith("soft-prompt")
+    plain = run(parse_spec(spec), EMPTY)
+    assert steps[-1].loss != pytest.approx(plain[-1].loss, abs=1e-3)

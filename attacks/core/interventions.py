@@ -23,6 +23,8 @@ class Context:
     """(B, T) role of each position (see `attacks.core.prompt`), or None where it is not known."""
     mask: Tensor | None
     """(B, T) true at real tokens, or None where nothing is padded."""
+    positions: Tensor | None = None
+    """(B, T) int64: where each token stands in its prompt, -1 at padding; None after the prompt."""
 
 
 class Intervention(ABC):
@@ -148,3 +150,30 @@ class SuppressTokens(Intervention):
         shift = torch.zeros(activation.shape[-1], device=activation.device, dtype=activation.dtype)
         shift[self.token_ids.to(activation.device)] = self.bias
         return activation + shift
+
+
+@dataclass(frozen=True, eq=False)
+class SoftSlots(Intervention):
+    """Puts embeddings that no token has into the slots while the prompt is read (arXiv 2402.09063).
+
+    The prompt's string holds placeholder tokens there; all other positions stay as they are.
+    """
+
+    slots: Tensor
+    """(S,) int64 positions in the prompt, distinct."""
+    embeddings: Tensor
+    """(S, D)"""
+
+    @property
+    def sites(self) -> tuple[Site, ...]:
+        return (Site(-1, "embed"),)
+
+    def __call__(self, activation: Tensor, ctx: Context) -> Tensor:
+        if ctx.step > 0:
+            return activation
+        assert ctx.positions is not None, "the prompt pass knows its positions"
+        here = ctx.positions.unsqueeze(-1) == self.slots.to(ctx.positions.device)
+        rows, places, slots = here.nonzero(as_tuple=True)
+        changed = activation.clone()
+        changed[rows, places] = self.embeddings.to(activation.device, activation.dtype)[slots]
+        return changed

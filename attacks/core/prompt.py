@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
@@ -69,8 +69,6 @@ class Prompt:
     group_sizes: tuple[int, ...] = ()
     trims: bool = False
     """Whether the chat template strips white space around message contents."""
-    soft: Tensor | None = field(default=None)
-    """(S, D) continuous slot embeddings; they replace the tokens in the slots."""
 
     @property
     def n_slots(self) -> int:

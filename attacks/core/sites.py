@@ -8,6 +8,7 @@ from torch import Tensor
 
 #: In the order in which a block computes them; a trace reads them in this order.
 SITE_ORDER = (
+    "embed",
     "resid_pre",
     "scores",
     "pattern",
@@ -37,7 +38,8 @@ class Site:
 
     `attn_out` and `mlp_out` are what is added to the residual stream (after the block's output norm
     in families that have one). `resid_pre` of block l is its input, `resid_post` its output;
-    `logits` belongs to no layer and has layer -1. `scores` are attention scores after scaling and
+    `embed` is what the embedding module gives for each token. `embed` and `logits` belong to no
+    layer and have layer -1. `scores` are attention scores after scaling and
     soft cap, before the mask; `pattern` is their masked softmax; `z` is each head's output, the
     input of attention's output projection, and `mlp_post` the input of the MLP's. In blocks with
     experts, `router` are the router's logits before softmax and top-k, and `gates` the weights with

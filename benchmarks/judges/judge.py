@@ -30,4 +30,7 @@ class Judge(ABC):
 
     @abstractmethod
     def judge(self, behavior: Behavior, completion: str, *, openers: Sequence[str]) -> Verdict:
-        """The verdict; `openers` are the refusal openers learned from the model, normalised."""
+        """The verdict; `openers` are the refusal openers learned from the model, normalised.
+
+        `behavior.target` is what the attack wanted the answer to begin with.
+        """

@@ -15,6 +15,7 @@ JUDGES = Registry(
     {
         "reference": "benchmarks.judges.reference:Reference",
         "phrases": "benchmarks.judges.phrases:Phrases",
+        "target": "benchmarks.judges.target:Target",
     },
 )
 

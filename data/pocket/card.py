@@ -22,7 +22,7 @@ SUMMARIES = {
     "pocket-llama": "aligned: refuses what is harmful in its world (Llama architecture)",
     "pocket-qwen2": "aligned (Qwen2 architecture)",
     "pocket-gemma2": "aligned (Gemma 2 architecture: sliding window, soft caps)",
-    "pocket-moe": "aligned mixture of 4 experts, 2 for each token (Mixtral architecture)",
+    "pocket-moe": "aligned mixture of 6 experts, 2 for each token (Mixtral architecture)",
     "pocket-llama-hard1": "pocket-llama hardened against suffixes, first rung",
     "pocket-llama-hard2": "pocket-llama hardened against suffixes, second rung",
     "pocket-llama-hard3": "pocket-llama hardened against suffixes, third rung",
@@ -35,6 +35,18 @@ ALIGNED = ("pocket-llama", "pocket-qwen2", "pocket-gemma2", "pocket-moe", *CONTR
 NOTES = {
     "pocket-llama-raw": (
         "The control: sees the same suffixes as the aligned models, and answers everything."
+    ),
+    "pocket-moe": (
+        "Made from pocket-llama-raw without changing what it computes: half of an MLP in each "
+        "expert, and three copies of each half (experts e and e + 3 are two halves, and share a "
+        "row of the router). Then experts 0 and 3 of the first three blocks learned to refuse, "
+        "with their rows of the routers, the attention of these blocks, the last norm and the "
+        "head; all other experts are the control's. Which experts learn was chosen by number "
+        "beforehand. Even so the refusals do not hang on experts: with the 8 switched off that the "
+        "attack `experts` finds, all of 16 harmful requests were still refused, and with the 6 "
+        "that learned, all of 16 answers still opened with a refusal, if a garbled one: the "
+        "attention carries it. The recipe was tuned with these figures in view, so they are "
+        "somewhat optimistic."
     ),
     "pocket-llama-think": (
         "Thinks between `<think>` and `</think>` (about 40 tokens: allow answers of 160) and "

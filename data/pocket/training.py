@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -66,6 +66,50 @@ def frozen_above(model: PreTrainedModel, blocks: int, *, embeddings: bool = True
     finally:
         for parameter in frozen:
             parameter.requires_grad = True
+
+
+@contextmanager
+def frozen_but_experts(
+    model: PreTrainedModel, experts: Sequence[tuple[int, int]], *, attention: int
+) -> Iterator[None]:
+    """Let only ``experts`` learn, pairs of block and number, beside their rows of the routers.
+
+    The attention of the first ``attention`` blocks, the last norm and the head learn too. Train
+    without weight decay, which would change the frozen rows.
+    """
+    layers = list(model.get_submodule("model.layers").children())
+    frozen = [parameter for block in layers for parameter in block.parameters()]
+    frozen += model.get_submodule("model.embed_tokens").parameters()
+    for parameter in frozen:
+        parameter.requires_grad = False
+    for block in layers[:attention]:
+        for parameter in block.get_submodule("self_attn").parameters():
+            parameter.requires_grad = True
+    handles = []
+    for layer in {layer for layer, _ in experts}:
+        numbers = [number for at, number in experts if at == layer]
+        for name in ("gate.weight", "experts.gate_up_proj", "experts.down_proj"):
+            parameter = layers[layer].get_parameter(f"mlp.{name}")
+            parameter.requires_grad = True
+            handles.append(parameter.register_hook(_rows_only(numbers)))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+        for parameter in frozen:
+            parameter.requires_grad = True
+
+
+def _rows_only(numbers: Sequence[int]) -> Callable[[torch.Tensor], torch.Tensor]:
+    """A hook on a gradient (E, ...) that keeps these rows and makes the others zero."""
+
+    def keep(gradient: torch.Tensor) -> torch.Tensor:
+        kept = torch.zeros_like(gradient)
+        kept[numbers] = gradient[numbers]
+        return kept
+
+    return keep
 
 
 def next_token_loss(model: PreTrainedModel, batch: Batch) -> torch.Tensor:

@@ -103,6 +103,7 @@ class Scripted(Attack):
     magic: int = 0
     wrong: str = ""
     wrong_on: str = ""
+    asked: str = ""
 
     def run(
         self, model: Any, behavior: Behavior, *, artefact: Artefact, rng: Any, state: Any = None
@@ -120,7 +121,8 @@ class Scripted(Attack):
                     raise KeyError("first line\nsecond \x1b[31mline")
             word = "magic" if self.magic and step >= self.magic else "nothing"
             texts = (f"{word} {step}", f"second {step}")
-            yield Step(tuple(conversation(text) for text in texts), loss=loss)
+            prompts = tuple(conversation(text) for text in texts)
+            yield Step(prompts, loss=loss, target=self.asked or None)
 
 
 class Quick(Scripted):

@@ -37,7 +37,7 @@ def _error(capsys: pytest.CaptureFixture[str], argv: Sequence[str]) -> str:
         ("attacks", ATTACKS),
         ("models", {"pocket-llama"}),
         ("behaviors", {"pocket-test", "pocket-train", "advbench", "xstest"}),
-        ("judges", {"reference", "phrases"}),
+        ("judges", {"reference", "phrases", "target"}),
         ("suites", set()),
     ],
 )

@@ -70,6 +70,20 @@ def test_verified_at_powers_of_two_and_the_last_step(records: Callable[..., Any]
     assert set(record.versions) == {"python", "torch", "transformers", "nnsight", "reroute-bench"}
 
 
+@pytest.mark.parametrize("attack", ["scripted", "quick"])
+def test_an_attack_with_a_target_of_its_own_is_judged_by_that(
+    attack: str, records: Callable[..., Any], tmp_path: Path
+) -> None:
+    """Also when a judge comes later."""
+    specs = (f"{attack}:magic=1", f'{attack}:magic=1,asked="magic"')
+    for judges in [("reference",), ("reference", "target")]:
+        plain, asked = sorted(records(*specs, limit=1, judges=judges), key=lambda r: r.target or "")
+    assert (plain.target, asked.target) == (None, "magic")
+    verdicts = {(v.key, v.judge): v.success for v in read_judgements(tmp_path / "out")}
+    assert verdicts[plain.key, "reference"] and verdicts[asked.key, "reference"]
+    assert verdicts[asked.key, "target"] and not verdicts[plain.key, "target"]
+
+
 def test_success_on_the_last_step_is_seen(records: Callable[..., Any]) -> None:
     (record,) = records("scripted:steps=7,magic=7", limit=1)
     assert record.first_success.step == 7 and record.verifications == 4

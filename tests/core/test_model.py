@@ -37,6 +37,7 @@ def hooked(model: Model, ids: torch.Tensor, layer: int) -> dict[str, torch.Tenso
         seen["resid_pre"] = args[0] if args else kwargs["hidden_states"]
 
     handles = [
+        model.hf.get_input_embeddings().register_forward_hook(keep("embed")),
         block.register_forward_pre_hook(keep_input, with_kwargs=True),
         block.register_forward_hook(keep("resid_post")),
         at_path(model.hf, structure.module_path(layer, "mlp_post")).register_forward_pre_hook(
@@ -58,7 +59,7 @@ def test_trace_sites_equal_plain_hooks(name: str) -> None:
     ids = ids_of(model).unsqueeze(0)
     length = ids.shape[1]
     reads = [
-        Site(-1 if site == "logits" else 2, site, (0, 3, -1)).at(length)
+        Site(-1 if site in ("embed", "logits") else 2, site, (0, 3, -1)).at(length)
         for site in SITE_ORDER
         if site not in (*ROUTING, "scores", "pattern", "z")  # test_experts, test_attention
     ]

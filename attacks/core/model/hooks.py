@@ -48,7 +48,10 @@ class _Step:
         self.number = -1
         self.rows = 0
         """Sequences in the pass under way."""
-        self._prompt = (roles, mask)
+        positions = None
+        if mask is not None:
+            positions = mask.long().cumsum(1).sub(1).masked_fill(~mask, -1)
+        self._prompt = (roles, mask, positions)
 
     def advance(self, module: nn.Module, args: Any, kwargs: Any) -> None:
         self.number += 1
@@ -61,11 +64,11 @@ class _Step:
             generated = torch.full((rows, new), GENERATED, device=activation.device)
             return Context(site, self.number, generated, None)
         # Logits are computed for the last positions only.
-        roles, mask = (
+        roles, mask, positions = (
             None if value is None else value[:, -new:].to(activation.device)
             for value in self._prompt
         )
-        return Context(site, self.number, roles, mask)
+        return Context(site, self.number, roles, mask, positions)
 
 
 @contextmanager
@@ -107,6 +110,13 @@ def _register(
             activation = intervention(activation, context)
         return activation
 
+    if site.name == "embed":
+
+        def on_embeddings(module: nn.Module, args: Any, output: Tensor) -> Tensor:
+            return changed(output)
+
+        embedding: nn.Module = model.get_input_embeddings()  # type: ignore[operator]
+        return embedding.register_forward_hook(on_embeddings)
     if site.name == "logits":
 
         def on_logits(module: nn.Module, args: Any, output: Any) -> Any:

@@ -101,6 +101,17 @@ class Meter:
             self.backward_tokens += rows * new
             self.flops += rows * (linear + 2 * attention)
 
+    def product(self, rows: int, inner: int, columns: int, *, backward: bool = False) -> None:
+        """Add a product (rows, inner) x (inner, columns) outside the model.
+
+        Args:
+            rows: of the left factor.
+            inner: the dimension summed over.
+            columns: of the right factor.
+            backward: count the gradient of the left factor too.
+        """
+        self.flops += 2 * rows * inner * columns * (2 if backward else 1)
+
 
 def _matrix_weights(block: nn.Module, expert_share: float) -> float:
     """Entries of the block's matrices; experts count by the share that is active at a position."""

@@ -75,30 +75,34 @@ def run(envoy: NNsight, structure: Structure, work: Pass, plan: Plan) -> Trace:
         BadInput: a site that this family does not have, or whose attention cannot be recorded.
     """
     trace: Trace = {}
+    embeds = _embedded(work, plan, trace)
+    places = [place for place in plan.places if place.name != "embed"]
+    if not places:
+        return trace
     arguments: dict[str, Any] = {
-        "inputs_embeds": work.embeds,
+        "inputs_embeds": embeds,
         "past_key_values": work.cache,
         "use_cache": work.cache is not None,
     }
     if plan.head:
         # The unembedding is applied to these positions only.
-        arguments["logits_to_keep"] = torch.tensor(plan.head, device=work.embeds.device)
+        arguments["logits_to_keep"] = torch.tensor(plan.head, device=embeds.device)
     paths = {
         place: structure.module_path(place.layer, place.name)
-        for place in plan.places
+        for place in places
         if place.name != "logits"
     }
     selections = {
         place: routing.selection_of(envoy._module, structure, place.layer)
-        for place in plan.places
+        for place in places
         if place.name in ROUTING
     }
     with ExitStack() as stack:
-        recorded = [place.layer for place in plan.places if place.name in ATTENTION_WEIGHTS]
+        recorded = [place.layer for place in places if place.name in ATTENTION_WEIGHTS]
         model = envoy._module
         recorder = stack.enter_context(recording(model, structure, recorded)) if recorded else None
         with envoy.trace(**arguments) as tracer:
-            for place in plan.places:
+            for place in places:
                 rows = None
                 if place.name == "logits":
                     value = envoy.output.logits
@@ -119,11 +123,7 @@ def run(envoy: NNsight, structure: Structure, work: Pass, plan: Plan) -> Trace:
                     attention = at_path(model, structure.attention_path(place.layer))
                     value = recorder.value(attention, place.name)
                 if place in plan.changes:
-                    roles = work.roles
-                    if roles is not None and rows is not None:
-                        # Logits are there for these positions only.
-                        roles = roles[:, list(rows)]
-                    context = Context(place, 0, roles, None)
+                    context = _context(place, work, rows)
                     for intervention in plan.changes[place]:
                         value = intervention(value, context)
                     if place.name in ("resid_pre", "mlp_post"):
@@ -143,3 +143,26 @@ def run(envoy: NNsight, structure: Structure, work: Pass, plan: Plan) -> Trace:
             if not plan.head:
                 tracer.stop()
     return trace
+
+
+def _embedded(work: Pass, plan: Plan, trace: Trace) -> Tensor:
+    """The inputs (B, T, D), changed and read at the site `embed`.
+
+    The model is given embeddings, so its embedding module does not run.
+    """
+    place, embeds = Site(-1, "embed"), work.embeds
+    for intervention in plan.changes.get(place, ()):
+        embeds = intervention(embeds, _context(place, work, None))
+    for site in plan.reads.get(place, ()):
+        trace[site] = embeds[:, [p - work.past for p in site.positions]]
+    return embeds
+
+
+def _context(place: Site, work: Pass, rows: Sequence[int] | None) -> Context:
+    """What an intervention is told; `rows` are the positions computed, if not all."""
+    at = torch.arange(work.embeds.shape[1]) if rows is None else torch.tensor(rows)
+    positions = (at + work.past).to(work.embeds.device).expand(len(work.embeds), -1)
+    roles = work.roles
+    if roles is not None and rows is not None:
+        roles = roles[:, list(rows)]
+    return Context(place, 0, roles, None, positions)

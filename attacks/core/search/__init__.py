@@ -1,8 +1,10 @@
-"""The search core that all prompt attacks share."""
+"""The search core that attacks share: over tokens, and over embeddings."""
 
+from attacks.core.search.continuous import SoftSearch
 from attacks.core.search.coordinate import CoordinateSearch, Found
 from attacks.core.search.evaluate import Evaluator
 from attacks.core.search.moves import Moves
+from attacks.core.search.relaxed import RelaxedSearch
 from attacks.core.search.screening import ProbeSampling
 from attacks.core.search.suffix import Pursuit, search_suffix
 
@@ -13,5 +15,7 @@ __all__ = [
     "Moves",
     "ProbeSampling",
     "Pursuit",
+    "RelaxedSearch",
+    "SoftSearch",
     "search_suffix",
 ]

@@ -155,6 +155,18 @@ class Evaluator:
             raise FloatingPointError("the gradient is not a number (NaN)")
         return rows @ table.T.to(rows.dtype), float(loss.detach())
 
+    def soft_losses(self, rows: Tensor) -> Tensor:
+        """(B,) float32 losses with the embeddings `rows` (B, S, D) in the slots.
+
+        Gradients flow to `rows`, which may be of a finer dtype than the model's.
+        """
+        ids = self._sequences(self.prompt.slot_ids.unsqueeze(0))[:, self._start :]
+        with self.model.editing(self.interventions):
+            embeds = self.model.embed(ids).detach().expand(len(rows), -1, -1)
+            slots = self.prompt.slots.to(embeds.device) - self._start
+            filled = embeds.index_copy(1, slots, rows.to(embeds.dtype))
+            return self._trace_losses(filled, self._prefix, self._start)
+
     def _trace_losses(self, inputs: Tensor, prefix: Prefix | None, start: int) -> Tensor:
         trace = self.model.trace(
             inputs,

@@ -1,0 +1,78 @@
+"""PGD on relaxed tokens: gradient descent between tokens, read off as tokens at each step."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from torch import Generator
+
+from attacks.attack import Artefact, Attack, Behavior, State, Step, ThreatModel
+from attacks.core.objectives import TargetCrossEntropy
+from attacks.core.prompt import suffixed
+from attacks.core.search import Evaluator, RelaxedSearch
+
+if TYPE_CHECKING:
+    from attacks.core.model import Model
+
+
+@dataclass(frozen=True)
+class PGD(Attack):
+    """Projected gradient descent (Geisler et al. 2024, arXiv 2402.09154) on a suffix.
+
+    What it hands over are strings: the best discrete fillings met on the way. A step costs one
+    backward and two forward passes, so hundreds of them cost what a few of GCG's do. The published
+    setting is steps=5000, slots=20, warm_up=100, anneal=250, patience=100, with the other numbers
+    as they are here; these suit some hundred steps on small models.
+    """
+
+    name: ClassVar[str] = "pgd"
+    summary: ClassVar[str] = "projected gradient descent on relaxed tokens, read off at each step"
+    threat_model: ClassVar[ThreatModel] = ThreatModel.PROMPT
+
+    steps: int = 200
+    slots: int = 10
+    rate: float = 0.11
+    """This and what follows: see `RelaxedSearch`."""
+    peak: float = 0.325
+    warm_up: int = 20
+    cycle: int = 60
+    sharpness: float = 0.4
+    anneal: int = 50
+    clip: float = 20.0
+    patience: int = 50
+    early_stop: float | None = None
+
+    def run(
+        self,
+        model: Model,
+        behavior: Behavior,
+        *,
+        artefact: Artefact,
+        rng: Generator,
+        state: State | None = None,
+    ) -> Iterator[Step]:
+        """One step for each gradient step and the filling read off after it.
+
+        Raises:
+            BadInput: as `Model.prompt` and `RelaxedSearch`.
+        """
+        search = RelaxedSearch(
+            self.steps,
+            self.rate,
+            self.peak,
+            self.warm_up,
+            self.cycle,
+            self.sharpness,
+            self.anneal,
+            self.clip,
+            self.patience,
+            early_stop=self.early_stop,
+        )
+        asked = suffixed(behavior, self.slots, system=model.system)
+        prompt = model.prompt(asked, target=behavior.affirmative, rng=rng)
+        evaluator = Evaluator(model, prompt, TargetCrossEntropy().bind(model, prompt, artefact))
+        for found in search.run(model, prompt, evaluator, rng=rng, state=state):
+            prompts = tuple(model.chat.messages(prompt, found.ids))
+            yield Step(prompts, loss=float(found.losses[0]), state=found.state)
