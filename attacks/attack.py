@@ -12,8 +12,8 @@ from torch import Generator, Tensor
 
 from attacks.core.artefact import EMPTY, Artefact
 from attacks.core.behavior import Behavior
-from attacks.core.prompt import Messages
-from attacks.core.search import CoordinateSearch, Pursuit, search_suffix
+from attacks.core.prompt import Messages, suffixed
+from attacks.core.search import CoordinateSearch, ProbeSampling, Pursuit, search_suffix
 from attacks.core.weights import Change
 
 if TYPE_CHECKING:
@@ -141,6 +141,14 @@ class SuffixAttack(Attack):
             use_gradient=self.use_gradient,
         )
 
+    def conversation(self, model: Model, behavior: Behavior) -> Messages:
+        """What is sent, `SLOT` standing for each token that is searched for."""
+        return suffixed(behavior, self.slots, system=model.system)
+
+    def drafting(self) -> ProbeSampling:
+        """Whether, and how, a draft model chooses which candidates are evaluated."""
+        return ProbeSampling()
+
     def run(
         self,
         model: Model,
@@ -160,5 +168,7 @@ class SuffixAttack(Attack):
             artefact=artefact,
             rng=rng,
             state=state,
+            asked=self.conversation(model, behavior),
+            draft=self.drafting(),
         ):
             yield Step(found.prompts, loss=found.loss, state=found.state)

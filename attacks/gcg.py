@@ -1,12 +1,24 @@
-"""Greedy coordinate gradient: a suffix that makes an affirmative answer likely."""
+"""Greedy coordinate gradient, and what was made of it: suffixes towards an affirmative answer."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+import torch
+from torch import Generator, Tensor
 
 from attacks.attack import Artefact, Behavior, Pursuit, SuffixAttack
-from attacks.core.objectives import TargetCrossEntropy
+from attacks.core.directions import RefusalDirection, find_refusal_direction, own_answer
+from attacks.core.errors import BadInput
+from attacks.core.layout import Layout
+from attacks.core.objectives import LossOptions, Objective, RefusalOpeners, RefusalProjection
+from attacks.core.prompt import Messages
+from attacks.core.refusal import refusal_tokens
+from attacks.core.search import CoordinateSearch, Moves, ProbeSampling
+from attacks.core.sites import Site
+from attacks.core.states import last_token, next_token_log_probs
 
 if TYPE_CHECKING:
     from attacks.core.model import Model
@@ -17,12 +29,109 @@ class GCG(SuffixAttack):
     """GCG (Zou et al. 2023, arXiv 2307.15043) with multi-position swaps and a buffer.
 
     With buffer=1 it never steps back. The published setting is
-    steps=500, width=512, topk=256, slots=20, buffer=0.
+    steps=500, width=512, topk=256, slots=20, buffer=0. Four groups of options hold what later work
+    changed; they compose, and with their defaults the search is the plain one.
     """
 
     name: ClassVar[str] = "gcg"
     summary: ClassVar[str] = "greedy coordinate gradient: a suffix towards an affirmative answer"
 
+    loss: LossOptions = field(default_factory=LossOptions)
+    moves: Moves = field(default_factory=Moves)
+    draft: ProbeSampling = field(default_factory=ProbeSampling)
+    layout: Layout = field(default_factory=Layout)
+
+    def __post_init__(self) -> None:
+        self.search()  # Numbers that do not go together are refused before anything runs.
+
+    def prepare(self, model: Model, train: Sequence[Behavior], *, rng: Generator) -> Artefact:
+        """Load the draft model, where one is named; nothing is fitted.
+
+        Raises:
+            BadInput: a draft that does not load.
+        """
+        return Artefact(data=self.draft.fitted(model))
+
     def pursuit(self, model: Model, behavior: Behavior, artefact: Artefact) -> Pursuit:
         """The behaviour's own target."""
-        return Pursuit(TargetCrossEntropy(), behavior.affirmative)
+        return Pursuit(self.loss.objective(), behavior.affirmative, drafted=self.loss.target())
+
+    def search(self) -> CoordinateSearch:
+        """The numbers of the search, with the moves."""
+        return replace(super().search(), moves=self.moves)
+
+    def conversation(self, model: Model, behavior: Behavior) -> Messages:
+        """The turns and slots of the layout."""
+        return self.layout.conversation(model, behavior, self.slots)
+
+    def drafting(self) -> ProbeSampling:
+        """Probe sampling, where a draft is named."""
+        return self.draft
+
+
+@dataclass(frozen=True)
+class RefusalGCG(GCG):
+    """GCG that looks at how the model refuses, beside the target.
+
+    Refusal openers and the refusal direction are fitted on training prompts; both terms are bounded
+    below, so that neither can outweigh the target for ever. target="own" asks for what the model
+    itself answers with the direction ablated, in place of the behaviour's target.
+    """
+
+    name: ClassVar[str] = "gcg-refusal"
+    summary: ClassVar[str] = "GCG that also suppresses the model's own refusal"
+    needs_train: ClassVar[bool] = True
+
+    suppress: float = 1.0
+    """Weight of `RefusalOpeners`."""
+    project: float = 0.0
+    """Weight of `RefusalProjection`."""
+    target: Literal["given", "own"] = "given"
+    tokens: int = 40
+    """Length of the model's own answer at most."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.suppress < 0 or self.project < 0:
+            raise BadInput("suppress and project are weights and must be at least 0")
+
+    def prepare(self, model: Model, train: Sequence[Behavior], *, rng: Generator) -> Artefact:
+        """Find the openers and the direction; `data` holds the openers' texts and the layer.
+
+        Raises:
+            BadInput: fewer than four harmful or harmless behaviours.
+        """
+        harmful, harmless = ([b.text for b in train if b.harmful == flag] for flag in (True, False))
+        found = find_refusal_direction(model, harmful, harmless, rng=rng, last_only=True)
+        openers = refusal_tokens(
+            *(next_token_log_probs(model, texts) for texts in (harmful, harmless)), most=8
+        )
+        tensors = {
+            "token_ids": openers,
+            "direction": found.direction,
+            "projection": _projection(model, harmless, found),
+        }
+        texts = model.chat.decode([[token] for token in openers.tolist()])
+        data = {"openers": texts, "layer": found.layer, **self.draft.fitted(model)}
+        return Artefact(tensors, data)
+
+    def pursuit(self, model: Model, behavior: Behavior, artefact: Artefact) -> Pursuit:
+        """The target, with the terms whose weight is above 0."""
+        objective: Objective = self.loss.objective()
+        if self.suppress:
+            objective = objective + self.suppress * RefusalOpeners()
+        if self.project:
+            objective = objective + self.project * RefusalProjection(int(artefact.data["layer"]))
+        target = behavior.affirmative
+        if self.target == "own":
+            direction = artefact.tensors["direction"]
+            target = own_answer(model, behavior.text, direction, self.tokens) or target
+        return Pursuit(objective, target, drafted=self.loss.target())
+
+
+def _projection(model: Model, harmless: Sequence[str], found: RefusalDirection) -> Tensor:
+    """() mean of <h, r> over harmless prompts at the block's input, r of length 1."""
+    site = Site(found.layer, "resid_pre")
+    states = last_token(model, harmless, [site])[site]
+    along: Tensor = states @ found.direction / torch.linalg.vector_norm(found.direction)
+    return along.mean()

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import tomllib
-from collections.abc import Mapping, Sequence
-from typing import Any, cast
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -23,6 +23,8 @@ ATTACKS = Registry(
         "prefill": "attacks.prefill:Prefill",
         "random-search": "attacks.random_search:RandomSearch",
         "gcg": "attacks.gcg:GCG",
+        "gcg-refusal": "attacks.gcg:RefusalGCG",
+        "universal-gcg": "attacks.universal_gcg:UniversalGCG",
         "pgd": "attacks.pgd:PGD",
         "ssr-probe": "attacks.ssr:ProbeSSR",
         "ssr-steering": "attacks.ssr:SteeringSSR",
@@ -61,26 +63,19 @@ def load(name: str, **params: Any) -> Attack:
     """
     if "+" in name:
         parts = name.split("+")
-        _refuse_unknown(name, params, parts)
+        _refuse_unknown(f"attack '{name}'", params, parts)
         return Composed(tuple(load(part, **params.get(part, {})) for part in parts))
     cls = ATTACKS.find(name)
-    _refuse_unknown(name, params, [field.name for field in dataclasses.fields(cls)])
+    _check_names(f"attack '{name}'", cls, params)
     try:
         return TypeAdapter(cls).validate_python(params)
     except ValidationError as error:
         first = error.errors()[0]
-        cause = first.get("ctx", {}).get("error")
-        if isinstance(cause, BadInput):
-            raise cause from error
         place = ".".join(str(part) for part in first["loc"])
-        raise BadInput(f"attack '{name}', parameter '{place}': {first['msg']}") from error
-
-
-def _refuse_unknown(name: str, params: Mapping[str, Any], valid: Sequence[str]) -> None:
-    for key in params:
-        if key not in valid:
-            listed = ", ".join(valid) or "none"
-            raise BadInput(f"attack '{name}' has no parameter '{key}'; valid: {listed}")
+        who = f"attack '{name}', parameter '{place}'" if place else f"attack '{name}'"
+        # An attack that names itself is not named twice.
+        why = first["msg"].removeprefix("Value error, ").removeprefix(f"{name}: ")
+        raise BadInput(f"{who}: {why}") from error
 
 
 def parse_spec(spec: str) -> Attack:
@@ -130,8 +125,53 @@ def _parts(spec: str) -> list[str]:
 def params_of(attack: Attack) -> Mapping[str, Any]:
     """The attack's parameters as JSON values; `load(attack.name, **params)` rebuilds it.
 
-    Those of a combination are nested under the names of its parts.
+    Of a group of options (a field that is a dataclass itself) only what differs from the defaults
+    is there, and a group without any such difference is left out. So a new option changes the
+    identity of no attack that does not use it. Those of a combination are nested under the names
+    of its parts.
     """
     if isinstance(attack, Composed):
         return {part.name: params_of(part) for part in attack.parts}
-    return cast(Mapping[str, Any], TypeAdapter(type(attack)).dump_python(attack, mode="json"))
+    adapter = TypeAdapter(type(attack))
+    every = adapter.dump_python(attack, mode="json")
+    changed = adapter.dump_python(attack, mode="json", exclude_defaults=True)
+    groups = _groups(type(attack))
+    kept = {key: changed.get(key, {}) if key in groups else value for key, value in every.items()}
+    return {key: value for key, value in kept.items() if key not in groups or value}
+
+
+def options_of(cls: type[Attack]) -> dict[str, Mapping[str, Any]]:
+    """The groups of options of an attack: the name and the default of each option in them."""
+    return {
+        name: TypeAdapter(group).dump_python(group(), mode="json")
+        for name, group in _groups(cls).items()
+    }
+
+
+def _groups(cls: Any) -> dict[str, type[Any]]:
+    """The fields that hold a group of options, and the dataclass of each."""
+    made: dict[str, Any] = {each.name: each.default_factory for each in dataclasses.fields(cls)}
+    return {
+        name: factory
+        for name, factory in made.items()
+        if isinstance(factory, type) and dataclasses.is_dataclass(factory)
+    }
+
+
+def _check_names(who: str, cls: Any, params: Mapping[str, Any], path: str = "") -> None:
+    """Make sure that all parameters exist, those in groups of options too.
+
+    Raises:
+        BadInput: the first that does not.
+    """
+    valid = [path + field.name for field in dataclasses.fields(cls)]
+    _refuse_unknown(who, [path + key for key in params], valid)
+    for name, group in _groups(cls).items():
+        if isinstance(given := params.get(name), Mapping):
+            _check_names(who, group, given, f"{path}{name}.")
+
+
+def _refuse_unknown(who: str, names: Iterable[str], valid: Sequence[str]) -> None:
+    for name in names:
+        if name not in valid:
+            raise BadInput(f"{who} has no parameter '{name}'; valid: {', '.join(valid) or 'none'}")

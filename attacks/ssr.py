@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from torch import Generator
 
 from attacks.attack import Artefact, Behavior, Pursuit, SuffixAttack
+from attacks.core.directions import own_answer
 from attacks.core.harmfulness import harm_directions
-from attacks.core.interventions import AblateDirection
 from attacks.core.objectives import (
     AttentionLoss,
     Objective,
@@ -96,7 +96,8 @@ class SubspaceRerouting(SuffixAttack):
             return Pursuit(subspace, behavior.affirmative)
         target = behavior.affirmative
         if self.answer == "own":
-            target = own_answer(model, behavior, artefact, self.tokens) or target
+            ablated = artefact.tensors["ablation"]
+            target = own_answer(model, behavior.text, ablated, self.tokens) or target
         if self.keep == "with":
             return Pursuit(subspace + self.weight * answer, target)
         if self.keep == "rank":
@@ -106,15 +107,6 @@ class SubspaceRerouting(SuffixAttack):
     def threshold(self, artefact: Artefact) -> float:
         """The loss at which the objective counts as reached, with keep="then"."""
         return self.enough or 0.0
-
-
-def own_answer(model: Model, behavior: Behavior, artefact: Artefact, tokens: int) -> str:
-    """How the model itself answers with its refusal direction (`ablation`) ablated."""
-    ablation = AblateDirection(artefact.tensors["ablation"], model.n_layers)
-    (answer,) = model.generate(
-        [model.conversation(behavior.text)], max_new_tokens=tokens, interventions=[ablation]
-    )
-    return answer
 
 
 @dataclass(frozen=True)

@@ -33,10 +33,10 @@ def _attacks() -> list[dict[str, Any]]:
 
 
 def _defaults(attack: type[Attack]) -> Mapping[str, Any]:
-    from attacks.registry import params_of
+    from attacks.registry import options_of, params_of
 
     try:
-        return params_of(attack())
+        return {**params_of(attack()), **options_of(attack)}
     except TypeError:
         return {}  # An attack of another package may have parameters without a default.
 

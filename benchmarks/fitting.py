@@ -94,6 +94,8 @@ def _fit(
         else:
             rng = prepare_generator(attack_hash(attack), model.revision, seed)
             made = _timed(model, lambda: attack.prepare(model, train, rng=rng))
+        if made.hash == EMPTY.hash:
+            return Fitted("", EMPTY.hash)
         artefacts.save(folders[0], identity, made)
     except Exception as error:
         # A key of its own: the cells' keys cannot be known without the artefact.

@@ -24,6 +24,7 @@ ALLOWED = {
     "attacks.core.errors": (),
     "attacks.core.behavior": (),
     "attacks.core.prompt": _CORE[:2],
+    "attacks.core.layout": _CORE[:3],
     "attacks.core.sites": (),
     "attacks.core.thinking": (),
     "attacks.core.artefact": (),

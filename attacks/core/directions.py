@@ -206,6 +206,15 @@ def find_refusal_direction(
     )
 
 
+def own_answer(model: Model, text: str, direction: Tensor, tokens: int) -> str:
+    """How the model itself answers `text` with `direction` (D,) ablated, `tokens` at most."""
+    ablation = AblateDirection(direction, model.n_layers)
+    (answer,) = model.generate(
+        [model.conversation(text)], max_new_tokens=tokens, interventions=[ablation]
+    )
+    return answer
+
+
 @dataclass(frozen=True, eq=False)
 class _Side:
     """The prompts of one kind, all read once."""

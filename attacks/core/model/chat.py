@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
@@ -300,3 +301,8 @@ class Chat:
             encoding.ids == ids for encoding, ids in zip(self.encode(texts), wanted, strict=True)
         ]
         return torch.tensor(same) & torch.tensor(unstripped)
+
+
+def context_of(config: Any) -> int:
+    """The longest sequence that a model with this configuration takes."""
+    return int(getattr(config, "max_position_embeddings", None) or sys.maxsize)

@@ -67,6 +67,12 @@ def _source(name_or_path: str) -> tuple[str, dict[str, Any]]:
     return source, {"revision": revision, "trust_remote_code": False}
 
 
+def beside(name: str, source: str) -> str:
+    """`name`, or the folder of that name next to the folder `source` where there is one."""
+    near = Path(source).parent / name
+    return str(near) if Path(source).is_dir() and near.is_dir() else name
+
+
 @contextmanager
 def _explaining(name: str) -> Iterator[None]:
     """Quietly, and with one line for whatever goes wrong."""

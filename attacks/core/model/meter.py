@@ -67,6 +67,12 @@ class Meter:
         """The counts so far."""
         return Work(self.forward_tokens, self.backward_tokens, self.flops)
 
+    def charge(self, work: Work) -> None:
+        """Add what another model did for an attack on this one."""
+        self.forward_tokens += work.forward_tokens
+        self.backward_tokens += work.backward_tokens
+        self.flops += work.flops
+
     def count(
         self,
         *,

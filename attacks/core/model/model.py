@@ -17,8 +17,9 @@ from transformers import DynamicCache
 from attacks.core.errors import BadInput
 from attacks.core.model import tracing
 from attacks.core.model.cache import Prefix
-from attacks.core.model.chat import Chat
+from attacks.core.model.chat import Chat, context_of
 from attacks.core.model.checks import Checks
+from attacks.core.model.companions import Companions
 from attacks.core.model.editing import edited
 from attacks.core.model.families import structure_of
 from attacks.core.model.generation import batches, greedy, left_padded, plain_generation
@@ -53,9 +54,10 @@ class Model:
         self.width: int = config.hidden_size
         self.structure = structure_of(hf, self.n_layers)
         rows = hf.get_input_embeddings().weight.shape[0]
-        self.chat = Chat(tokenizer, name, vocab_rows=rows, context=_context(config))
+        self.chat = Chat(tokenizer, name, vocab_rows=rows, context=context_of(config))
         self.meter = Meter(hf, self.structure.blocks, self.n_layers)
         self._envoy = NNsight(hf)
+        self.companions = Companions(self.hf, Model.load)
         self.checks = Checks(self._envoy, self.structure, self.chat, self.n_layers)
         self._changes: tuple[Change, ...] = ()
         self._tables: list[tuple[Tensor, Tensor]] = []
@@ -98,7 +100,7 @@ class Model:
         """
         config, tokenizer = load_tokenizer(name_or_path)
         text = config.get_text_config()
-        chat = Chat(tokenizer, name, vocab_rows=text.vocab_size, context=_context(text))
+        chat = Chat(tokenizer, name, vocab_rows=text.vocab_size, context=context_of(text))
         chat.render(conversation("a", system=system))
 
     @property
@@ -342,8 +344,3 @@ class Model:
             return int(torch.cuda.max_memory_allocated(self.device))
         scale = 1 if sys.platform == "darwin" else 1024
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale
-
-
-def _context(config: Any) -> int:
-    """The longest sequence that a model with this configuration takes."""
-    return int(getattr(config, "max_position_embeddings", None) or sys.maxsize)

@@ -1,16 +1,32 @@
 """Objectives that a search can minimise; they compose: `a + 0.5 * b`."""
 
-from attacks.core.objectives.activations import ProbeLoss, SteeringLoss
-from attacks.core.objectives.attention import AttentionLoss
+from attacks.core.objectives.activations import ProbeLoss, RefusalProjection, SteeringLoss
+from attacks.core.objectives.attention import AttentionLoss, SlotAttention
 from attacks.core.objectives.base import Bound, Objective, Sum
-from attacks.core.objectives.logits import TargetCrossEntropy
+from attacks.core.objectives.logits import (
+    RefusalOpeners,
+    TargetCrossEntropy,
+    TargetLoss,
+    TargetMargin,
+    TargetMellowmax,
+    TargetMismatch,
+)
+from attacks.core.objectives.target import LossOptions
 
 __all__ = [
     "AttentionLoss",
     "Bound",
+    "LossOptions",
     "Objective",
     "ProbeLoss",
+    "RefusalOpeners",
+    "RefusalProjection",
+    "SlotAttention",
     "SteeringLoss",
     "Sum",
     "TargetCrossEntropy",
+    "TargetLoss",
+    "TargetMargin",
+    "TargetMellowmax",
+    "TargetMismatch",
 ]

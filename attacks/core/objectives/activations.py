@@ -162,6 +162,46 @@ class _BoundProjection(Bound):
         return (self.weights * distance / self.start.pow(2).sum(-1)).sum(1)
 
 
+@dataclass(frozen=True)
+class RefusalProjection(Objective):
+    """max(0, <h, r> - m): how far the prompt goes along the refusal direction beyond harmless ones.
+
+    h is the input of one block (`resid_pre`) at the last token, where arXiv 2406.11717 reads its
+    directions. The artefact holds `direction` (D,), made a unit vector r here, and `projection` (),
+    m: what harmless prompts have.
+    """
+
+    layer: int
+
+    def bind(self, model: Model, prompt: Prompt, artefact: Artefact) -> Bound:
+        """Bind to the artefact's direction.
+
+        Raises:
+            KeyError: the artefact holds no `direction` or no `projection`.
+        """
+        direction = artefact.tensors["direction"].float().to(model.device)
+        site = Site(self.layer, "resid_pre").at(len(prompt.ids))
+        allowed = artefact.tensors["projection"].to(model.device)
+        return _BoundRefusal(site, direction / direction.norm(), allowed)
+
+
+@dataclass(frozen=True, eq=False)
+class _BoundRefusal(Bound):
+    site: Site
+    direction: Tensor
+    """(D,) unit"""
+    allowed: Tensor
+    """()"""
+
+    @property
+    def reads(self) -> tuple[Site, ...]:
+        return (self.site,)
+
+    def __call__(self, trace: Trace) -> Tensor:
+        along = _states(trace, (self.site,))[:, 0] @ self.direction
+        return (along - self.allowed).clamp_min(0)
+
+
 def unperturbed(model: Model, prompt: Prompt, layers: Sequence[int], token: str = "last") -> Tensor:
     """(K, D) float32 `resid_post` of the conversation without its slots.
 

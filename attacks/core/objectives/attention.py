@@ -117,3 +117,41 @@ class _BoundAttention(Bound):
         if self.kind == "ablation":
             return total
         return len(heads) * len(self.queries) - total
+
+
+@dataclass(frozen=True)
+class SlotAttention(Objective):
+    """Minus the attention that the slots get from the last layer (AttnGCG, arXiv 2410.09040).
+
+    -mean_{k in slots} A[k], with A averaged over the last layer's heads and over the positions that
+    predict the target; between -1 / S and 0. The paper adds it to the target loss with weights from
+    50 to 100. Its code ranks candidates by other positions than those it takes the gradient of;
+    here both use the same.
+    """
+
+    def bind(self, model: Model, prompt: Prompt, artefact: Artefact) -> Bound:
+        """Bind to the slots and the target of `prompt`; the artefact is not looked at.
+
+        Raises:
+            BadInput: a prompt without slots.
+        """
+        if prompt.n_slots == 0:
+            raise BadInput("attention to slots needs a prompt with slots")
+        first = len(prompt.ids) - 1
+        queries = tuple(range(first, first + max(1, len(prompt.target_ids))))
+        return _BoundSlotAttention(Site(model.n_layers - 1, "pattern", queries), prompt.slots)
+
+
+@dataclass(frozen=True, eq=False)
+class _BoundSlotAttention(Bound):
+    site: Site
+    slots: Tensor
+    """(S,)"""
+
+    @property
+    def reads(self) -> tuple[Site, ...]:
+        return (self.site,)
+
+    def __call__(self, trace: Trace) -> Tensor:
+        pattern = trace[self.site].float()
+        return -pattern[..., self.slots.to(pattern.device)].mean((1, 2, 3))

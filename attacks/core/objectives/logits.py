@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from math import log
+from typing import TYPE_CHECKING, Literal
 
 from torch import Tensor
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import cross_entropy, softplus
 
 from attacks.core.artefact import Artefact
 from attacks.core.errors import BadInput
@@ -19,8 +21,12 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class TargetCrossEntropy(Objective):
-    """Mean over target tokens of -log p(token | what precedes it) (arXiv 2307.15043, eq. 2)."""
+class TargetLoss(Objective):
+    """A loss of the logits that predict the target's tokens."""
+
+    @abstractmethod
+    def of(self, logits: Tensor, wanted: Tensor) -> Tensor:
+        """(B,) losses from float32 logits (B, G, V) and the target's tokens (B, G)."""
 
     def bind(self, model: Model, prompt: Prompt, artefact: Artefact) -> Bound:
         """Bind to the prompt's target.
@@ -32,13 +38,14 @@ class TargetCrossEntropy(Objective):
             raise BadInput("a target loss needs a prompt with a target")
         first = len(prompt.ids) - 1
         positions = tuple(range(first, first + len(prompt.target_ids)))
-        return _BoundTarget(Site(-1, "logits", positions), prompt.target_ids)
+        return _BoundTarget(Site(-1, "logits", positions), prompt.target_ids, self)
 
 
 @dataclass(frozen=True, eq=False)
 class _BoundTarget(Bound):
     site: Site
     target_ids: Tensor
+    loss: TargetLoss
 
     @property
     def reads(self) -> tuple[Site, ...]:
@@ -47,7 +54,117 @@ class _BoundTarget(Bound):
     def __call__(self, trace: Trace) -> Tensor:
         logits = trace[self.site].float()
         rows, length, _ = logits.shape
-        wanted = self.target_ids.to(logits.device).expand(rows, length)
-        # cross_entropy takes the classes second: (B, V, G).
-        losses = cross_entropy(logits.transpose(1, 2), wanted, reduction="none")
-        return losses.mean(1)
+        return self.loss.of(logits, self.target_ids.to(logits.device).expand(rows, length))
+
+
+@dataclass(frozen=True)
+class TargetCrossEntropy(TargetLoss):
+    """Mean over target tokens of -log p(token | what precedes it) (arXiv 2307.15043, eq. 2)."""
+
+    def of(self, logits: Tensor, wanted: Tensor) -> Tensor:
+        """(B,) means; never negative."""
+        return _nll(logits, wanted).mean(1)
+
+
+@dataclass(frozen=True)
+class TargetMellowmax(TargetLoss):
+    """A soft maximum over the target's tokens, so that the worst of them counts most.
+
+    mm(z) = (logsumexp(a z) - log G) / a (Asadi and Littman, arXiv 1612.05628), between the mean of
+    z (small a) and its maximum (large a). nanoGCG's published code takes z to be minus the raw
+    logit of each token (`on="logits"`), which a shift of all logits changes, although no
+    probability moves; on token losses that cannot happen.
+    """
+
+    alpha: float = 1.0
+    on: Literal["losses", "logits"] = "losses"
+
+    def __post_init__(self) -> None:
+        if self.alpha <= 0:
+            raise BadInput(f"mellowmax with alpha={self.alpha}: must be above 0")
+        if self.on not in ("losses", "logits"):
+            raise BadInput(f"mellowmax on '{self.on}'; valid: losses, logits")
+
+    def of(self, logits: Tensor, wanted: Tensor) -> Tensor:
+        """(B,) mellowmax."""
+        terms = _nll(logits, wanted) if self.on == "losses" else -_picked(logits, wanted)
+        return ((self.alpha * terms).logsumexp(1) - log(terms.shape[1])) / self.alpha
+
+
+@dataclass(frozen=True)
+class TargetMargin(TargetLoss):
+    """Carlini and Wagner's loss: how far the likeliest other token is ahead of the target's.
+
+    Mean over target tokens of max(max_{j != y} z_j - z_y, -margin) (arXiv 2410.15362, section 3;
+    arXiv 1608.04644). Tokens that lead by the margin get no gradient any more.
+    """
+
+    margin: float = 1e-3
+
+    def __post_init__(self) -> None:
+        if self.margin < 0:
+            raise BadInput(f"target margin {self.margin}: must be at least 0")
+
+    def of(self, logits: Tensor, wanted: Tensor) -> Tensor:
+        """(B,) means, at least -margin."""
+        others = logits.scatter(2, wanted.unsqueeze(2), float("-inf")).amax(2)
+        return (others - _picked(logits, wanted)).clamp_min(-self.margin).mean(1)
+
+
+@dataclass(frozen=True)
+class TargetMismatch(TargetLoss):
+    """How many of the target's tokens are not the likeliest: 0 where greedy decoding says it.
+
+    Piecewise constant, so it is looked at and never descended.
+    """
+
+    def of(self, logits: Tensor, wanted: Tensor) -> Tensor:
+        """(B,) counts."""
+        return (logits.argmax(2) != wanted).float().sum(1)
+
+
+@dataclass(frozen=True)
+class RefusalOpeners(Objective):
+    """-log(1 - P), with P the probability that the answer's first token opens a refusal.
+
+    That is softplus of the refusal score (the log odds of P; arXiv 2406.11717, section 2.3), hence
+    bounded below by 0, unlike log P. The artefact holds the openers' ids, `token_ids` (K,).
+    """
+
+    def bind(self, model: Model, prompt: Prompt, artefact: Artefact) -> Bound:
+        """Bind to the artefact's openers.
+
+        Raises:
+            KeyError: the artefact holds none.
+        """
+        site = Site(-1, "logits", (len(prompt.ids) - 1,))
+        return _BoundOpeners(site, artefact.tensors["token_ids"])
+
+
+@dataclass(frozen=True, eq=False)
+class _BoundOpeners(Bound):
+    site: Site
+    token_ids: Tensor
+
+    @property
+    def reads(self) -> tuple[Site, ...]:
+        return (self.site,)
+
+    def __call__(self, trace: Trace) -> Tensor:
+        logits = trace[self.site][:, 0].float()
+        if len(self.token_ids) == 0:
+            return logits.new_zeros(len(logits))
+        ids = self.token_ids.to(logits.device)
+        refusing = logits[:, ids].logsumexp(1)
+        rest = logits.index_fill(1, ids, float("-inf")).logsumexp(1)
+        return softplus(refusing - rest)
+
+
+def _nll(logits: Tensor, wanted: Tensor) -> Tensor:
+    """(B, G) of -log p; cross_entropy takes the classes second: (B, V, G)."""
+    return cross_entropy(logits.transpose(1, 2), wanted, reduction="none")
+
+
+def _picked(logits: Tensor, wanted: Tensor) -> Tensor:
+    """(B, G) logits of the target's tokens."""
+    return logits.gather(2, wanted.unsqueeze(2)).squeeze(2)

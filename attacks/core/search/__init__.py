@@ -3,13 +3,17 @@
 from attacks.core.search.continuous import SoftSearch
 from attacks.core.search.coordinate import CoordinateSearch, Found
 from attacks.core.search.evaluate import Evaluator
+from attacks.core.search.moves import Moves
 from attacks.core.search.relaxed import RelaxedSearch
+from attacks.core.search.screening import ProbeSampling
 from attacks.core.search.suffix import Pursuit, search_suffix
 
 __all__ = [
     "CoordinateSearch",
     "Evaluator",
     "Found",
+    "Moves",
+    "ProbeSampling",
     "Pursuit",
     "RelaxedSearch",
     "SoftSearch",

@@ -39,3 +39,20 @@ def uniform_choices(current: Tensor, allowed: Tensor) -> Tensor:
     """(S, K) every allowed id in each slot: what the search draws from without a gradient."""
     ids = allowed.nonzero().squeeze(1)
     return ids.expand(len(current), -1)
+
+
+def ranked_swaps(current: Tensor, choices: Tensor) -> Tensor:
+    """(S * K, S) every single swap, best tokens first and slot after slot.
+
+    Row b changes slot b mod S to its token number b // S (Faster-GCG, arXiv 2410.15362, section
+    3.2, with the temperature at 0).
+
+    Args:
+        current: (S,) the tokens there now.
+        choices: (S, K) the tokens of each slot, best first.
+    """
+    slots, count = choices.shape
+    rows = torch.arange(slots * count)
+    candidates = current.expand(slots * count, slots).clone()
+    candidates[rows, rows % slots] = choices[rows % slots, rows // slots]
+    return candidates

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import TYPE_CHECKING, Protocol
 
 import torch
@@ -12,7 +13,9 @@ from torch import Generator, Tensor
 from attacks.core.errors import BadInput
 from attacks.core.prompt import Prompt
 from attacks.core.search.buffer import Buffer
-from attacks.core.search.candidates import swap, top_tokens, uniform_choices
+from attacks.core.search.candidates import ranked_swaps, swap, top_tokens, uniform_choices
+from attacks.core.search.moves import Moves, Seen, merged
+from attacks.core.search.standing import Standing, checkpoint, restore
 
 if TYPE_CHECKING:
     from attacks.attack import State
@@ -27,6 +30,26 @@ class Losses(Protocol):
 
     def gradient(self, candidate: Tensor) -> tuple[Tensor, float]:
         """(S, V) gradient at the filling (S,) with respect to one-hot tokens, and the loss."""
+
+
+#: (B, S) -> (B,) true for fillings that may be used.
+Survives = Callable[[Tensor], Tensor]
+#: (S,) -> whether the best filling is good enough to end with.
+Done = Callable[[Tensor], bool]
+
+
+class Screen(Protocol):
+    """Chooses which candidates are evaluated."""
+
+    def __call__(
+        self, candidates: Tensor, evaluator: Losses, rng: Generator
+    ) -> tuple[Tensor, Tensor]:
+        """Those of `candidates` (B, S) that were evaluated, and their losses."""
+
+
+def everything(candidates: Tensor, evaluator: Losses, rng: Generator) -> tuple[Tensor, Tensor]:
+    """The screen that lets all candidates through."""
+    return candidates, evaluator.losses(candidates)
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,6 +92,7 @@ class CoordinateSearch:
     keep: int = 10
     """How many of the best fillings seen are handed over, those left behind included."""
     use_gradient: bool = True
+    moves: Moves = field(default_factory=Moves)
 
     def __post_init__(self) -> None:
         for name in ("steps", "width", "topk", "n_replace", "keep"):
@@ -82,6 +106,12 @@ class CoordinateSearch:
                 f"patience={self.patience} needs a buffer of at least 2 to jump in, got "
                 f"buffer={self.buffer}"
             )
+        single = self.n_replace == 1 and not self.replace_coefficient
+        if self.moves.draw == "ranked" and not (single and self.use_gradient):
+            raise BadInput(
+                "draw='ranked' changes one slot at a time and goes by the gradient: it needs "
+                "n_replace=1 and replace_coefficient=0"
+            )
 
     def run(
         self,
@@ -91,40 +121,70 @@ class CoordinateSearch:
         *,
         rng: Generator,
         state: State | None = None,
+        survives: Survives | None = None,
+        screen: Screen = everything,
+        done: Done | None = None,
     ) -> Iterator[Found]:
         """Search from the prompt's own filling, or go on from `state`.
+
+        Args:
+            model: the model under attack.
+            prompt: its slots are filled.
+            evaluator: losses and gradients of fillings.
+            rng: draws the candidates.
+            state: checkpoint to go on from.
+            survives: by default, what re-tokenises to itself in `prompt`.
+            screen: chooses which of the survivors are evaluated.
+            done: whether the search may end.
 
         Yields:
             `Found` after each step, over all fillings evaluated so far.
         """
-        chat = model.chat
+        survives = survives or partial(model.chat.survives, prompt)
         if state is None:
             start = prompt.slot_ids.unsqueeze(0)
             losses = evaluator.losses(start)
-            at = _Standing(
+            at = Standing(
                 Buffer(start, losses, max(1, self.buffer)),
                 Buffer(start, losses, self.keep),
                 initial=float(losses[0]),
                 n_replace=self._n_replace(1.0, prompt.n_slots),
+                seen=Seen(start) if self.moves.fresh else None,
             )
         else:
-            at = _restore(state, max(1, self.buffer), self.keep, rng)
-        while at.step < self.steps and not self._finished(at):
-            current = at.pool.ids[0]
-            if self.use_gradient:
-                gradient, _ = evaluator.gradient(current)
-                choices = top_tokens(gradient, current, chat.allowed, self.topk)
-            else:
-                choices = uniform_choices(current, chat.allowed)
-            drawn = swap(current, choices, width=self.width, n_replace=at.n_replace, rng=rng)
-            drawn = drawn[chat.survives(prompt, drawn)]
-            losses = evaluator.losses(drawn) if len(drawn) else torch.empty(0)
-            at = self._after(at, drawn, losses, prompt.n_slots, rng)
-            yield Found(at.best.ids, at.best.losses, _checkpoint(at, rng))
+            at = restore(state, max(1, self.buffer), self.keep, rng)
+        while at.step < self.steps and not self._finished(at, done):
+            drawn, at = self._drawn(model, evaluator, at, rng)
+            drawn = _usable(drawn, at, survives)[: self.width]
+            ids, losses = _evaluated(drawn, at, evaluator, rng, screen)
+            if self.moves.merge > 1:
+                best = Buffer.empty(prompt.n_slots, self.moves.merge).add(ids, losses)
+                joined = _usable(merged(at.pool.ids[0], best.ids), at, survives)
+                more, their = _evaluated(joined, at, evaluator, rng, everything)
+                ids, losses = torch.cat([ids, more]), torch.cat([losses, their])
+            at = self._after(at, ids, losses, prompt.n_slots, rng)
+            yield Found(at.best.ids, at.best.losses, checkpoint(at, rng))
+
+    def _drawn(
+        self, model: Model, evaluator: Losses, at: Standing, rng: Generator
+    ) -> tuple[Tensor, Standing]:
+        """(B, S) fillings to choose from, in order, and the search with the gradient taken in."""
+        current, allowed = at.pool.ids[0], model.chat.allowed
+        if self.use_gradient:
+            gradient, _ = evaluator.gradient(current)
+            guide, average = self.moves.guide(gradient, at.average, current, model)
+            choices = top_tokens(guide, current, allowed, self.topk)
+            at = replace(at, average=average)
+        else:
+            choices = uniform_choices(current, allowed)
+        if self.moves.draw == "ranked":
+            return ranked_swaps(current, choices), at
+        drawn = swap(current, choices, width=self.width, n_replace=at.n_replace, rng=rng)
+        return drawn, at
 
     def _after(
-        self, at: _Standing, drawn: Tensor, losses: Tensor, slots: int, rng: Generator
-    ) -> _Standing:
+        self, at: Standing, drawn: Tensor, losses: Tensor, slots: int, rng: Generator
+    ) -> Standing:
         """Where the search stands once `drawn` (B, S) with `losses` (B,) are taken in."""
         pool, best = at.pool, at.best
         if len(drawn):
@@ -148,54 +208,29 @@ class CoordinateSearch:
         share = min(1.0, max(0.0, ratio)) ** (1 / self.replace_coefficient)
         return min(slots, max(self.n_replace, int(share * slots)))
 
-    def _finished(self, at: _Standing) -> bool:
+    def _finished(self, at: Standing, done: Done | None) -> bool:
         """Whether there is nothing left to do before the steps are used up."""
         if at.step == 0:
             return False  # The buffer holds the start alone, and one step is always taken.
         exhausted = bool(self.patience) and len(at.pool.ids) < 2
         reached = self.early_stop is not None and float(at.best.losses[0]) <= self.early_stop
-        return exhausted or reached
+        return exhausted or reached or (done is not None and done(at.best.ids[0]))
 
 
-@dataclass(frozen=True, eq=False)
-class _Standing:
-    """All that a search needs to go on, beside the generator."""
-
-    pool: Buffer
-    """What it goes on from."""
-    best: Buffer
-    """The best fillings seen."""
-    initial: float
-    """Loss of the start."""
-    n_replace: int
-    stale: int = 0
-    """Steps since the pool's best got better."""
-    step: int = 0
+def _usable(drawn: Tensor, at: Standing, survives: Survives) -> Tensor:
+    """Those of the fillings (B, S) that may be evaluated, in their order."""
+    if at.seen is not None:
+        drawn = drawn[at.seen.new(drawn)]
+    return drawn[survives(drawn)] if len(drawn) else drawn
 
 
-_NUMBERS = ("initial", "n_replace", "stale", "step")
-
-
-def _checkpoint(at: _Standing, rng: Generator) -> State:
-    return {
-        "pool_ids": at.pool.ids,
-        "pool_losses": at.pool.losses,
-        "best_ids": at.best.ids,
-        "best_losses": at.best.losses,
-        **{name: getattr(at, name) for name in _NUMBERS},
-        "generator": rng.get_state(),
-    }
-
-
-def _restore(state: State, capacity: int, keep: int, rng: Generator) -> _Standing:
-    """Where the search stood at a checkpoint; `rng` is set to where it was then."""
-    tensors = {name: value for name, value in state.items() if isinstance(value, torch.Tensor)}
-    rng.set_state(tensors["generator"])
-    return _Standing(
-        Buffer(tensors["pool_ids"], tensors["pool_losses"], capacity),
-        Buffer(tensors["best_ids"], tensors["best_losses"], keep),
-        initial=float(state["initial"]),
-        n_replace=int(state["n_replace"]),
-        stale=int(state["stale"]),
-        step=int(state["step"]),
-    )
+def _evaluated(
+    drawn: Tensor, at: Standing, evaluator: Losses, rng: Generator, screen: Screen
+) -> tuple[Tensor, Tensor]:
+    """Those of the fillings (B, S) that the screen lets through, and their losses."""
+    if len(drawn) == 0:
+        return drawn, torch.empty(0)
+    ids, losses = screen(drawn, evaluator, rng)
+    if at.seen is not None:
+        at.seen.add(ids)
+    return ids, losses

@@ -1,20 +1,22 @@
-"""A suffix search from behaviour to strings: what GCG, random search and SSR have in common."""
+"""A search from a conversation with slots to strings: what GCG, random search and SSR share."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING
 
-from torch import Generator
+from torch import Generator, Tensor
 
 from attacks.core.artefact import Artefact
 from attacks.core.behavior import Behavior
-from attacks.core.objectives import Objective
+from attacks.core.objectives import Objective, TargetCrossEntropy, TargetLoss, TargetMismatch
 from attacks.core.prompt import Messages, suffixed
-from attacks.core.search.coordinate import CoordinateSearch, Losses
+from attacks.core.search.coordinate import CoordinateSearch, Losses, Screen, everything
 from attacks.core.search.evaluate import Evaluator
 from attacks.core.search.ranking import Ranking
+from attacks.core.search.screening import ProbeSampling
 from attacks.core.search.staged import Staged
 
 if TYPE_CHECKING:
@@ -34,6 +36,8 @@ class Pursuit:
     enough: float = 0.0
     rank: Objective | None = None
     """The candidates kept are handed over in the order of this loss, whatever was searched for."""
+    drafted: TargetLoss = field(default_factory=TargetCrossEntropy)
+    """What a draft model is asked for (see `ProbeSampling`)."""
 
 
 @dataclass(frozen=True)
@@ -55,8 +59,10 @@ def search_suffix(
     artefact: Artefact,
     rng: Generator,
     state: State | None = None,
+    asked: Messages | None = None,
+    draft: ProbeSampling | None = None,
 ) -> Iterator[Suffixed]:
-    """Search `slots` tokens after the behaviour's text.
+    """Search `slots` tokens after the behaviour's text, or the slots of `asked`.
 
     Args:
         model: the model under attack.
@@ -67,11 +73,14 @@ def search_suffix(
         artefact: what the objectives read.
         rng: draws the first filling and all candidates.
         state: checkpoint to go on from.
+        asked: the conversation with its slots, where it is not the text with a suffix.
+        draft: chooses which candidates are evaluated; none, or one without a model: all are.
 
     Yields:
         What is found, after each step.
     """
-    asked = suffixed(behavior, slots, system=model.system)
+    if asked is None:
+        asked = suffixed(behavior, slots, system=model.system)
     prompt = model.prompt(asked, target=pursuit.target, rng=rng)
 
     def evaluator(objective: Objective) -> Evaluator:
@@ -81,7 +90,16 @@ def search_suffix(
     if pursuit.then is not None:
         losses = Staged(losses, evaluator(pursuit.then), pursuit.enough)
     ranking = Ranking(evaluator(pursuit.rank)) if pursuit.rank is not None else None
-    for found in search.run(model, prompt, losses, rng=rng, state=state):
+    screen: Screen = everything
+    if draft is not None and draft.model:
+        screen = draft.screen(model, prompt, pursuit.target, pursuit.drafted)
+    done = partial(matched, evaluator(TargetMismatch())) if search.moves.match else None
+    for found in search.run(model, prompt, losses, rng=rng, state=state, screen=screen, done=done):
         ids = found.ids if ranking is None else ranking.best_first(found.ids)
         prompts = tuple(model.chat.messages(prompt, ids))
         yield Suffixed(prompts, float(found.losses[0]), found.state)
+
+
+def matched(mismatch: Losses, filling: Tensor) -> bool:
+    """Whether greedy decoding says the target after `filling` (S,), by `TargetMismatch`."""
+    return float(mismatch.losses(filling.unsqueeze(0))[0]) == 0
