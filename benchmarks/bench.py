@@ -231,6 +231,7 @@ def make_record(
         behavior_id=cell.behavior.id,
         seed=cell.seed,
         status=failure.status,
+        artefact=cell.artefact,
         harmful=cell.behavior.harmful,
         revision=model.revision,
         dtype=model.dtype,

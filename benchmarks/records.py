@@ -49,6 +49,10 @@ class Record:
     behavior_id: str
     seed: int
     status: Status
+    artefact: str = ""
+    """Id of what the attack fitted (`artefacts/<id>.json` and `.safetensors`): layers, heads or
+    directions that it chose, and their scores. Ids of a combination's parts are joined by `+`;
+    empty where nothing was fitted, and in records from before this was written down."""
     harmful: bool = True
     revision: str = ""
     dtype: str = ""

@@ -220,6 +220,8 @@ def test_what_is_fitted_is_kept_and_reused(
     assert contents(tmp_path / "one") == contents(tmp_path / "two")
     (first,), (second,) = read_records(tmp_path / "one"), read_records(tmp_path / "two")
     assert 0 < first.seconds.prepare == second.seconds.prepare
+    # The record says what it was made with.
+    assert (tmp_path / "two" / "artefacts" / f"{first.artefact}.json").is_file()
     (path,) = (tmp_path / "two" / "artefacts").glob("*.safetensors")
     path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises(BadInput, match="damaged artefact; remove it"):
