@@ -9,6 +9,7 @@ from pathlib import Path
 
 from attacks.core.behavior import Behavior
 from attacks.core.errors import BadInput
+from benchmarks import models
 from benchmarks.behavior_files import SUFFIXES, read_file
 from benchmarks.paths import data_dir
 from benchmarks.public_sets import PUBLIC_SETS, load_public
@@ -55,6 +56,24 @@ def load_behaviors(name_or_file: str) -> list[Behavior]:
     raise BadInput(
         f"unknown behaviour set '{name_or_file}'; valid: {valid}, or a {' or '.join(SUFFIXES)} file"
     )
+
+
+def chosen_sets(
+    command: str, model: str, given: tuple[str | None, str | None], shipped: tuple[str, str]
+) -> tuple[str, str]:
+    """The training and the test set of a command: those given, or for pocket models the shipped.
+
+    Raises:
+        BadInput: one is not given, and the model is not a shipped one.
+    """
+    train, test = given
+    if model in models.names():
+        train, test = train or shipped[0], test or shipped[1]
+    if train is None or test is None:
+        sets = {"--train NAME_OR_FILE": train, "--behaviors NAME_OR_FILE": test}
+        missing = " and ".join(flag for flag, value in sets.items() if value is None)
+        raise BadInput(f"{command}: '{model}' is not a shipped pocket model: give {missing}")
+    return train, test
 
 
 def _part(rows: Sequence[Behavior], start: int, stop: int | None) -> list[Behavior]:

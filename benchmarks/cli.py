@@ -110,14 +110,7 @@ def _add_run(sub: argparse.ArgumentParser) -> None:
         ("--judge", "judges", "NAME", "default: reference where there are references, or phrases"),
     ):
         what.add_argument(flag, action="append", dest=field, metavar=meta, help=text)
-    for flag, meta, text in (
-        ("--behaviors", "NAME_OR_FILE", "behaviours to attack"),
-        ("--train", "NAME_OR_FILE", "behaviours to fit on"),
-        ("--system", "TEXT", "system prompt"),
-        ("--device", "D", "auto, cpu, cuda, ..."),
-        ("--dtype", "T", "auto, float32, bfloat16, ..."),
-    ):
-        what.add_argument(flag, metavar=meta, help=text)
+    _add_subject(what, "behaviours to fit on", "behaviours to attack")
     for flag, text in (
         ("--limit", "number of behaviours"),
         ("--steps", "steps of every search"),
@@ -141,18 +134,27 @@ def _add_run(sub: argparse.ArgumentParser) -> None:
     how.add_argument("--dry-run", action="store_true", help="only list what would be done")
 
 
-def _add_inspect(sub: argparse.ArgumentParser) -> None:
-    """The flags of `inspect`."""
-    sub.set_defaults(command=commands.inspect)
-    sub.add_argument("--model", required=True, metavar="M", help="shipped name, folder or Hub id")
+def _add_subject(group: argparse._ActionsContainer, train: str, behaviors: str) -> None:
+    """The flags of what a model is given, and how it is loaded; texts are the helps of the sets."""
     for flag, meta, text in (
-        ("--train", "NAME_OR_FILE", "behaviours to fit on (pocket models: pocket-train)"),
-        ("--behaviors", "NAME_OR_FILE", "behaviours to look at (pocket models: pocket-test)"),
+        ("--train", "NAME_OR_FILE", train),
+        ("--behaviors", "NAME_OR_FILE", behaviors),
         ("--system", "TEXT", "system prompt"),
         ("--device", "D", "auto, cpu, cuda, ..."),
         ("--dtype", "T", "auto, float32, bfloat16, ..."),
     ):
-        sub.add_argument(flag, metavar=meta, help=text)
+        group.add_argument(flag, metavar=meta, help=text)
+
+
+def _add_inspect(sub: argparse.ArgumentParser) -> None:
+    """The flags of `inspect`."""
+    sub.set_defaults(command=commands.inspect)
+    sub.add_argument("--model", required=True, metavar="M", help="shipped name, folder or Hub id")
+    _add_subject(
+        sub,
+        "behaviours to fit on (pocket models: pocket-train)",
+        "behaviours to look at (pocket models: pocket-test)",
+    )
     sub.add_argument("--limit", type=int, metavar="N", help="harmful, and harmless, test prompts")
     sub.add_argument("--seed", type=int, metavar="S", help="of the splits and searches")
     sub.add_argument("--out", type=Path, metavar="DIR", help="report (default: runs/inspect-M)")
@@ -163,14 +165,11 @@ def _add_tokens(sub: argparse.ArgumentParser) -> None:
     """The flags of `tokens`."""
     sub.set_defaults(command=commands.tokens)
     sub.add_argument("--model", required=True, metavar="M", help="shipped name, folder or Hub id")
-    for flag, meta, text in (
-        ("--train", "NAME_OR_FILE", "to choose thresholds on (pocket: pocket-categories-train)"),
-        ("--behaviors", "NAME_OR_FILE", "to test on (pocket: pocket-categories-test)"),
-        ("--system", "TEXT", "system prompt"),
-        ("--device", "D", "auto, cpu, cuda, ..."),
-        ("--dtype", "T", "auto, float32, bfloat16, ..."),
-    ):
-        sub.add_argument(flag, metavar=meta, help=text)
+    _add_subject(
+        sub,
+        "to choose thresholds on (pocket: pocket-categories-train)",
+        "to test on (pocket: pocket-categories-test)",
+    )
     sub.add_argument("--limit", type=int, metavar="N", help="harmful, and harmless, prompts")
     sub.add_argument("--temperature", type=float, metavar="T", help="of the probabilities")
     sub.add_argument("--suffix", type=int, metavar="N", help="random tokens after each request")

@@ -21,10 +21,10 @@ from attacks.core.sites import Site
 from attacks.core.states import last_token, next_token_log_probs
 from attacks.core.survey import Survey, choose_layers
 from attacks.ssr import ProbeSSR
-from benchmarks.behaviors import load_behaviors
+from benchmarks.behaviors import chosen_sets, load_behaviors
 from benchmarks.fitting import fit_openers, fit_survey
 from benchmarks.inspect.linear import Array
-from benchmarks.models import names, resolve
+from benchmarks.models import resolve
 from benchmarks.plan import refuse_overlap
 from benchmarks.threads import fixed_threads, threads_for
 
@@ -79,13 +79,9 @@ def load_prompts(options: Options) -> Prompts:
     Raises:
         BadInput: a set that is missing, unknown, too small or overlaps the other.
     """
-    train_name, test_name = options.train, options.behaviors
-    if options.model in names():
-        train_name, test_name = train_name or _TRAIN, test_name or _TEST
-    if train_name is None or test_name is None:
-        sets = {"--train NAME_OR_FILE": train_name, "--behaviors NAME_OR_FILE": test_name}
-        missing = " and ".join(flag for flag, value in sets.items() if value is None)
-        raise BadInput(f"inspect: '{options.model}' is not a shipped pocket model: give {missing}")
+    train_name, test_name = chosen_sets(
+        "inspect", options.model, (options.train, options.behaviors), (_TRAIN, _TEST)
+    )
     if options.limit < LEAST:
         raise BadInput(f"inspect: limit {options.limit} is too small; at least {LEAST}")
     train, test = load_behaviors(train_name), load_behaviors(test_name)

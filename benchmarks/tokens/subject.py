@@ -19,9 +19,9 @@ from attacks.core.model import Model
 from attacks.core.refusal import learn_openers
 from attacks.core.sites import Site
 from attacks.core.states import last_token
-from benchmarks.behaviors import load_behaviors
+from benchmarks.behaviors import chosen_sets, load_behaviors
 from benchmarks.judges import Judge, Verdict, default_judge, load_judge
-from benchmarks.models import names, resolve
+from benchmarks.models import resolve
 from benchmarks.plan import refuse_overlap
 
 _TRAIN, _TEST = "pocket-categories-train", "pocket-categories-test"
@@ -147,14 +147,9 @@ def load_subject(options: Options) -> Subject:
         BadInput: a set that is missing, unknown, empty on one side or overlaps the other; a model
             that cannot be loaded or has no control tokens.
     """
-    train_name, test_name = options.train, options.behaviors
-    if options.model in names():
-        train_name, test_name = train_name or _TRAIN, test_name or _TEST
-    if train_name is None or test_name is None:
-        raise BadInput(
-            f"tokens: '{options.model}' is not a shipped pocket model: give --train NAME_OR_FILE "
-            "and --behaviors NAME_OR_FILE"
-        )
+    train_name, test_name = chosen_sets(
+        "tokens", options.model, (options.train, options.behaviors), (_TRAIN, _TEST)
+    )
     if not options.temperature > 0:
         raise BadInput(f"tokens: temperature {options.temperature:g} must be positive")
     if options.suffix < 0:
