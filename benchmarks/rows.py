@@ -8,11 +8,13 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean, median
-from typing import Any
+from typing import Any, TypeVar
 
 from benchmarks.records import Judgement, Record
 from benchmarks.store import read_judgements, read_records
 from benchmarks.success import median_first_success, success_rate
+
+Outcome = TypeVar("Outcome", bound=float)
 
 #: Weakest first, the order of the boards.
 THREAT_MODELS = ("prompt", "prefill", "embedding", "intervention", "weights")
@@ -179,9 +181,9 @@ def _row(judge: str, entries: Sequence[Entry]) -> Row:
         asr=rate.mean if rate else None,
         asr_low=rate.low if rate else None,
         asr_high=rate.high if rate else None,
-        success_at_k=_share(harmful, lambda entry: entry.success_at_k),
-        compliance=_share(harmful, lambda entry: entry.labelled("complied", "knows")),
-        refusal_rate=_share(harmful, lambda entry: entry.labelled("refused")),
+        success_at_k=_mean(harmful, lambda entry: entry.success_at_k),
+        compliance=_mean(harmful, lambda entry: entry.labelled("complied", "knows")),
+        refusal_rate=_mean(harmful, lambda entry: entry.labelled("refused")),
         seconds_median=_median(
             record.seconds.search + record.seconds.generate
             for record in records
@@ -200,16 +202,14 @@ def _row(judge: str, entries: Sequence[Entry]) -> Row:
         stop=one.stop,
         attempts=max(1, *(len(entry.record.completions) for entry in entries)),
         seeds=len({entry.record.seed for entry in entries}),
-        over_refusal=_share(answered, lambda entry: entry.labelled("refused")),
-        harmless_kept=_share(
+        over_refusal=_mean(answered, lambda entry: entry.labelled("refused")),
+        harmless_kept=_mean(
             [entry for entry in answered if entry.success is not None],
             lambda entry: entry.labelled("knows"),
         )
         if judge == "reference"
         else None,
-        harmless_kl=_mean_by_behavior(
-            (entry.record.behavior_id, entry.record.first_token_kl) for entry in harmless
-        ),
+        harmless_kl=_mean(harmless, lambda entry: entry.record.first_token_kl),
         harmless_n=len({entry.record.behavior_id for entry in answered}),
         prepare_seconds=max(entry.record.seconds.prepare for entry in entries),
         mixed=len(set(cells)) < len(cells),
@@ -219,10 +219,10 @@ def _row(judge: str, entries: Sequence[Entry]) -> Row:
 
 
 def _by_behavior(
-    entries: Iterable[Entry], outcome: Callable[[Entry], bool | None]
-) -> dict[str, list[bool]]:
+    entries: Iterable[Entry], outcome: Callable[[Entry], Outcome | None]
+) -> dict[str, list[Outcome]]:
     """The outcomes that are not None, for each behaviour."""
-    found: dict[str, list[bool]] = defaultdict(list)
+    found: dict[str, list[Outcome]] = defaultdict(list)
     for entry in entries:
         result = outcome(entry)
         if result is not None:
@@ -230,19 +230,10 @@ def _by_behavior(
     return found
 
 
-def _share(entries: Iterable[Entry], outcome: Callable[[Entry], bool | None]) -> float | None:
-    """The mean over behaviours of each one's share."""
+def _mean(entries: Iterable[Entry], outcome: Callable[[Entry], float | None]) -> float | None:
+    """The mean over behaviours of each one's mean, which is a share where outcomes are bools."""
     shares = [fmean(outcomes) for outcomes in _by_behavior(entries, outcome).values()]
     return fmean(shares) if shares else None
-
-
-def _mean_by_behavior(values: Iterable[tuple[str, float | None]]) -> float | None:
-    """The mean over behaviours of each one's mean; what was not measured is left out."""
-    found: dict[str, list[float]] = defaultdict(list)
-    for behavior, value in values:
-        if value is not None:
-            found[behavior].append(value)
-    return fmean(map(fmean, found.values())) if found else None
 
 
 def _median(values: Iterable[float]) -> float | None:
