@@ -139,7 +139,7 @@ def check_gradient(search: Evaluator, plain: Evaluator, *, tolerance: float = 1e
         for step in (1e-2, -1e-2):
             moved = embeds.clone()
             moved[0, prompt.slots] += step * moves
-            values.append(float(plain._trace_losses(moved, None, 0)[0]))
+            values.append(float(plain.objective(plain._trace(moved, None, 0))[0]))
         numeric = (values[0] - values[1]) / 2e-2
         analytic = float((gradient * direction).sum())
         assert numeric == pytest.approx(analytic, rel=1e-2, abs=tolerance)

@@ -39,8 +39,8 @@ class _Watched:
         self.evaluated = 0
         self._started = False
 
-    def losses(self, candidates: Tensor) -> Tensor:
-        losses = self._evaluator.losses(candidates)
+    def losses(self, candidates: Tensor, k: int | None = None) -> Tensor:
+        losses = self._evaluator.losses(candidates, k)
         if not self._started:
             self._started = True
             slots, length = self._prompt.slots, len(self._prompt.ids)

@@ -35,7 +35,7 @@ class Planted:
         self.gradients = iter(gradients)
         self.asked: list[list[list[int]]] = []
 
-    def losses(self, candidates: Tensor) -> Tensor:
+    def losses(self, candidates: Tensor, k: int | None = None) -> Tensor:
         self.asked.append(candidates.tolist())
         return self.costs.gather(1, candidates.T).sum(0)
 

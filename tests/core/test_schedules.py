@@ -32,7 +32,7 @@ class Script:
         self.values: Iterator[float] = iter(values)
         self.asked: list[Tensor] = []
 
-    def losses(self, candidates: Tensor) -> Tensor:
+    def losses(self, candidates: Tensor, k: int | None = None) -> Tensor:
         self.asked.append(candidates)
         return torch.tensor([next(self.values) for _ in candidates])
 

@@ -75,7 +75,7 @@ def test_a_draft_that_is_the_model_selects_like_plain_search(behavior: Behavior)
     numbers = ProbeSampling("pocket-llama", probe=0.1)
     screen = numbers.screen(model, prompt, behavior.affirmative, TargetCrossEntropy())
     rng = torch.Generator().manual_seed(0)
-    ids, found = screen(candidates, work, rng)
+    ids, found = screen(candidates, work, len(candidates), rng)
     assert len(ids) <= round(0.1 * len(candidates)) + 1
     assert ids[found.argmin()].tolist() == candidates[losses.argmin()].tolist()
     torch.testing.assert_close(found.min(), losses.min(), atol=2e-5, rtol=1e-4)
@@ -92,13 +92,13 @@ def test_the_drafts_work_is_charged_to_the_model_under_attack(behavior: Behavior
     assert cost > 0
 
     class Free:
-        def losses(self, rows: Tensor) -> Tensor:
+        def losses(self, rows: Tensor, k: int | None = None) -> Tensor:
             return rows.float().sum(1)
 
     numbers = ProbeSampling("pocket-qwen2")
     screen = numbers.screen(model, prompt, behavior.affirmative, TargetCrossEntropy())
     before = model.meter.snapshot()
-    screen(candidates, Free(), torch.Generator())  # type: ignore[arg-type]
+    screen(candidates, Free(), 10, torch.Generator())  # type: ignore[arg-type]
     assert (model.meter.snapshot() - before).flops == cost
 
 

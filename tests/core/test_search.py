@@ -242,14 +242,14 @@ def test_out_of_memory_halves_the_batch_and_changes_nothing(
     work = evaluator(model, behavior, TargetCrossEntropy())
     candidates = drawn(model, work.prompt, 20)
     expected = work.losses(candidates)
-    small = Evaluator.__dict__["_trace_losses"]
+    small = Evaluator.__dict__["_trace"]
 
     def hungry(self: Evaluator, inputs: torch.Tensor, *shared: Any) -> torch.Tensor:
         if len(inputs) > 6:
             raise RuntimeError("CUDA out of memory.")
         return small(self, inputs, *shared)  # type: ignore[no-any-return]
 
-    monkeypatch.setattr(Evaluator, "_trace_losses", hungry)
+    monkeypatch.setattr(Evaluator, "_trace", hungry)
     torch.testing.assert_close(work.losses(candidates), expected, atol=2e-5, rtol=1e-4)
     assert work.batch_size == 4 or work.batch_size <= 6
 

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 from transformers import DynamicCache
 
 
 @dataclass(frozen=True, eq=False)
 class Prefix:
-    """Per-layer keys and values (1, H, P, d) of the first P positions."""
+    """Per-layer keys and values (R, H, P, d) of the first P positions, of one sequence or of R."""
 
     layers: tuple[tuple[Tensor, Tensor], ...]
     length: int
@@ -28,8 +30,32 @@ class Prefix:
         layers = [(keys[:, :, :length], values[:, :, :length]) for keys, values in self.layers]
         return Prefix(tuple(layers), length)
 
+    def detached(self) -> Prefix:
+        """It without the graph of a gradient."""
+        return Prefix(tuple((k.detach(), v.detach()) for k, v in self.layers), self.length)
+
+    def take(self, rows: Tensor) -> Prefix:
+        """Copies of the sequences `rows` (N,) of it."""
+        at = rows.to(self.layers[0][0].device)
+        layers = tuple((k.index_select(0, at), v.index_select(0, at)) for k, v in self.layers)
+        return Prefix(layers, self.length)
+
+    @classmethod
+    def joined(cls, parts: Sequence[Prefix]) -> Prefix:
+        """The sequences of all `parts`, which are equally long, one after the other."""
+        if len(parts) == 1:
+            return parts[0]
+        layers = zip(*(part.layers for part in parts), strict=True)
+        return cls(
+            tuple(
+                (torch.cat([k for k, _ in each]), torch.cat([v for _, v in each]))
+                for each in layers
+            ),
+            parts[0].length,
+        )
+
     def expanded(self, rows: int) -> DynamicCache:
-        """A fresh cache for `rows` sequences: views, no copies.
+        """A fresh cache for `rows` sequences, as many as it holds or copies of one: views only.
 
         Made without a configuration it keeps all keys in sliding-window layers too, which is what
         makes slicing and expanding it exact there; a forward pass extends only this fresh object.

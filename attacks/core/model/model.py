@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import resource
-import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from copy import copy
@@ -20,6 +18,7 @@ from attacks.core.model.cache import Prefix
 from attacks.core.model.chat import Chat, context_of
 from attacks.core.model.checks import Checks
 from attacks.core.model.companions import Companions
+from attacks.core.model.device import OnDevice
 from attacks.core.model.editing import edited
 from attacks.core.model.families import structure_of
 from attacks.core.model.generation import batches, greedy, left_padded, plain_generation
@@ -31,7 +30,7 @@ from attacks.core.sites import Site, Trace
 from attacks.core.weights import Change, WeightEdit
 
 
-class Model:
+class Model(OnDevice):
     """A frozen model with its chat template, and the work done with it so far (`meter`)."""
 
     def __init__(
@@ -195,13 +194,10 @@ class Model:
         Raises:
             BadInput: this family carries something else from position to position.
         """
-        self.checks.prefix()
-        cache = DynamicCache()
         last = Site(self.n_layers - 1, "resid_post", (len(ids) - 1,))
-        with torch.no_grad(), self.editing(interventions):
-            embeds = self.embed(ids).unsqueeze(0)
-            self._run(self._pass(embeds, cache, 0, interventions, roles), [last])
-        return Prefix.of(cache)
+        with torch.no_grad():
+            rows = ids.unsqueeze(0)
+            return self.extended(rows, [last], interventions=interventions, roles=roles)[1]
 
     def trace(
         self,
@@ -228,37 +224,54 @@ class Model:
         Returns:
             {site: (B, P, D)}, or (B, P, V) for logits, in the order of each site's positions.
         """
-        with self.editing(interventions):
-            embeds = inputs if inputs.is_floating_point() else self.embed(inputs)
-            cache = prefix.expanded(len(embeds)) if prefix else None
-            past = prefix.length if prefix else 0
-            return self._run(self._pass(embeds, cache, past, interventions, roles), reads)
+        cache = prefix.expanded(len(inputs)) if prefix else None
+        return self._trace(inputs, reads, cache, interventions, roles)
 
-    def _pass(
+    def extended(
         self,
-        embeds: Tensor,
+        inputs: Tensor,
+        reads: Sequence[Site],
+        *,
+        prefix: Prefix | None = None,
+        interventions: Sequence[Change] = (),
+        roles: Tensor | None = None,
+    ) -> tuple[Trace, Prefix]:
+        """`trace`, and each sequence's keys and values up to the end of `inputs`.
+
+        Raises:
+            BadInput: this family carries something else from position to position.
+        """
+        self.checks.prefix()
+        cache = prefix.expanded(len(inputs)) if prefix else DynamicCache()
+        return self._trace(inputs, reads, cache, interventions, roles), Prefix.of(cache)
+
+    def _trace(
+        self,
+        inputs: Tensor,
+        reads: Sequence[Site],
         cache: DynamicCache | None,
-        past: int,
         interventions: Sequence[Change],
         roles: Tensor | None,
-    ) -> tracing.Pass:
-        """A pass on this model as it has been changed."""
-        rows = None if roles is None else roles.to(self.device).expand(embeds.shape[:2])
-        return tracing.Pass(embeds, cache, past, (*self._changes, *interventions), rows)
-
-    def _run(self, work: tracing.Pass, reads: Sequence[Site]) -> Trace:
-        plan = tracing.plan(reads, work.interventions, past=work.past, n_layers=self.n_layers)
-        if any(place.name in ("attn_out", "mlp_out") for place in plan.places):
-            self.checks.residual_writes()
-        trace = tracing.run(self._envoy, self.structure, work, plan)
-        rows, new = work.embeds.shape[:2]
+    ) -> Trace:
+        """A pass on this model as it has been changed; it extends the cache."""
+        with self.editing(interventions):
+            embeds = inputs if inputs.is_floating_point() else self.embed(inputs)
+            rows, new = embeds.shape[:2]
+            past = cache.get_seq_length() if cache else 0
+            changes = (*self._changes, *interventions)
+            plan = tracing.plan(reads, changes, past=past, n_layers=self.n_layers)
+            if any(place.name in ("attn_out", "mlp_out") for place in plan.places):
+                self.checks.residual_writes()
+            told = None if roles is None else roles.to(self.device).expand(rows, new)
+            work = tracing.Pass(embeds, cache, past, changes, told)
+            trace = tracing.run(self._envoy, self.structure, work, plan)
         self.meter.count(
             rows=rows,
             new=new,
-            past=work.past,
+            past=past,
             layers=plan.layers,
             head_rows=len(plan.head),
-            backward=work.embeds.requires_grad,
+            backward=embeds.requires_grad,
         )
         return trace
 
@@ -325,22 +338,3 @@ class Model:
             for index, text in zip(members, texts, strict=False):
                 answers[index] = self.chat.opening(conversations[index]) + text
         return answers
-
-    # The device ------------------------------------------------------------------------------
-
-    def synchronise(self) -> None:
-        """Wait until the device has done all work it was given."""
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
-
-    def reset_peak_memory(self) -> None:
-        """Start a new measurement of `peak_memory`, where the device can."""
-        if self.device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(self.device)
-
-    def peak_memory(self) -> int:
-        """Bytes: the device's peak since the last reset, or the process's peak on a CPU."""
-        if self.device.type == "cuda":
-            return int(torch.cuda.max_memory_allocated(self.device))
-        scale = 1 if sys.platform == "darwin" else 1024
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale

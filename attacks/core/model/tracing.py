@@ -136,10 +136,12 @@ def run(envoy: NNsight, structure: Structure, work: Pass, plan: Plan) -> Trace:
                     elif place.name != "logits":
                         module.output = with_first(whole, value)
                 for site in plan.reads.get(place, ()):
-                    positions = [p - work.past for p in site.positions]
-                    trace[site] = value[
-                        :, positions if rows is None else list(map(rows.index, positions))
-                    ]
+                    positions = tuple(p - work.past for p in site.positions)
+                    if rows is not None:
+                        positions = tuple(map(rows.index, positions))
+                    # Logits can be large, and mostly all of those computed are wanted.
+                    whole_rows = positions == tuple(range(value.shape[1]))
+                    trace[site] = value if whole_rows else value[:, positions]
             if not plan.head:
                 tracer.stop()
     return trace

@@ -197,6 +197,11 @@ class _BoundRefusal(Bound):
     def reads(self) -> tuple[Site, ...]:
         return (self.site,)
 
+    @property
+    def opening(self) -> Bound:
+        """Itself: it reads the prompt's last token."""
+        return self
+
     def __call__(self, trace: Trace) -> Tensor:
         along = _states(trace, (self.site,))[:, 0] @ self.direction
         return (along - self.allowed).clamp_min(0)

@@ -25,6 +25,15 @@ class Bound(ABC):
     def reads(self) -> tuple[Site, ...]:
         """Sites with absolute positions; the deepest decides where the forward pass stops."""
 
+    @property
+    def opening(self) -> Bound | None:
+        """A loss that is never above this one and reads the first of its positions only, or itself.
+
+        None where nothing so early bounds the loss. With it a search can leave a candidate as soon
+        as it cannot be among the best any more.
+        """
+        return None
+
     @abstractmethod
     def __call__(self, trace: Trace) -> Tensor:
         """(B,) float32 losses from the activations at `reads`."""
@@ -63,6 +72,13 @@ class _BoundSum(Bound):
     @property
     def reads(self) -> tuple[Site, ...]:
         return tuple(dict.fromkeys(site for _, term in self.terms for site in term.reads))
+
+    @property
+    def opening(self) -> Bound | None:
+        """The sum of the openings, if each term has one and none is subtracted."""
+        openings = [(weight, term.opening) for weight, term in self.terms]
+        found = [(weight, part) for weight, part in openings if part is not None and weight >= 0]
+        return _BoundSum(tuple(found)) if len(found) == len(openings) else None
 
     def __call__(self, trace: Trace) -> Tensor:
         return torch.stack([weight * term(trace) for weight, term in self.terms]).sum(0)

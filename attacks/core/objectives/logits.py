@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from math import log
 from typing import TYPE_CHECKING, Literal
 
+import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy, softplus
 
@@ -24,9 +25,22 @@ if TYPE_CHECKING:
 class TargetLoss(Objective):
     """A loss of the logits that predict the target's tokens."""
 
+    @property
+    def least(self) -> float | None:
+        """What a term cannot fall below; None where there is no such bound."""
+        return 0.0
+
     @abstractmethod
+    def terms(self, logits: Tensor, wanted: Tensor) -> Tensor:
+        """(B, G) one term for each target token, from float32 logits (B, G, V), tokens (B, G)."""
+
+    @abstractmethod
+    def pool(self, terms: Tensor) -> Tensor:
+        """(B,) losses from terms (B, G); rises with each of them."""
+
     def of(self, logits: Tensor, wanted: Tensor) -> Tensor:
         """(B,) losses from float32 logits (B, G, V) and the target's tokens (B, G)."""
+        return self.pool(self.terms(logits, wanted))
 
     def bind(self, model: Model, prompt: Prompt, artefact: Artefact) -> Bound:
         """Bind to the prompt's target.
@@ -46,24 +60,43 @@ class _BoundTarget(Bound):
     site: Site
     target_ids: Tensor
     loss: TargetLoss
+    missing: int = 0
+    """Target tokens after these, whose terms are taken to be the least that they can be."""
 
     @property
     def reads(self) -> tuple[Site, ...]:
         return (self.site,)
 
+    @property
+    def opening(self) -> Bound | None:
+        """The loss of the first target token, which decides most often."""
+        if self.loss.least is None or len(self.target_ids) == 1:
+            return None
+        site = Site(self.site.layer, self.site.name, self.site.positions[:1])
+        return _BoundTarget(site, self.target_ids[:1], self.loss, len(self.target_ids) - 1)
+
     def __call__(self, trace: Trace) -> Tensor:
-        logits = trace[self.site].float()
+        logits = trace[self.site]
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         rows, length, _ = logits.shape
-        return self.loss.of(logits, self.target_ids.to(logits.device).expand(rows, length))
+        terms = self.loss.terms(logits, self.target_ids.to(logits.device).expand(rows, length))
+        if self.missing:
+            least = terms.new_full((rows, self.missing), self.loss.least or 0.0)
+            terms = torch.cat([terms, least], dim=1)
+        return self.loss.pool(terms)
 
 
 @dataclass(frozen=True)
 class TargetCrossEntropy(TargetLoss):
     """Mean over target tokens of -log p(token | what precedes it) (arXiv 2307.15043, eq. 2)."""
 
-    def of(self, logits: Tensor, wanted: Tensor) -> Tensor:
-        """(B,) means; never negative."""
-        return _nll(logits, wanted).mean(1)
+    def terms(self, logits: Tensor, wanted: Tensor) -> Tensor:
+        """(B, G) of -log p; never negative."""
+        return _nll(logits, wanted)
+
+    def pool(self, terms: Tensor) -> Tensor:
+        """(B,) means."""
+        return terms.mean(1)
 
 
 @dataclass(frozen=True)
@@ -85,9 +118,17 @@ class TargetMellowmax(TargetLoss):
         if self.on not in ("losses", "logits"):
             raise BadInput(f"mellowmax on '{self.on}'; valid: losses, logits")
 
-    def of(self, logits: Tensor, wanted: Tensor) -> Tensor:
+    @property
+    def least(self) -> float | None:
+        """Logits have no bound."""
+        return 0.0 if self.on == "losses" else None
+
+    def terms(self, logits: Tensor, wanted: Tensor) -> Tensor:
+        """(B, G) of -log p, or of minus the logits."""
+        return _nll(logits, wanted) if self.on == "losses" else -_picked(logits, wanted)
+
+    def pool(self, terms: Tensor) -> Tensor:
         """(B,) mellowmax."""
-        terms = _nll(logits, wanted) if self.on == "losses" else -_picked(logits, wanted)
         return ((self.alpha * terms).logsumexp(1) - log(terms.shape[1])) / self.alpha
 
 
@@ -105,10 +146,19 @@ class TargetMargin(TargetLoss):
         if self.margin < 0:
             raise BadInput(f"target margin {self.margin}: must be at least 0")
 
-    def of(self, logits: Tensor, wanted: Tensor) -> Tensor:
-        """(B,) means, at least -margin."""
+    @property
+    def least(self) -> float | None:
+        """Minus the margin."""
+        return -self.margin
+
+    def terms(self, logits: Tensor, wanted: Tensor) -> Tensor:
+        """(B, G), at least -margin."""
         others = logits.scatter(2, wanted.unsqueeze(2), float("-inf")).amax(2)
-        return (others - _picked(logits, wanted)).clamp_min(-self.margin).mean(1)
+        return (others - _picked(logits, wanted)).clamp_min(-self.margin)
+
+    def pool(self, terms: Tensor) -> Tensor:
+        """(B,) means."""
+        return terms.mean(1)
 
 
 @dataclass(frozen=True)
@@ -118,9 +168,13 @@ class TargetMismatch(TargetLoss):
     Piecewise constant, so it is looked at and never descended.
     """
 
-    def of(self, logits: Tensor, wanted: Tensor) -> Tensor:
+    def terms(self, logits: Tensor, wanted: Tensor) -> Tensor:
+        """(B, G) of 0 and 1."""
+        return (logits.argmax(2) != wanted).float()
+
+    def pool(self, terms: Tensor) -> Tensor:
         """(B,) counts."""
-        return (logits.argmax(2) != wanted).float().sum(1)
+        return terms.sum(1)
 
 
 @dataclass(frozen=True)
@@ -150,6 +204,11 @@ class _BoundOpeners(Bound):
     def reads(self) -> tuple[Site, ...]:
         return (self.site,)
 
+    @property
+    def opening(self) -> Bound:
+        """Itself: it reads what predicts the first token."""
+        return self
+
     def __call__(self, trace: Trace) -> Tensor:
         logits = trace[self.site][:, 0].float()
         if len(self.token_ids) == 0:
@@ -161,8 +220,8 @@ class _BoundOpeners(Bound):
 
 
 def _nll(logits: Tensor, wanted: Tensor) -> Tensor:
-    """(B, G) of -log p; cross_entropy takes the classes second: (B, V, G)."""
-    return cross_entropy(logits.transpose(1, 2), wanted, reduction="none")
+    """(B, G) of -log p."""
+    return cross_entropy(logits.flatten(0, 1), wanted.flatten(), reduction="none").view_as(wanted)
 
 
 def _picked(logits: Tensor, wanted: Tensor) -> Tensor:

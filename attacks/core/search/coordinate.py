@@ -25,8 +25,11 @@ if TYPE_CHECKING:
 class Losses(Protocol):
     """What a search asks of an evaluator."""
 
-    def losses(self, candidates: Tensor) -> Tensor:
-        """(B,) losses of the fillings (B, S)."""
+    def losses(self, candidates: Tensor, k: int | None = None) -> Tensor:
+        """(B,) losses of the fillings (B, S).
+
+        With `k` those that are not among the k lowest of the distinct fillings may be infinite.
+        """
 
     def gradient(self, candidate: Tensor) -> tuple[Tensor, float]:
         """(S, V) gradient at the filling (S,) with respect to one-hot tokens, and the loss."""
@@ -42,14 +45,19 @@ class Screen(Protocol):
     """Chooses which candidates are evaluated."""
 
     def __call__(
-        self, candidates: Tensor, evaluator: Losses, rng: Generator
+        self, candidates: Tensor, evaluator: Losses, k: int, rng: Generator
     ) -> tuple[Tensor, Tensor]:
-        """Those of `candidates` (B, S) that were evaluated, and their losses."""
+        """Those of `candidates` (B, S) that were evaluated, and their losses.
+
+        The k lowest distinct ones are wanted; other losses may be infinite.
+        """
 
 
-def everything(candidates: Tensor, evaluator: Losses, rng: Generator) -> tuple[Tensor, Tensor]:
+def everything(
+    candidates: Tensor, evaluator: Losses, k: int, rng: Generator
+) -> tuple[Tensor, Tensor]:
     """The screen that lets all candidates through."""
-    return candidates, evaluator.losses(candidates)
+    return candidates, evaluator.losses(candidates, k)
 
 
 @dataclass(frozen=True, eq=False)
@@ -156,11 +164,11 @@ class CoordinateSearch:
         while at.step < self.steps and not self._finished(at, done):
             drawn, at = self._drawn(model, evaluator, at, rng)
             drawn = _usable(drawn, at, survives)[: self.width]
-            ids, losses = _evaluated(drawn, at, evaluator, rng, screen)
+            ids, losses = self._evaluated(drawn, at, evaluator, rng, screen)
             if self.moves.merge > 1:
                 best = Buffer.empty(prompt.n_slots, self.moves.merge).add(ids, losses)
                 joined = _usable(merged(at.pool.ids[0], best.ids), at, survives)
-                more, their = _evaluated(joined, at, evaluator, rng, everything)
+                more, their = self._evaluated(joined, at, evaluator, rng, everything)
                 ids, losses = torch.cat([ids, more]), torch.cat([losses, their])
             at = self._after(at, ids, losses, prompt.n_slots, rng)
             yield Found(at.best.ids, at.best.losses, checkpoint(at, rng))
@@ -181,6 +189,20 @@ class CoordinateSearch:
             return ranked_swaps(current, choices), at
         drawn = swap(current, choices, width=self.width, n_replace=at.n_replace, rng=rng)
         return drawn, at
+
+    def _evaluated(
+        self, drawn: Tensor, at: Standing, evaluator: Losses, rng: Generator, screen: Screen
+    ) -> tuple[Tensor, Tensor]:
+        """Those of the fillings (B, S) that the screen lets through, and their losses.
+
+        Losses of no interest, which are above all that the search can keep, may be infinite.
+        """
+        if len(drawn) == 0:
+            return drawn, torch.empty(0)
+        ids, losses = screen(drawn, evaluator, max(self.buffer, self.keep, self.moves.merge), rng)
+        if at.seen is not None:
+            at.seen.add(ids)
+        return ids, losses
 
     def _after(
         self, at: Standing, drawn: Tensor, losses: Tensor, slots: int, rng: Generator
@@ -222,15 +244,3 @@ def _usable(drawn: Tensor, at: Standing, survives: Survives) -> Tensor:
     if at.seen is not None:
         drawn = drawn[at.seen.new(drawn)]
     return drawn[survives(drawn)] if len(drawn) else drawn
-
-
-def _evaluated(
-    drawn: Tensor, at: Standing, evaluator: Losses, rng: Generator, screen: Screen
-) -> tuple[Tensor, Tensor]:
-    """Those of the fillings (B, S) that the screen lets through, and their losses."""
-    if len(drawn) == 0:
-        return drawn, torch.empty(0)
-    ids, losses = screen(drawn, evaluator, rng)
-    if at.seen is not None:
-        at.seen.add(ids)
-    return ids, losses

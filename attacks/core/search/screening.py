@@ -138,13 +138,13 @@ class ProbeScreen:
         self._draft = draft
 
     def __call__(
-        self, candidates: Tensor, evaluator: Losses, rng: Generator
+        self, candidates: Tensor, evaluator: Losses, k: int, rng: Generator
     ) -> tuple[Tensor, Tensor]:
         """The probe set and the draft's best of the others, with the losses of `evaluator`."""
         count = len(candidates)
         size = max(2, round(self._numbers.probe * count))
         if size >= count:
-            return candidates, evaluator.losses(candidates)
+            return candidates, evaluator.losses(candidates, k)
         probe = torch.randperm(count, generator=rng)[:size]
         measured = evaluator.losses(candidates[probe])
         guessed = self._guessed(candidates)
@@ -153,7 +153,7 @@ class ProbeScreen:
         chosen = best[~torch.isin(best, probe)]
         if len(chosen) == 0:
             return candidates[probe], measured
-        more = evaluator.losses(candidates[chosen])
+        more = evaluator.losses(candidates[chosen], k)
         return torch.cat([candidates[probe], candidates[chosen]]), torch.cat([measured, more])
 
     def _guessed(self, candidates: Tensor) -> Tensor:

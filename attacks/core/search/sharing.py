@@ -29,6 +29,12 @@ def common_filling(candidates: Tensor) -> Tensor:
     return filling
 
 
+def first_change(candidates: Tensor, filling: Tensor) -> Tensor:
+    """(B,) the first slot in which each candidate (B, S) differs; S for one that does not."""
+    changed = candidates != filling
+    return torch.where(changed.any(1), changed.int().argmax(1), candidates.shape[1])
+
+
 def groups(
     candidates: Tensor,
     filling: Tensor,
@@ -58,10 +64,7 @@ def groups(
         Groups with ascending starts; each candidate is in one.
     """
     places = torch.tensor([*slots, end])
-    changed = candidates != filling
-    # The first slot that differs; that of a candidate without any is beyond the last one.
-    first = torch.where(changed.any(1), changed.int().argmax(1), len(slots))
-    begins = places[first].clamp(max=stop)
+    begins = places[first_change(candidates, filling)].clamp(max=stop)
     starts = sorted({start, *begins.tolist()})
     counts = [int((begins == at).sum()) for at in starts]
     chosen = partition(starts, counts, end, overhead)

@@ -25,12 +25,12 @@ class Staged:
     second: Losses
     enough: float
 
-    def losses(self, candidates: Tensor) -> Tensor:
-        """(B,) float32 losses of the fillings (B, S), on the CPU."""
+    def losses(self, candidates: Tensor, k: int | None = None) -> Tensor:
+        """(B,) float32 losses of the fillings (B, S), on the CPU; `k` is for the second stage."""
         losses = CEILING + self.first.losses(candidates) - self.enough
         passed = losses <= CEILING
         if passed.any():
-            losses[passed] = self.second.losses(candidates[passed]).clamp_max(CEILING)
+            losses[passed] = self.second.losses(candidates[passed], k).clamp_max(CEILING)
         return losses
 
     def gradient(self, candidate: Tensor) -> tuple[Tensor, float]:

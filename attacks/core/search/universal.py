@@ -32,7 +32,7 @@ class Joint:
 
     parts: Sequence[Losses]
 
-    def losses(self, candidates: Tensor) -> Tensor:
+    def losses(self, candidates: Tensor, k: int | None = None) -> Tensor:
         """(B,) mean losses of the fillings (B, S), on the CPU."""
         return torch.stack([part.losses(candidates) for part in self.parts]).mean(0)
 
