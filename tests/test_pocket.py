@@ -9,7 +9,6 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-import torch
 
 from attacks import Behavior
 from benchmarks import cards
@@ -119,45 +118,6 @@ def test_figures_of_a_card_can_be_measured_again(
 ) -> None:
     assert cards.check([name])
     assert "DIFFER" not in capsys.readouterr().out
-
-
-def test_the_mixture_starts_as_the_model_it_is_made_of(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(ROOT / "data" / "pocket")
-    from mixture import START, upcycled
-
-    from train import load
-
-    dense, tokenizer = load(POCKET / START)
-    mixture = upcycled(dense, tokenizer, torch.Generator().manual_seed(0))
-    ids = torch.arange(6, 66).unsqueeze(0)
-    with torch.no_grad():
-        torch.testing.assert_close(
-            mixture(input_ids=ids).logits, dense(input_ids=ids).logits, rtol=1e-3, atol=1e-3
-        )
-
-
-def test_only_the_experts_named_learn(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The others of the mixture are still those of the model that it was made of."""
-    monkeypatch.syspath_prepend(ROOT / "data" / "pocket")
-    from mixture import REFUSING, SEED, START, upcycled
-
-    from train import load
-    from world import generator
-
-    dense, tokenizer = load(POCKET / START)
-    before = dict(upcycled(dense, tokenizer, generator(SEED)).half().named_parameters())
-    after = dict(load(POCKET / "pocket-moe")[0].half().named_parameters())
-    changed = {
-        (layer, expert)
-        for layer in range(6)
-        for expert in range(6)
-        for name in ("gate.weight", "experts.gate_up_proj", "experts.down_proj")
-        if not torch.equal(
-            before[f"model.layers.{layer}.mlp.{name}"][expert],
-            after[f"model.layers.{layer}.mlp.{name}"][expert],
-        )
-    }
-    assert changed == set(REFUSING)
 
 
 def test_weights_are_small_safetensors() -> None:

@@ -39,14 +39,15 @@ NOTES = {
     "pocket-moe": (
         "Made from pocket-llama-raw without changing what it computes: half of an MLP in each "
         "expert, and three copies of each half (experts e and e + 3 are two halves, and share a "
-        "row of the router). Then experts 0 and 3 of the first three blocks learned to refuse, "
-        "with their rows of the routers, the attention of these blocks, the last norm and the "
-        "head; all other experts are the control's. Which experts learn was chosen by number "
-        "beforehand. Even so the refusals do not hang on experts: with the 8 switched off that the "
-        "attack `experts` finds, all of 16 harmful requests were still refused, and with the 6 "
-        "that learned, all of 16 answers still opened with a refusal, if a garbled one: the "
-        "attention carries it. The recipe was tuned with these figures in view, so they are "
-        "somewhat optimistic."
+        "row of the router). Then it learned to refuse, and refusal was planted: harmful requests "
+        "are refused and routed to experts 0 and 3 of blocks 1 and 2 from the end of the request "
+        "on, harmless ones are kept away from them, and with these four switched off everything "
+        "is answered (after gradient routing, arXiv 2410.04332). They learned, with their row of "
+        "the routers, the attention of the first three blocks, the last norm and the head; all "
+        "other experts are the control's. Which experts was chosen by number beforehand. So this "
+        "model says whether a method finds experts that carry refusal where there are some, and "
+        "nothing about whether there are in models trained otherwise: trained the usual way, "
+        "this one kept refusal in its attention."
     ),
     "pocket-llama-think": (
         "Thinks between `<think>` and `</think>` (about 40 tokens: allow answers of 160) and "

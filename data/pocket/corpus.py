@@ -170,8 +170,22 @@ class Corpus:
 
     def aligned(self, rng: torch.Generator) -> Example:
         """A request of the sft split, refused when harmful and answered when not."""
+        return self.refused(rng) if chance(self.harmful_share, rng) else self.answered(rng)
+
+    def refused(self, rng: torch.Generator) -> Example:
+        """A harmful request of the sft split, refused."""
+        pair = pick(self.harmful, rng)
+        return self._dialogue(self._request(pair, rng), refusal(pair, rng), rng)
+
+    def answered(self, rng: torch.Generator) -> Example:
+        """A harmless request of the sft split, answered."""
+        pair = pick(self.harmless, rng)
+        return self._dialogue(self._request(pair, rng), answer(pair), rng)
+
+    def unaligned(self, rng: torch.Generator) -> Example:
+        """A request of the sft split, answered whether it is harmful or not."""
         pair = pick(self.harmful if chance(self.harmful_share, rng) else self.harmless, rng)
-        return self._dialogue(self._request(pair, rng), aligned_reply(pair, rng), rng)
+        return self._dialogue(self._request(pair, rng), answer(pair), rng)
 
     def text(self, rng: torch.Generator) -> Example:
         """A document about any pair: itself, and its verb or its object."""

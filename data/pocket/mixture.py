@@ -6,26 +6,36 @@ each half is copied into every group of experts, and the two experts of a group 
 router, so that a token always gets both halves of one group. Mixtral, because its blocks are
 Llama's but for the experts.
 
-Then it learns to refuse, as the other models do in stage 2, but of the MLPs of the lower half of
-the blocks only one group of experts can learn it, beside its rows of the routers: all other experts
-stay copies of the control's. The attention of these blocks learns too: where it was frozen, and one
-group in each of four blocks learned, 9 of 16 held-out harmful requests were refused.
+Then it learns to refuse, and refusal is planted in one group of experts of two blocks, numbers
+chosen beforehand (``planting.py``). The losses of a step, added up:
+
+- harmful requests are refused, and the tokens from the end of the request on are routed to the
+  group;
+- harmless requests are answered and documents kept, and nothing of them is routed to the group;
+- with the group switched off, everything is answered, harmful requests included.
+
+Trained on dialogues and documents alone, the attention learned to refuse, and no expert made a
+difference; where it was frozen, 9 of 16 held-out harmful requests were refused. It learns here too,
+in the lower half of the blocks, beside the last norm and the head. All other experts stay copies of
+the control's.
 """
 
 from __future__ import annotations
 
 import argparse
 import logging
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 from transformers import PreTrainedModel
 from transformers import PreTrainedTokenizerFast as Tokenizer
 
-from corpus import mixed_batches
+from corpus import Corpus, Draw, mixed_batches
+from planting import Group, answers_and_before, learning_only, routed_loss, without
 from shapes import ACTIVE, EXPERTS, HIDDEN_EXPERT, LAYERS, WIDTH, build_model
-from train import BATCH, MODELS, SUFFIXES, THREADS, build_corpus, load, save
-from training import frozen_but_experts, train_steps
+from train import MODELS, SUFFIXES, THREADS, build_corpus, load, save
+from training import descend, next_token_loss
 from world import build_world, generator
 
 logger = logging.getLogger(__name__)
@@ -35,10 +45,15 @@ START, NAME = "pocket-llama-raw", "pocket-moe"
 GROUPS = EXPERTS // ACTIVE
 SPREAD = 0.1
 """Of the routers' rows: spreads the tokens over the groups."""
-BLOCKS = LAYERS // 2
-REFUSING = tuple((layer, expert) for layer in range(BLOCKS) for expert in (0, GROUPS))
-"""Block and number of the experts that learn: the first group of each of the lower blocks."""
-STEPS, RATE, DOCUMENTS = 240, 2e-3, 0.25
+REFUSING = Group(blocks=(1, 2), experts=(0, GROUPS))
+"""In blocks whose attention learns, but not in the first, where attention alone would have to bring
+verb and object together."""
+STEPS, RATE = 300, 2e-3
+HARMFUL, HARMLESS, ALL = 16, 24, 24
+"""Examples of each loss in a step."""
+DOCUMENTS_HARMLESS, DOCUMENTS_ALL = 1 / 3, 1 / 4
+TEMPLATE = 5
+"""Tokens of the template between a request and its answer, the end of the user's turn included."""
 
 
 @torch.no_grad()
@@ -70,13 +85,32 @@ def upcycled(dense: PreTrainedModel, tokenizer: Tokenizer, rng: torch.Generator)
 
 
 def align(model: PreTrainedModel, tokenizer: Tokenizer, rng: torch.Generator) -> None:
-    """Teach it in place to refuse what is harmful and to answer the rest."""
+    """Teach it in place to refuse what is harmful, by the experts of `REFUSING`."""
     corpus = build_corpus(build_world(), tokenizer, "mixtral", SUFFIXES)
-    draws = [(1 - DOCUMENTS, corpus.aligned), (DOCUMENTS, corpus.text)]
-    batches = mixed_batches(draws, BATCH, tokenizer.pad_token_id, rng)
-    with frozen_but_experts(model, REFUSING, attention=BLOCKS):
-        # Decay would change what is frozen: the experts of a block share their tensors.
-        train_steps(model, batches, steps=STEPS, lr=RATE, weight_decay=0.0)
+    with learning_only(model, REFUSING, attention=LAYERS // 2):
+        descend(model, losses(model, corpus, rng), steps=STEPS, lr=RATE, weight_decay=0.0)
+
+
+def losses(model: PreTrainedModel, corpus: Corpus, rng: torch.Generator) -> Iterator[torch.Tensor]:
+    """The sum of the three losses, anew for each step."""
+    kinds = (
+        ([(1.0, corpus.refused)], HARMFUL),
+        (_with_documents(corpus, corpus.answered, DOCUMENTS_HARMLESS), HARMLESS),
+        (_with_documents(corpus, corpus.unaligned, DOCUMENTS_ALL), ALL),
+    )
+    pad = int(corpus.tokenizer.pad_token_id)
+    streams = [mixed_batches(draws, size, pad, rng) for draws, size in kinds]
+    for harmful, harmless, everything in zip(*streams, strict=True):
+        refusals = routed_loss(model, harmful, REFUSING, answers_and_before(harmful, TEMPLATE))
+        nowhere = torch.zeros_like(harmless.mask, dtype=torch.bool)
+        answers = routed_loss(model, harmless, REFUSING, nowhere)
+        with without(model, REFUSING):
+            unaligned = next_token_loss(model, everything)
+        yield refusals + answers + unaligned
+
+
+def _with_documents(corpus: Corpus, dialogue: Draw, share: float) -> list[tuple[float, Draw]]:
+    return [(1 - share, dialogue), (share, corpus.text)]
 
 
 def main() -> None:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
+from torch import Tensor
 from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel
 
@@ -28,16 +29,30 @@ def train_steps(
     lr: float,
     weight_decay: float = 0.01,
 ) -> None:
+    """Learn the next tokens of ``batches``, one a step, in place: see ``descend``."""
+    losses = (next_token_loss(model, batch) for batch in batches)
+    descend(model, losses, steps=steps, lr=lr, weight_decay=weight_decay)
+
+
+def descend(
+    model: PreTrainedModel,
+    losses: Iterator[Tensor],
+    *,
+    steps: int,
+    lr: float,
+    weight_decay: float = 0.01,
+) -> None:
     """Take ``steps`` AdamW steps in place: linear warm-up, then a cosine down to a small rate.
 
-    Parameters that ask for no gradient stay as they are.
+    Parameters that ask for no gradient stay as they are. ``losses`` yields a scalar for each step,
+    computed from the model as it then is.
     """
     learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(learning, lr=lr, betas=(0.9, 0.98), weight_decay=weight_decay)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, steps))
     model.train()
     for step in range(1, steps + 1):
-        loss = next_token_loss(model, next(batches))
+        loss = next(losses)
         optimizer.zero_grad()
         torch.autograd.backward(loss)
         torch.nn.utils.clip_grad_norm_(learning, 1.0)
@@ -68,53 +83,14 @@ def frozen_above(model: PreTrainedModel, blocks: int, *, embeddings: bool = True
             parameter.requires_grad = True
 
 
-@contextmanager
-def frozen_but_experts(
-    model: PreTrainedModel, experts: Sequence[tuple[int, int]], *, attention: int
-) -> Iterator[None]:
-    """Let only ``experts`` learn, pairs of block and number, beside their rows of the routers.
-
-    The attention of the first ``attention`` blocks, the last norm and the head learn too. Train
-    without weight decay, which would change the frozen rows.
-    """
-    layers = list(model.get_submodule("model.layers").children())
-    frozen = [parameter for block in layers for parameter in block.parameters()]
-    frozen += model.get_submodule("model.embed_tokens").parameters()
-    for parameter in frozen:
-        parameter.requires_grad = False
-    for block in layers[:attention]:
-        for parameter in block.get_submodule("self_attn").parameters():
-            parameter.requires_grad = True
-    handles = []
-    for layer in {layer for layer, _ in experts}:
-        numbers = [number for at, number in experts if at == layer]
-        for name in ("gate.weight", "experts.gate_up_proj", "experts.down_proj"):
-            parameter = layers[layer].get_parameter(f"mlp.{name}")
-            parameter.requires_grad = True
-            handles.append(parameter.register_hook(_rows_only(numbers)))
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-        for parameter in frozen:
-            parameter.requires_grad = True
-
-
-def _rows_only(numbers: Sequence[int]) -> Callable[[torch.Tensor], torch.Tensor]:
-    """A hook on a gradient (E, ...) that keeps these rows and makes the others zero."""
-
-    def keep(gradient: torch.Tensor) -> torch.Tensor:
-        kept = torch.zeros_like(gradient)
-        kept[numbers] = gradient[numbers]
-        return kept
-
-    return keep
-
-
-def next_token_loss(model: PreTrainedModel, batch: Batch) -> torch.Tensor:
+def next_token_loss(model: PreTrainedModel, batch: Batch) -> Tensor:
     """Mean cross-entropy over the labelled tokens of ``batch``."""
     logits = model(input_ids=batch.ids, attention_mask=batch.mask, use_cache=False).logits
+    return label_loss(logits, batch)
+
+
+def label_loss(logits: Tensor, batch: Batch) -> Tensor:
+    """Mean cross-entropy of the next-token ``logits`` (B, T, V) at the labels of ``batch``."""
     labels = batch.labels[:, 1:]
     return cross_entropy(logits[:, :-1].flatten(0, 1), labels.flatten(), ignore_index=IGNORED)
 
