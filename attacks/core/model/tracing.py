@@ -137,11 +137,12 @@ def run(envoy: NNsight, structure: Structure, work: Pass, plan: Plan) -> Trace:
                         module.output = with_first(whole, value)
                 for site in plan.reads.get(place, ()):
                     positions = tuple(p - work.past for p in site.positions)
-                    if rows is not None:
-                        positions = tuple(map(rows.index, positions))
-                    # Logits can be large, and mostly all of those computed are wanted.
-                    whole_rows = positions == tuple(range(value.shape[1]))
-                    trace[site] = value if whole_rows else value[:, positions]
+                    if rows is None:
+                        # A copy: some families add to such a value in place later.
+                        trace[site] = value[:, positions]
+                        continue
+                    at = tuple(map(rows.index, positions))
+                    trace[site] = value if at == tuple(range(len(rows))) else value[:, at]
             if not plan.head:
                 tracer.stop()
     return trace
