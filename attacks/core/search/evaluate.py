@@ -21,9 +21,11 @@ if TYPE_CHECKING:
     from attacks.core.model import Model
     from attacks.core.model.cache import Prefix
 
-#: What one more pass costs whatever its size, in floating-point operations that the device could do
-#: meanwhile: some milliseconds of Python and of small kernels. By whether it is a CPU.
-_OVERHEAD = {True: 2e8, False: 3e11}
+#: What one more pass costs whatever its size, by whether the device is a CPU: operations that the
+#: device could do meanwhile (some milliseconds of Python and of small kernels), and positions whose
+#: computation takes as long as fetching all weights once more.
+_OVERHEAD = {True: 1.5e8, False: 3e11}
+_FETCHING = {True: 32, False: 128}
 
 
 class Evaluator:
@@ -186,7 +188,8 @@ class Evaluator:
 
     def _overhead(self) -> float:
         """Of one more pass, in positions of one sequence."""
-        return _OVERHEAD[self.model.device.type == "cpu"] / self.model.meter.per_position
+        cpu = self.model.device.type == "cpu"
+        return _OVERHEAD[cpu] / self.model.meter.per_position + _FETCHING[cpu]
 
     def _halving_pays(self, halves: Halves, rows: int) -> bool:
         """Whether the passes that this takes cost less than what was spared the last time."""
