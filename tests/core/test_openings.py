@@ -53,8 +53,8 @@ K = 4
 @pytest.fixture(autouse=True)
 def _passes_are_free(monkeypatch: pytest.MonkeyPatch) -> None:
     """So few candidates would not be worth several passes otherwise."""
-    for name in ("_OVERHEAD", "_FETCHING"):
-        monkeypatch.setattr(evaluate, name, {True: 0.0, False: 0.0})
+    for part in ("_OVERHEAD", "_FETCHING"):
+        monkeypatch.setattr(evaluate, part, {True: 0.0, False: 0.0})
 
 
 def work_of(

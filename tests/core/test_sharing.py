@@ -87,8 +87,8 @@ def test_shared_equals_unshared(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     # Otherwise so few candidates would not be worth several passes.
-    for name in ("_OVERHEAD", "_FETCHING"):
-        monkeypatch.setattr(evaluate, name, {True: 0.0, False: 0.0})
+    for part in ("_OVERHEAD", "_FETCHING"):
+        monkeypatch.setattr(evaluate, part, {True: 0.0, False: 0.0})
     model = pocket(name)
     rng = torch.Generator().manual_seed(0)
     prompt = model.prompt(suffixed(behavior, 6), target=behavior.target, rng=rng)
