@@ -290,8 +290,9 @@ def choose_direction(
     the lowest.
 
     Two things are not the paper's. It adds the direction that was chosen for ablation; what is to
-    induce refusal is chosen here by the highest induce score among those that pass the filter on
-    depth and get past refusal, of which the latter is given up first. And `least` may be under 0.
+    induce refusal is here the highest induce score among those that pass the filter on depth and
+    get past refusal. Where none of these induces it, the latter is given up, then depth too. And
+    `least` may be under 0.
 
     Args:
         scores: of all directions.
@@ -322,12 +323,12 @@ def choose_direction(
         return [score for score in scores if all(passes[name](score) for name in held)]
 
     if purpose == "induce":
-        for held in (("depth", "bypass"), ("depth",), ()):
+        for held in (("depth", "bypass", "induce"), ("depth",), ()):
             if found := left(*held):
                 given_up = tuple(name for name in ("depth", "bypass") if name not in held)
                 return max(found, key=lambda score: score.induce), given_up
     filters = ("depth", "kl", "induce")
-    ladder = ((), ("kl",), ("depth", "kl"), ("kl", "induce"), filters)
+    ladder: list[tuple[str, ...]] = [(), ("kl",), ("depth", "kl"), ("kl", "induce"), filters]
     lowest = {
         given_up: min(found, key=lambda score: (score.bypass, score.kl))
         for given_up in ladder
