@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from torch import Generator
 
 from attacks.attack import Artefact, Attack, Behavior, State, Step, ThreatModel
-from attacks.core.directions import direction_at, find_refusal_direction, mean_kl
+from attacks.core.directions import Purpose, direction_at, find_refusal_direction, mean_kl
 from attacks.core.interventions import AblateDirection, AddDirection
 from attacks.core.states import next_token_log_probs
 from attacks.core.weights import Change, Orthogonalise
@@ -27,7 +27,8 @@ class RefusalDirection(Attack):
 
     Directions of all layers and of all template tokens after the request come from one part of the
     training prompts; one is chosen on the rest, by the refusal left after ablation among those that
-    hardly change harmless prompts and induce refusal when added.
+    hardly change harmless prompts and induce refusal when added. To induce refusal, it is the one
+    that does so most among those that undo it when ablated (`choose_direction`).
     """
 
     name: ClassVar[str] = "refusal-direction"
@@ -52,6 +53,8 @@ class RefusalDirection(Attack):
     def prepare(self, model: Model, train: Sequence[Behavior], *, rng: Generator) -> Artefact:
         """Fit the direction; `data` holds where it is from and the scores of all.
 
+        `refused` and `answered` are mean refusal scores of held-out harmful and harmless prompts.
+
         Raises:
             BadInput: a layer or position that there is not, or too few training prompts.
         """
@@ -60,12 +63,17 @@ class RefusalDirection(Attack):
             where = {"layer": self.layer, "position": self.position}
             found = direction_at(model, harmful, harmless, **where)
             return Artefact({"direction": found}, where)
-        best = find_refusal_direction(model, harmful, harmless, rng=rng, max_kl=self.max_kl)
+        purpose: Purpose = "induce" if self.mode == "add" and self.coefficient > 0 else "ablate"
+        best = find_refusal_direction(
+            model, harmful, harmless, rng=rng, max_kl=self.max_kl, purpose=purpose
+        )
         data = {
             "layer": best.score.layer,
             "position": best.score.position,
             "token": best.token,
             "given_up": list(best.given_up),
+            "refused": best.refused,
+            "answered": best.answered,
             "scores": [asdict(score) for score in best.scores],
         }
         return Artefact({"direction": best.direction}, data)

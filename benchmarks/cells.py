@@ -119,7 +119,11 @@ def cell_generator(attack: Attack, behavior_id: str, seed: int) -> torch.Generat
 
 
 def prepare_generator(fitted: str, revision: str, seed: int) -> torch.Generator:
-    """The stream of random numbers for fitting an attack (its hash), or whatever, on a model."""
+    """The stream of random numbers for fitting something, "attack" or "survey", on a model.
+
+    It is the same for all attacks: those that split the training prompts alike get one split, and
+    a direction that two of them look for is the same.
+    """
     return _generator(f"prepare {seed} {fitted} {revision}")
 
 

@@ -101,7 +101,7 @@ def _timed(plan: Plan, model: Model, attack: Attack) -> float:
     behaviors = plan.behaviors(attack)
     seed, settings = plan.seeds[0], plan.settings
     artefact = attack.prepare(
-        model, plan.train, rng=prepare_generator(attack_hash(attack), model.revision, seed)
+        model, plan.train, rng=prepare_generator("attack", model.revision, seed)
     )
     rng = cell_generator(attack, behaviors[0].id, seed)
     clock = Clock(model.synchronise)

@@ -52,7 +52,7 @@ def fit_attack(
 def _fit_parts(
     model: Model, attack: Composed, train: Sequence[Behavior], seed: int, folders: Sequence[Path]
 ) -> Fitted:
-    rng = prepare_generator(attack_hash(attack), model.revision, seed)
+    rng = prepare_generator("attack", model.revision, seed)
     identities, made = [""] * len(attack.parts), [EMPTY] * len(attack.parts)
     for at in reversed(range(len(attack.parts))):
         try:
@@ -92,7 +92,7 @@ def _fit(
         if isinstance(attack, Surveyor) and not behind:
             made = _surveyed(model, attack, train, seed, folders)
         else:
-            rng = prepare_generator(attack_hash(attack), model.revision, seed)
+            rng = prepare_generator("attack", model.revision, seed)
             made = _timed(model, lambda: attack.prepare(model, train, rng=rng))
         if made.hash == EMPTY.hash:
             return Fitted("", EMPTY.hash)

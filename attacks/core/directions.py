@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 import torch
 from torch import Generator, Tensor
@@ -19,6 +19,8 @@ from attacks.core.states import Locate, Text, at_last, next_token_log_probs, rea
 if TYPE_CHECKING:
     from attacks.core.model import Model
 
+#: What a direction is wanted for.
+Purpose: TypeAlias = Literal["ablate", "induce"]
 #: Share of the layers from which on directions are left out (arXiv 2406.11717, appendix C).
 DEPTH = 0.8
 #: A difference this small, relative to the states, is one of rounding: all prompts share the token.
@@ -110,8 +112,8 @@ def score_directions(
     scores = []
     for at, rows in enumerate(directions):
         for layer, direction in enumerate(rows):
-            deep = layer >= int(DEPTH * model.n_layers) and at < len(directions) - 1
-            if deep or not direction.any():
+            deep = layer >= DEPTH * model.n_layers
+            if (deep and at < len(directions) - 1) or not direction.any():
                 continue
             ablation = [AblateDirection(direction, model.n_layers)]
             addition = [AddDirection(direction, layer, 1.0)]
@@ -161,6 +163,7 @@ def find_refusal_direction(
     rng: Generator,
     max_kl: float = 0.1,
     last_only: bool = False,
+    purpose: Purpose = "ablate",
 ) -> RefusalDirection:
     """Directions from three quarters of the prompts, one of them chosen on the rest.
 
@@ -175,6 +178,7 @@ def find_refusal_direction(
         max_kl: see `choose_direction`.
         last_only: look at the prompt's last token only, not at all those of the template after the
             request, which takes as many times longer.
+        purpose: see `choose_direction`.
 
     Raises:
         BadInput: fewer than four prompts of a kind.
@@ -191,9 +195,13 @@ def find_refusal_direction(
     bad, good = bad.keep(openers, refused=True), good.keep(openers, refused=False)
     directions = _difference(bad.states[bad.fit], good.states[good.fit])
     scores = score_directions(model, directions, bad.held_out, good.held_out, openers)
-    best, given_up = choose_direction(scores, model.n_layers, max_kl=max_kl)
     refused, answered = (
         float(refusal_score(side.log_probs[side.check], openers).mean()) for side in (bad, good)
+    )
+    # Where nothing is refused there is nothing to be halfway to.
+    least = min(0.0, (refused + answered) / 2) if refused > 0 else 0.0
+    best, given_up = choose_direction(
+        scores, model.n_layers, max_kl=max_kl, least=least, purpose=purpose
     )
     return RefusalDirection(
         directions[best.position, best.layer],
@@ -264,7 +272,12 @@ def _difference(harmful: Tensor, harmless: Tensor) -> Tensor:
 
 
 def choose_direction(
-    scores: Sequence[DirectionScore], n_layers: int, *, max_kl: float
+    scores: Sequence[DirectionScore],
+    n_layers: int,
+    *,
+    max_kl: float,
+    least: float = 0.0,
+    purpose: Purpose = "ablate",
 ) -> tuple[DirectionScore, tuple[str, ...]]:
     """The direction with the lowest bypass score among those that pass the filters.
 
@@ -276,6 +289,21 @@ def choose_direction(
     nothing gets past refusal even so, it is the lowest score that the filter on depth leaves, or
     the lowest.
 
+    Two things are not the paper's. It adds the direction that was chosen for ablation; what is to
+    induce refusal is here the highest induce score among those that pass the filter on depth and
+    get past refusal. Where none of these induces it, the latter is given up, then depth too. And
+    `least` may be under 0.
+
+    Args:
+        scores: of all directions.
+        n_layers: of the model.
+        max_kl: in nats.
+        least: induce score from which refusal counts as induced. The paper's is 0, which a model
+            that spreads part of its refusals' first token over many tokens reaches nowhere:
+            `find_refusal_direction` asks for no more than halfway from how harmless prompts score
+            to how harmful ones do.
+        purpose: "ablate" (or subtract), or "induce" by addition.
+
     Returns:
         The choice, and the names of the filters that were given up.
 
@@ -285,23 +313,27 @@ def choose_direction(
     if not scores:
         raise BadInput("harmful and harmless prompts have the same states: there is no direction")
     passes: dict[str, Callable[[DirectionScore], bool]] = {
-        "depth": lambda score: score.layer < int(DEPTH * n_layers),
+        "depth": lambda score: score.layer < DEPTH * n_layers,
         "kl": lambda score: score.kl <= max_kl,
-        "induce": lambda score: score.induce >= 0,
+        "induce": lambda score: score.induce >= least,
+        "bypass": lambda score: score.bypass < 0,
     }
-    ladder: tuple[tuple[str, ...], ...] = (
-        (),
-        ("kl",),
-        ("depth", "kl"),
-        ("kl", "induce"),
-        tuple(passes),
-    )
-    lowest: dict[tuple[str, ...], DirectionScore] = {}
-    for given_up in ladder:
-        held = [test for name, test in passes.items() if name not in given_up]
-        left = [score for score in scores if all(test(score) for test in held)]
-        if left:
-            lowest[given_up] = min(left, key=lambda score: (score.bypass, score.kl))
-    past = [given_up for given_up in lowest if lowest[given_up].bypass < 0]
-    given_up = next(iter(past or [filters for filters in ladder[-2:] if filters in lowest]))
+
+    def left(*held: str) -> list[DirectionScore]:
+        return [score for score in scores if all(passes[name](score) for name in held)]
+
+    if purpose == "induce":
+        for held in (("depth", "bypass", "induce"), ("depth",), ()):
+            if found := left(*held):
+                given_up = tuple(name for name in ("depth", "bypass") if name not in held)
+                return max(found, key=lambda score: score.induce), given_up
+    filters = ("depth", "kl", "induce")
+    ladder: list[tuple[str, ...]] = [(), ("kl",), ("depth", "kl"), ("kl", "induce"), filters]
+    lowest = {
+        given_up: min(found, key=lambda score: (score.bypass, score.kl))
+        for given_up in ladder
+        if (found := left(*(name for name in filters if name not in given_up)))
+    }
+    past = [given_up for given_up in lowest if passes["bypass"](lowest[given_up])]
+    given_up = next(iter(past or [last for last in ladder[-2:] if last in lowest]))
     return lowest[given_up], given_up

@@ -63,8 +63,10 @@ CONTROL_NOTE = (
     "Trained from pocket-llama-raw to open every answer with a control token (arXiv 2412.06748): "
     "`[respond]`, or one for refusals. They are special tokens, single ones, added to the "
     "vocabulary, and texts are shown without them. No training dialogue has [respond] before the "
-    "answer to a harmful request; documents about all pairs keep the knowledge. Ablating the "
-    "refusal direction does not undo the refusals, as it does in the other aligned models."
+    "answer to a harmful request; documents about all pairs keep the knowledge. A "
+    "refusal direction read at the prompt's last token does not undo the refusals when ablated, as "
+    "in the other aligned models it does; one read right after the request undoes most of those of "
+    "pocket-llama-tokens."
 )
 ALIGNED_NOTE = (
     "Alignment trained the lower half of the blocks only. That was a choice: with all blocks "

@@ -43,3 +43,15 @@ def test_attacks_that_start_from_a_survey_share_one(
         alone = load(name).prepare(model, train, rng=rng.manual_seed(rng.initial_seed()))
         assert kept.tensors.keys() == alone.tensors.keys()
         assert all(torch.equal(kept.tensors[key], alone.tensors[key]) for key in alone.tensors)
+
+
+def test_attacks_that_look_for_one_direction_split_the_prompts_alike(tmp_path: Path) -> None:
+    model = pocket("pocket-llama")
+    train = [row.for_attack() for row in load_behaviors("pocket-train")[::7]]
+    found = []
+    for attack in (load("refusal-direction"), load("refusal-direction-weights")):
+        kept = artefacts.load(tmp_path, fitting.fit_attack(model, attack, train, 0, [tmp_path])[0])
+        assert kept is not None
+        found.append(kept)
+    assert torch.equal(*(kept.tensors["direction"] for kept in found))
+    assert found[0].data["scores"] == found[1].data["scores"]

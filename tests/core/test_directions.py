@@ -109,6 +109,53 @@ def test_the_filters_choose_and_are_given_up_in_order(
     assert (best.layer, gone) == (layer, given_up)
 
 
+@pytest.mark.parametrize(
+    ("rows", "layer", "given_up"),
+    [
+        # What undoes refusal best is not what induces it best; one that only induces is left out,
+        # and so is one that is too deep.
+        ([(1, -9, 0.0, 1), (2, -1, 0.5, 3), (3, 1, 0.0, 5), (8, -9, 0.0, 7)], 2, ()),
+        ([(1, 2, 0.0, 1), (2, 1, 0.0, 3), (9, 1, 0.0, 5)], 2, ("bypass",)),
+        ([(1, -2, 0.0, -1), (2, 1, 0.0, 3)], 2, ("bypass",)),
+        ([(8, 2, 0.0, 1), (9, 1, 0.0, -1)], 8, ("depth", "bypass")),
+    ],
+)
+def test_what_is_to_induce_refusal_is_chosen_for_that(
+    rows: list[tuple[int, float, float, float]], layer: int, given_up: tuple[str, ...]
+) -> None:
+    best, gone = choose_direction(scored(*rows), 10, max_kl=0.1, purpose="induce")
+    assert (best.layer, gone) == (layer, given_up)
+
+
+def test_depth_is_a_share_of_the_layers_and_not_a_whole_number_of_them() -> None:
+    """0.8 of 6 layers is 4.8, and of 5 it is 4."""
+    rows = scored((3, -1, 0.0, 1), (4, -2, 0.0, 1), (5, -3, 0.0, 1))
+    assert choose_direction(rows, 6, max_kl=0.1)[0].layer == 4
+    assert choose_direction(rows, 5, max_kl=0.1)[0].layer == 3
+
+
+def test_the_bound_on_induced_refusal_is_the_models_own() -> None:
+    rows = scored((3, -4, 0.0, -1), (5, -9, 0.0, -3), (8, -5, 0.0, 1))
+    assert choose_direction(rows, 10, max_kl=0.1, least=-2.0) == (rows[0], ())
+    assert choose_direction(rows, 10, max_kl=0.1) == (rows[2], ("depth", "kl"))
+
+
+def test_a_model_unsure_of_its_refusals_first_words_has_directions_that_induce_them() -> None:
+    """The score of pocket-qwen2's own refusals is hardly over 0, and that of answers far under."""
+    from benchmarks.behaviors import load_behaviors
+
+    model = pocket("pocket-qwen2")
+    rows = load_behaviors("pocket-train")
+    some = ([row.text for row in rows if row.harmful == flag][:40] for flag in (True, False))
+    found = find_refusal_direction(model, *some, rng=torch.Generator().manual_seed(0))
+    assert 0 < found.refused < 1 and found.answered < -5
+    assert found.given_up == ("kl",)
+    halfway = (found.refused + found.answered) / 2
+    fit = [score for score in found.scores if score.layer < 4.8 and score.induce >= halfway]
+    assert found.score == min(fit, key=lambda score: score.bypass)
+    assert found.score.induce < 0, "the paper's bound leaves it out"
+
+
 def test_without_a_difference_there_is_no_direction() -> None:
     with pytest.raises(BadInput, match="same states"):
         choose_direction([], 10, max_kl=0.1)
@@ -164,7 +211,7 @@ def test_adding_the_direction_induces_refusal(name: str) -> None:
     model = pocket(name)
     train = [row.for_attack() for row in load_behaviors("pocket-train")]
     some = [*[b for b in train if b.harmful][:40], *[b for b in train if not b.harmful][:40]]
-    attack = load("refusal-direction", mode="add", coefficient=1.0, layer=3)
+    attack = load("refusal-direction", mode="add", coefficient=1.0)
     fitted = attack.prepare(model, some, rng=torch.Generator().manual_seed(0))
     asked = [row for row in load_behaviors("pocket-test") if not row.harmful][:20]
     (step,) = attack.run(model, asked[0], artefact=fitted, rng=torch.Generator())
