@@ -121,6 +121,21 @@ def test_step(benchmark: Any, name: str, behavior: Behavior) -> None:
     assert benchmark(next, steps).prompts
 
 
+@pytest.mark.parametrize("draft", ["", str(POCKET / "pocket-llama")], ids=["plain", "draft"])
+def test_step_of_a_larger_model(benchmark: Any, draft: str, behavior: Behavior) -> None:
+    """What probe sampling saves where the draft is much smaller than the model."""
+    width = 16 if benchmark.disabled else 64
+    numbers: dict[str, Any] = {"steps": 10_000, "width": width, "topk": TOPK, "slots": 20}
+    attack = load("gcg", **numbers, **({"draft": {"model": draft}} if draft else {}))
+    model = large()
+    rng = torch.Generator().manual_seed(0)
+    steps = attack.run(model, behavior, artefact=EMPTY, rng=rng)
+    assert benchmark(next, steps).prompts
+    before = model.meter.flops
+    benchmark.extra_info["loss"] = round(next(steps).loss, 4)
+    benchmark.extra_info["gflops"] = round((model.meter.flops - before) / 1e9)
+
+
 def test_round_trip_filter(benchmark: Timer, behavior: Behavior) -> None:
     search = evaluator(pocket("pocket-llama"), behavior, "target")
     drawn = candidates(search)
