@@ -27,6 +27,10 @@ if TYPE_CHECKING:
 _OVERHEAD = {True: 1.5e8, False: 3e11}
 _FETCHING = {True: 32, False: 128}
 
+#: How much of the loss where a search stands its opening has to be, for openings to tell candidates
+#: apart: below it most of them have to be run to the end anyway.
+_TELLING = 0.4
+
 
 class Evaluator:
     """A bound objective as a function of the tokens in the slots.
@@ -79,10 +83,12 @@ class Evaluator:
         self._prefix = self._keys(prompt.ids[: self._start]) if self._start else None
         self._share = share and use_cache
         self._halves = Halves.of(objective) if bound and use_cache else None
-        self._open = 0.0
-        """The share of candidates, the last time, whose openings left it open how good they are."""
         self._standing: tuple[Tensor, Prefix] | None = None
-        """A filling (S,), and the keys and values of its sequence or of the beginning of it."""
+        """A filling (S,), and the keys and values of its sequence or of the beginning of it. It is
+        kept from a gradient to the next losses and no longer, so that what is computed, to the last
+        bit, does not depend on what came before."""
+        self._telling = True
+        """Whether openings tell candidates apart there."""
 
     def _keys(self, ids: Tensor) -> Prefix:
         roles = self._roles[: len(ids)]
@@ -127,6 +133,7 @@ class Evaluator:
                     self._in_batches, starting_batch_size=max(1, self.batch_size // 2)
                 )
                 losses = back_off(distinct, k)
+        self._standing, self._telling = None, True
         if losses.isnan().any():
             raise FloatingPointError("the loss is not a number (NaN)")
         return losses[copies]
@@ -143,14 +150,9 @@ class Evaluator:
             if k is not None and halves is not None and self._halving_pays(halves, len(batch) - k):
                 self._by_halves(losses, sequences, filling, batch, halves, k)
                 continue
-            floors = []
             for (rows, start), prefix in self._passes(candidates[batch], filling, self._length):
                 trace = self._trace(sequences[batch[rows], start:], prefix, start)
                 losses[batch[rows]] = self.objective(trace).float().cpu()
-                if halves is not None:
-                    floors.append(halves.opening(halves.head_of(trace)).float().cpu())
-            if floors and k is not None and k < len(batch):
-                self._open = _share(torch.cat(floors), losses[batch].kthvalue(k).values)
         return losses
 
     def _by_halves(
@@ -184,7 +186,6 @@ class Evaluator:
             rest = sequences[part.rows, halves.end :]
             tail, _ = self._extended(rest, tails, part.keys, halves.end)
             losses[part.rows] = self.objective(halves.joined(part.trace, tail)).float().cpu()
-        self._open = _share(floors[batch], losses.kthvalue(min(k, len(losses))).values)
 
     def _overhead(self) -> float:
         """Of one more pass, in positions of one sequence."""
@@ -192,8 +193,8 @@ class Evaluator:
         return _OVERHEAD[cpu] / self.model.meter.per_position + _FETCHING[cpu]
 
     def _halving_pays(self, halves: Halves, rows: int) -> bool:
-        """Whether the passes that this takes cost less than what was spared the last time."""
-        return (1 - self._open) * rows * (self._length - halves.end) > 4 * self._overhead()
+        """Whether two more passes cost less than half of what they may spare."""
+        return self._telling and rows * (self._length - halves.end) > 4 * self._overhead()
 
     def _passes(
         self, candidates: Tensor, filling: Tensor, end: int
@@ -230,8 +231,11 @@ class Evaluator:
                 trace, keys = self._extended(
                     embeds, self.objective.reads, self._prefix, self._start
                 )
-                self._standing = (candidate, keys.detached())
                 loss = self.objective(trace)[0]
+                self._standing = (candidate, keys.detached())
+                if self._halves is not None:
+                    opening = self._halves.opening(self._halves.head_of(trace))[0]
+                    self._telling = bool(opening > _TELLING * loss)
             else:
                 loss = self.objective(self._trace(embeds, self._prefix, self._start))[0]
             (gradient,) = torch.autograd.grad(loss, embeds)
@@ -273,11 +277,6 @@ class Evaluator:
             interventions=self.interventions,
             roles=self._roles[start : start + inputs.shape[1]],
         )
-
-
-def _share(floors: Tensor, highest: Tensor) -> float:
-    """Of candidates that an opening does not rule out, where losses up to `highest` matter."""
-    return float((floors <= highest).float().mean())
 
 
 def check_causality(prompt: Prompt, objective: Bound) -> None:
