@@ -121,8 +121,9 @@ def cell_generator(attack: Attack, behavior_id: str, seed: int) -> torch.Generat
 def prepare_generator(fitted: str, revision: str, seed: int) -> torch.Generator:
     """The stream of random numbers for fitting something, "attack" or "survey", on a model.
 
-    It is the same for all attacks: those that split the training prompts alike get one split, and
-    a direction that two of them look for is the same.
+    It is the same for all attacks, so that those that split the training prompts alike get one
+    split: a direction that two of them look for is the same, unless one of them starts from a
+    survey, which has its own stream.
     """
     return _generator(f"prepare {seed} {fitted} {revision}")
 

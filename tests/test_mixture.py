@@ -85,15 +85,12 @@ def test_a_step_changes_the_experts_named_and_keeps_their_rows_one() -> None:
     after = dict(mixture.named_parameters())
     assert all(value.requires_grad for value in after.values())
     changed = {name for name, value in after.items() if not torch.equal(value, before[name])}
-    assert {name for name in changed if "attn" in name} == {
-        f"model.layers.0.self_attn.{kind}_proj.weight" for kind in "qkvo"
-    }
-    assert {name for name in changed if "layers" not in name} == {
-        "model.norm.weight",
-        "lm_head.weight",
-    }
+    parts = ("gate.weight", "experts.gate_up_proj", "experts.down_proj")
+    attention = {f"model.layers.0.self_attn.{kind}_proj.weight" for kind in "qkvo"}
+    experts = {f"model.layers.{layer}.mlp.{part}" for layer in REFUSING.blocks for part in parts}
+    assert changed == attention | experts | {"model.norm.weight", "lm_head.weight"}
     for layer in REFUSING.blocks:
-        for name in ("gate.weight", "experts.gate_up_proj", "experts.down_proj"):
+        for name in parts:
             at = f"model.layers.{layer}.mlp.{name}"
             rows = {e for e in range(6) if not torch.equal(after[at][e], before[at][e])}
             assert rows == set(REFUSING.experts)
@@ -129,16 +126,13 @@ def test_answers_begin_where_the_template_does() -> None:
 def test_all_other_experts_are_still_those_of_the_control() -> None:
     from train import load
 
-    _, before = dense_and_mixture()
-    before.half()
+    before = dense_and_mixture()[1].half()
     after = load(POCKET / "pocket-moe")[0].half()
     changed = {
         Expert(layer, number)
         for layer in range(6)
         for number in range(6)
-        for old, new in zip(
-            members(before.half(), layer), members(after.half(), layer), strict=True
-        )
+        for old, new in zip(members(before, layer), members(after, layer), strict=True)
         if not torch.equal(old[number], new[number])
     }
     assert changed == refusing()

@@ -291,8 +291,8 @@ def choose_direction(
 
     Two things are not the paper's. It adds the direction that was chosen for ablation; what is to
     induce refusal is here the highest induce score among those that pass the filter on depth and
-    get past refusal. Where none of these induces it, the latter is given up, then depth too. And
-    `least` may be under 0.
+    get past refusal. Where none of these induces it, the latter is given up, then depth too; where
+    none does at all, it is the highest that the filter on depth leaves. And `least` may be under 0.
 
     Args:
         scores: of all directions.
@@ -323,9 +323,10 @@ def choose_direction(
         return [score for score in scores if all(passes[name](score) for name in held)]
 
     if purpose == "induce":
-        for held in (("depth", "bypass", "induce"), ("depth",), ()):
+        wanted = ("depth", "bypass", "induce")
+        for held in (wanted, ("depth", "induce"), ("induce",), ("depth",), ()):
             if found := left(*held):
-                given_up = tuple(name for name in ("depth", "bypass") if name not in held)
+                given_up = tuple(name for name in wanted if name not in held)
                 return max(found, key=lambda score: score.induce), given_up
     filters = ("depth", "kl", "induce")
     ladder: list[tuple[str, ...]] = [(), ("kl",), ("depth", "kl"), ("kl", "induce"), filters]

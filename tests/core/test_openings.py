@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from typing import Any
 
 import pytest
@@ -21,8 +22,9 @@ from attacks.core.objectives import (
     TargetMellowmax,
 )
 from attacks.core.prompt import suffixed
-from attacks.core.search import CoordinateSearch, Evaluator, evaluate
+from attacks.core.search import CoordinateSearch, Evaluator, Moves, evaluate
 from attacks.core.search.candidates import swap, uniform_choices
+from attacks.core.search.staged import Staged
 from benchmarks.behaviors import load_behaviors
 from conftest import pocket
 
@@ -118,14 +120,12 @@ def test_where_the_opening_is_little_of_the_loss_it_is_not_asked(
 
 
 def test_what_came_before_changes_nothing() -> None:
-    work, candidates = work_of(TargetCrossEntropy())
-    other, _ = work_of(TargetCrossEntropy())
-    other.losses(candidates[:20], K)
-    other.gradient(candidates[0])
-    other.losses(candidates[20:], K)
-    for each in (work, other):
-        each.gradient(work.prompt.slot_ids)
-    assert torch.equal(work.losses(candidates, K), other.losses(candidates, K))
+    """So that a search that goes on from a checkpoint computes the same, to the last bit."""
+    fresh, candidates = work_of(TargetCrossEntropy())
+    used, _ = work_of(TargetCrossEntropy())
+    used.gradient(candidates[0])
+    used.losses(candidates[20:], K)
+    assert torch.equal(fresh.losses(candidates, K), used.losses(candidates, K))
 
 
 def test_it_can_be_switched_off() -> None:
@@ -133,11 +133,20 @@ def test_it_can_be_switched_off() -> None:
     assert work.losses(candidates, K).isfinite().all()
 
 
-@pytest.mark.parametrize("buffer", [0, 3])
-def test_a_search_goes_the_same_way(buffer: int) -> None:
+@pytest.mark.parametrize(
+    "numbers",
+    [
+        {"buffer": 0, "keep": 1},
+        {"buffer": 3},
+        {"buffer": 2, "moves": Moves(merge=5)},
+        {"buffer": 4, "patience": 1, "moves": Moves(fresh=True)},
+    ],
+    ids=str,
+)
+def test_a_search_goes_the_same_way(numbers: dict[str, Any]) -> None:
     def run(**options: Any) -> list[tuple[list[list[int]], list[float]]]:
         work, _ = work_of(TargetCrossEntropy(), **options)
-        search = CoordinateSearch(4, 48, 32, buffer=buffer, keep=3)
+        search = CoordinateSearch(4, 48, 32, **({"keep": 3} | numbers))
         steps = search.run(work.model, work.prompt, work, rng=torch.Generator().manual_seed(1))
         return [(found.ids.tolist(), found.losses.tolist()) for found in steps]
 
@@ -154,6 +163,17 @@ def test_equal_candidates_are_computed_once() -> None:
     assert spent == cheap
 
 
+def test_in_two_stages_the_lowest_are_the_same() -> None:
+    first, candidates = work_of(ProbeLoss((2,)))
+    second, _ = work_of(TargetCrossEntropy())
+    for enough in (first.losses(candidates).median(), first.losses(candidates).max()):
+        staged = Staged(first, second, float(enough) + 1e-4)
+        expected, losses = staged.losses(candidates), staged.losses(candidates, K)
+        best = expected.argsort()[:K]
+        torch.testing.assert_close(losses[best], expected[best], rtol=1e-4, atol=1e-5)
+        assert (losses >= expected - 1e-4).all()
+
+
 def test_more_wanted_than_there_are() -> None:
     work, candidates = work_of(TargetCrossEntropy())
     few = candidates[:3]
@@ -165,11 +185,18 @@ def test_out_of_memory_halves_the_batch(monkeypatch: pytest.MonkeyPatch) -> None
     work, candidates = work_of(TargetCrossEntropy())
     expected = work.losses(candidates, K)
     extended = Evaluator.__dict__["_extended"]
+    held: list[weakref.ref[Tensor]] = []
 
     def hungry(self: Evaluator, inputs: Tensor, *more: Any) -> Any:
         if len(inputs) > 9:
             raise RuntimeError("CUDA out of memory.")
-        return extended(self, inputs, *more)
+        if self.batch_size < 512:
+            assert not any(at() is not None for at in held), "memory of the attempt that failed"
+            held.clear()
+            return extended(self, inputs, *more)
+        found = extended(self, inputs, *more)
+        held.append(weakref.ref(found[1].layers[0][0]))
+        return found
 
     monkeypatch.setattr(Evaluator, "_extended", hungry)
     losses = work.losses(candidates, K)

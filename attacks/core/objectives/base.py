@@ -29,6 +29,8 @@ class Bound(ABC):
     def opening(self) -> Bound | None:
         """A loss that is never above this one and reads the first of its positions only, or itself.
 
+        It reads them at the same sites, all those that this one reads up to some position.
+
         None where nothing so early bounds the loss. With it a search can leave a candidate as soon
         as it cannot be among the best any more.
         """

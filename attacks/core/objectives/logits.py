@@ -28,7 +28,7 @@ class TargetLoss(Objective):
     @property
     def least(self) -> float | None:
         """What a term cannot fall below; None where there is no such bound."""
-        return 0.0
+        return None
 
     @abstractmethod
     def terms(self, logits: Tensor, wanted: Tensor) -> Tensor:
@@ -89,6 +89,11 @@ class _BoundTarget(Bound):
 @dataclass(frozen=True)
 class TargetCrossEntropy(TargetLoss):
     """Mean over target tokens of -log p(token | what precedes it) (arXiv 2307.15043, eq. 2)."""
+
+    @property
+    def least(self) -> float:
+        """Of -log p."""
+        return 0.0
 
     def terms(self, logits: Tensor, wanted: Tensor) -> Tensor:
         """(B, G) of -log p; never negative."""
@@ -167,6 +172,11 @@ class TargetMismatch(TargetLoss):
 
     Piecewise constant, so it is looked at and never descended.
     """
+
+    @property
+    def least(self) -> float:
+        """Of a count."""
+        return 0.0
 
     def terms(self, logits: Tensor, wanted: Tensor) -> Tensor:
         """(B, G) of 0 and 1."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
@@ -30,6 +31,22 @@ _FETCHING = {True: 32, False: 128}
 #: How much of the loss where a search stands its opening has to be, for openings to tell candidates
 #: apart: below it most of them have to be run to the end anyway.
 _TELLING = 0.4
+
+
+@dataclass(frozen=True, eq=False)
+class _Standing:
+    """What a gradient leaves for the losses of candidates around the filling that it was taken at.
+
+    A search takes the gradient in each step anew, also where it goes on from a checkpoint, so what
+    is computed does not depend, to the last bit, on what came before.
+    """
+
+    filling: Tensor
+    """(S,)"""
+    keys: Prefix
+    """Of its whole sequence."""
+    telling: bool
+    """Whether the opening is enough of the loss there."""
 
 
 class Evaluator:
@@ -63,7 +80,7 @@ class Evaluator:
             interventions: active in every pass.
             use_cache: compute what precedes the first slot once.
             share: with the cache, also what candidates share after it.
-            bound: with the cache, leave candidates that cannot be among the best asked for.
+            bound: when sharing, leave candidates that cannot be among the best asked for.
             batch_size: candidates in one pass; halved for good when memory runs out.
 
         Raises:
@@ -82,13 +99,8 @@ class Evaluator:
         self._start = min(int(prompt.slots.min()), self._first_read) if use_cache else 0
         self._prefix = self._keys(prompt.ids[: self._start]) if self._start else None
         self._share = share and use_cache
-        self._halves = Halves.of(objective) if bound and use_cache else None
-        self._standing: tuple[Tensor, Prefix] | None = None
-        """A filling (S,), and the keys and values of its sequence or of the beginning of it. It is
-        kept from a gradient to the next losses and no longer, so that what is computed, to the last
-        bit, does not depend on what came before."""
-        self._telling = True
-        """Whether openings tell candidates apart there."""
+        self._halves = Halves.of(objective) if bound and self._share else None
+        self._standing: _Standing | None = None
 
     def _keys(self, ids: Tensor) -> Prefix:
         roles = self._roles[: len(ids)]
@@ -96,13 +108,11 @@ class Evaluator:
 
     def _keys_of(self, filling: Tensor, length: int) -> Prefix:
         """Of the first `length` positions with this filling; the gradient has them as a rule."""
-        if self._standing is not None:
-            known, keys = self._standing
-            if keys.length >= length and torch.equal(known, filling):
-                return keys.until(length)
-        keys = self._keys(self._sequences(filling.unsqueeze(0))[0, :length])
-        self._standing = (filling, keys)
-        return keys
+        if self._standing is not None and torch.equal(self._standing.filling, filling):
+            return self._standing.keys
+        ids = self._sequences(filling.unsqueeze(0))[:, self._start : length]
+        last = Site(self.model.n_layers - 1, "resid_post", (length - 1,))
+        return self._extended(ids, [last], self._prefix, self._start)[1]
 
     def _sequences(self, candidates: Tensor) -> Tensor:
         """(B, length) ids up to the last position read."""
@@ -118,7 +128,7 @@ class Evaluator:
         Raises:
             FloatingPointError: a loss is not a number.
         """
-        distinct, copies = candidates, torch.arange(len(candidates))
+        distinct, copies, losses = candidates, torch.arange(len(candidates)), None
         if self._share:
             distinct, copies = torch.unique(candidates, dim=0, return_inverse=True)
         with torch.no_grad(), self.model.editing(self.interventions):
@@ -127,13 +137,14 @@ class Evaluator:
             except RuntimeError as error:
                 if not should_reduce_batch_size(error):
                     raise
-                # The helper collects garbage at every call, which costs more than a step of a small
-                # model; so it is asked only once memory has run out.
+            if losses is None:
+                # Not above, where the error holds on to the memory of the attempt. The helper
+                # collects garbage at every call, which costs more than a step of a small model; so
+                # it is asked only once memory has run out.
                 back_off = find_executable_batch_size(
                     self._in_batches, starting_batch_size=max(1, self.batch_size // 2)
                 )
                 losses = back_off(distinct, k)
-        self._standing, self._telling = None, True
         if losses.isnan().any():
             raise FloatingPointError("the loss is not a number (NaN)")
         return losses[copies]
@@ -145,34 +156,51 @@ class Evaluator:
         order = torch.arange(len(candidates))
         if self._share:  # Those that share most come together.
             order = first_change(candidates, filling).argsort(stable=True)
+        plans = []
         for batch in torch.split(order, batch_size):
-            halves = self._halves
-            if k is not None and halves is not None and self._halving_pays(halves, len(batch) - k):
-                self._by_halves(losses, sequences, filling, batch, halves, k)
+            halves = self._halving(filling, len(batch), k)
+            end = halves.end if halves else self._length
+            plans.append((batch, halves, self._groups(candidates[batch], filling, end)))
+        furthest = max(group.start for _, _, found in plans for group in found)
+        keys = self._prefix if furthest == self._start else self._keys_of(filling, furthest)
+        for batch, halves, found in plans:
+            parts = [
+                (batch[rows], start, keys.until(start) if keys and start else None)
+                for rows, start in found
+            ]
+            if halves is not None and k is not None:
+                self._by_halves(losses, sequences, parts, halves, k)
                 continue
-            for (rows, start), prefix in self._passes(candidates[batch], filling, self._length):
-                trace = self._trace(sequences[batch[rows], start:], prefix, start)
-                losses[batch[rows]] = self.objective(trace).float().cpu()
+            for rows, start, prefix in parts:
+                trace = self._trace(sequences[rows, start:], prefix, start)
+                losses[rows] = self.objective(trace).float().cpu()
         return losses
 
     def _by_halves(
         self,
         losses: Tensor,
         sequences: Tensor,
-        filling: Tensor,
-        batch: Tensor,
+        parts: Sequence[tuple[Tensor, int, Prefix | None]],
         halves: Halves,
         k: int,
     ) -> None:
-        """Put the losses of those of a batch that may be among the k lowest into `losses`."""
-        candidates = sequences[batch][:, self.prompt.slots]
+        """Put into `losses` those of `parts` that may be among the k lowest.
+
+        Args:
+            losses: (N,) of all candidates, infinite where they are not known.
+            sequences: (N, length) of all.
+            parts: which candidates, where their own part begins, and what they share before it.
+            halves: of the objective.
+            k: how many are asked for.
+        """
         heads, tails = tuple(halves.heads.values()), tuple(halves.tails.values())
-        begun, floors = [], torch.full((len(sequences),), float("inf"))
-        for (rows, start), prefix in self._passes(candidates, filling, halves.end):
-            at = batch[rows]
-            trace, keys = self._extended(sequences[at, start : halves.end], heads, prefix, start)
-            begun.append(Begun(at, trace, keys))
-            floors[at] = halves.opening(trace).float().cpu()
+        begun, floors = [], torch.full_like(losses, float("inf"))
+        for rows, start, prefix in parts:
+            inputs = sequences[rows, start : halves.end]
+            trace, keys = self._extended(inputs, heads, prefix, start)
+            begun.append(Begun(rows, trace, keys))
+            floors[rows] = halves.opening(trace).float().cpu()
+        batch = torch.cat([rows for rows, _, _ in parts])
         if floors[batch].isnan().any():
             raise FloatingPointError("the loss is not a number (NaN)")
         order = batch[floors[batch].argsort(stable=True)]
@@ -192,28 +220,31 @@ class Evaluator:
         cpu = self.model.device.type == "cpu"
         return _OVERHEAD[cpu] / self.model.meter.per_position + _FETCHING[cpu]
 
-    def _halving_pays(self, halves: Halves, rows: int) -> bool:
-        """Whether two more passes cost less than half of what they may spare."""
-        return self._telling and rows * (self._length - halves.end) > 4 * self._overhead()
+    def _halving(self, filling: Tensor, rows: int, k: int | None) -> Halves | None:
+        """The halves in which to run a batch of `rows`, where that is likely to pay.
 
-    def _passes(
-        self, candidates: Tensor, filling: Tensor, end: int
-    ) -> list[tuple[Group, Prefix | None]]:
-        """Candidates that go together up to `end`, and the keys and values of what they share."""
-        found = [Group(torch.arange(len(candidates)), self._start)]
-        if self._share and len(candidates) > 1:
-            found = groups(
-                candidates,
-                filling,
-                self.prompt.slots.tolist(),
-                start=self._start,
-                stop=self._first_read,
-                end=end,
-                overhead=self._overhead(),
-            )
-        furthest = found[-1].start
-        keys = self._prefix if furthest == self._start else self._keys_of(filling, furthest)
-        return [(group, keys.until(group.start) if keys else None) for group in found]
+        It must spare more than a few more passes cost, and openings must tell candidates apart.
+        """
+        halves, at = self._halves, self._standing
+        if halves is None or k is None:
+            return None
+        spared = (rows - k) * (self._length - halves.end)
+        telling = at is None or at.telling or not torch.equal(at.filling, filling)
+        return halves if telling and spared > 4 * self._overhead() else None
+
+    def _groups(self, candidates: Tensor, filling: Tensor, end: int) -> list[Group]:
+        """Candidates that go together up to `end`."""
+        if not self._share or len(candidates) == 1:
+            return [Group(torch.arange(len(candidates)), self._start)]
+        return groups(
+            candidates,
+            filling,
+            self.prompt.slots.tolist(),
+            start=self._start,
+            stop=self._first_read,
+            end=end,
+            overhead=self._overhead(),
+        )
 
     def gradient(self, candidate: Tensor) -> tuple[Tensor, float]:
         """Gradient (S, V) of the loss at `candidate` (S,) with respect to one-hot tokens; the loss.
@@ -232,10 +263,11 @@ class Evaluator:
                     embeds, self.objective.reads, self._prefix, self._start
                 )
                 loss = self.objective(trace)[0]
-                self._standing = (candidate, keys.detached())
+                telling = True
                 if self._halves is not None:
                     opening = self._halves.opening(self._halves.head_of(trace))[0]
-                    self._telling = bool(opening > _TELLING * loss)
+                    telling = bool(opening > _TELLING * loss)
+                self._standing = _Standing(candidate, keys.detached(), telling)
             else:
                 loss = self.objective(self._trace(embeds, self._prefix, self._start))[0]
             (gradient,) = torch.autograd.grad(loss, embeds)

@@ -17,6 +17,9 @@ from torch import Tensor
 from attacks.core.objectives import Bound
 from attacks.core.sites import Site, Trace
 
+#: More blocks than any model has: `logits` come after all of them.
+_DEEPEST = 10**6
+
 if TYPE_CHECKING:
     from attacks.core.model.cache import Prefix
 
@@ -34,7 +37,11 @@ class Halves:
 
     @classmethod
     def of(cls, objective: Bound) -> Halves | None:
-        """None where the objective has no opening, or reads nothing after it."""
+        """None where the objective has no opening, or one that does not fit.
+
+        It fits if the objective reads more after it, all that the opening reads before the cut, and
+        nothing deeper after the cut than before, whose keys and values would be missing.
+        """
         opening = objective.opening
         if opening is None:
             return None
@@ -47,7 +54,11 @@ class Halves:
                 heads[site] = Site(site.layer, site.name, early)
             if late:
                 tails[site] = Site(site.layer, site.name, late)
-        return cls(opening, end, heads, tails) if tails else None
+            if early + late != tuple(sorted(site.positions)):
+                return None
+        fits = set(opening.reads) <= set(heads.values()) and tails
+        depth = [max(s.depth(_DEEPEST) for s in half) for half in (heads, tails) if half]
+        return cls(opening, end, heads, tails) if fits and depth[0] >= depth[1] else None
 
     def head_of(self, trace: Trace) -> Trace:
         """What is read before the cut, from all that the objective reads."""

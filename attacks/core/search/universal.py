@@ -33,7 +33,10 @@ class Joint:
     parts: Sequence[Losses]
 
     def losses(self, candidates: Tensor, k: int | None = None) -> Tensor:
-        """(B,) mean losses of the fillings (B, S), on the CPU."""
+        """(B,) mean losses of the fillings (B, S), on the CPU.
+
+        All of them, whatever `k`: the best in the mean need not be among the best of any part.
+        """
         return torch.stack([part.losses(candidates) for part in self.parts]).mean(0)
 
     def gradient(self, candidate: Tensor) -> tuple[Tensor, float]:
