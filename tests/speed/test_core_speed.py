@@ -14,6 +14,7 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from attacks.attack import SuffixAttack
 from attacks.core.artefact import EMPTY, Artefact
 from attacks.core.behavior import Behavior
 from attacks.core.model import Model
@@ -23,6 +24,7 @@ from attacks.core.search import Evaluator
 from attacks.core.search.candidates import swap, top_tokens
 from attacks.core.sites import Site
 from attacks.registry import load
+from benchmarks.behaviors import load_behaviors
 from benchmarks.bench import Bench, Setup
 from benchmarks.cells import Cell, Settings, Task
 from benchmarks.engine import execute
@@ -119,6 +121,32 @@ def test_step(benchmark: Any, name: str, behavior: Behavior) -> None:
     rng = torch.Generator().manual_seed(0)
     steps = attack.run(model, behavior, artefact=artefact, rng=rng)
     assert benchmark(next, steps).prompts
+
+
+@pytest.mark.parametrize("shortcuts", [False, True], ids=["plain", "shortcuts"])
+@pytest.mark.parametrize("name", ["pocket-llama", "pocket-llama-hard1", "pocket-llama-hard2"])
+def test_search(benchmark: Any, name: str, shortcuts: bool) -> None:
+    """What is saved over ten steps by sharing beginnings and leaving candidates early.
+
+    By how much hangs on how far the search is from its target, hence three models.
+    """
+    model = pocket(name)
+    behavior = next(each for each in load_behaviors("pocket-test") if each.harmful)
+    search = load("gcg", steps=2 if benchmark.disabled else 10, width=WIDTH, topk=TOPK)
+    assert isinstance(search, SuffixAttack)
+    prompt = evaluator(model, behavior, "target").prompt
+    bound = TargetCrossEntropy().bind(model, prompt, EMPTY)
+
+    def run() -> float:
+        work = Evaluator(model, prompt, bound, share=shortcuts, bound=shortcuts)
+        rng = torch.Generator().manual_seed(0)
+        *_, found = search.search().run(model, prompt, work, rng=rng)
+        return float(found.losses[0])
+
+    before = model.meter.flops
+    benchmark.extra_info["loss"] = round(run(), 4)
+    benchmark.extra_info["gflops"] = round((model.meter.flops - before) / 1e9, 1)
+    assert benchmark.pedantic(run, rounds=1 if benchmark.disabled else 3) >= 0
 
 
 @pytest.mark.parametrize("draft", ["", str(POCKET / "pocket-llama")], ids=["plain", "draft"])
