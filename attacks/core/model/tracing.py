@@ -136,16 +136,19 @@ def run(envoy: NNsight, structure: Structure, work: Pass, plan: Plan) -> Trace:
                     elif place.name != "logits":
                         module.output = with_first(whole, value)
                 for site in plan.reads.get(place, ()):
-                    positions = tuple(p - work.past for p in site.positions)
-                    if rows is None:
-                        # A copy: some families add to such a value in place later.
-                        trace[site] = value[:, positions]
-                        continue
-                    at = tuple(map(rows.index, positions))
-                    trace[site] = value if at == tuple(range(len(rows))) else value[:, at]
+                    trace[site] = _rows(value, site, work, rows)
             if not plan.head:
                 tracer.stop()
     return trace
+
+
+def _rows(value: Tensor, site: Site, work: Pass, computed: Sequence[int] | None) -> Tensor:
+    """What is at the site's positions, of `value` at all of the pass or at those `computed`."""
+    positions = [p - work.past for p in site.positions]
+    if computed is None:
+        return value[:, positions]  # A copy: some families add to such a value in place later.
+    at = [computed.index(p) for p in positions]
+    return value if at == list(range(len(computed))) else value[:, at]
 
 
 def _embedded(work: Pass, plan: Plan, trace: Trace) -> Tensor:
