@@ -49,7 +49,7 @@ UNBOUNDED: list[Objective] = [
     TargetCrossEntropy() + -1.0 * RefusalOpeners(),
     ProbeLoss((2,)),
 ]
-K = 4
+K, WIDTH = 4, 40
 
 
 @pytest.fixture(autouse=True)
@@ -68,7 +68,7 @@ def work_of(
     rng = torch.Generator().manual_seed(0)
     prompt = model.prompt(suffixed(behavior, 6), target=behavior.target, rng=rng)
     choices = uniform_choices(prompt.slot_ids, model.chat.allowed)
-    candidates = swap(prompt.slot_ids, choices, width=40, n_replace=1, rng=rng)
+    candidates = swap(prompt.slot_ids, choices, width=WIDTH, n_replace=1, rng=rng)
     return Evaluator(model, prompt, objective.bind(model, prompt, fitted), **options), candidates
 
 
@@ -182,7 +182,7 @@ def test_more_wanted_than_there_are() -> None:
 
 
 def test_out_of_memory_halves_the_batch(monkeypatch: pytest.MonkeyPatch) -> None:
-    work, candidates = work_of(TargetCrossEntropy())
+    work, candidates = work_of(TargetCrossEntropy(), batch_size=WIDTH)
     expected = work.losses(candidates, K)
     extended = Evaluator.__dict__["_extended"]
     held: list[weakref.ref[Tensor]] = []
@@ -190,7 +190,7 @@ def test_out_of_memory_halves_the_batch(monkeypatch: pytest.MonkeyPatch) -> None
     def hungry(self: Evaluator, inputs: Tensor, *more: Any) -> Any:
         if len(inputs) > 9:
             raise RuntimeError("CUDA out of memory.")
-        if self.batch_size < 512:
+        if self.batch_size < WIDTH:
             assert not any(at() is not None for at in held), "memory of the attempt that failed"
             held.clear()
             return extended(self, inputs, *more)
