@@ -158,7 +158,8 @@ def test_a_search_goes_the_same_way(numbers: dict[str, Any]) -> None:
 def test_equal_candidates_are_computed_once() -> None:
     work, candidates = work_of(TargetCrossEntropy())
     once, cheap = cost(work.model, work, candidates, None)
-    thrice, spent = cost(work.model, work, candidates.repeat(3, 1), None)
+    again, _ = work_of(TargetCrossEntropy())
+    thrice, spent = cost(work.model, again, candidates.repeat(3, 1), None)
     torch.testing.assert_close(thrice, once.repeat(3))
     assert spent == cheap
 

@@ -35,10 +35,10 @@ _TELLING = 0.4
 
 @dataclass(frozen=True, eq=False)
 class _Standing:
-    """What a gradient leaves for the losses of candidates around the filling that it was taken at.
+    """What is known of the filling where a search stands, for the losses of candidates around it.
 
-    A search takes the gradient in each step anew, also where it goes on from a checkpoint, so what
-    is computed does not depend, to the last bit, on what came before.
+    The gradient leaves it behind. A search takes that in each step anew, also where it goes on from
+    a checkpoint, so what is computed does not depend, to the last bit, on what came before.
     """
 
     filling: Tensor
@@ -106,13 +106,20 @@ class Evaluator:
         roles = self._roles[: len(ids)]
         return self.model.prefix(ids, interventions=self.interventions, roles=roles)
 
-    def _keys_of(self, filling: Tensor, length: int) -> Prefix:
-        """Of the first `length` positions with this filling; the gradient has them as a rule."""
-        if self._standing is not None and torch.equal(self._standing.filling, filling):
-            return self._standing.keys
-        ids = self._sequences(filling.unsqueeze(0))[:, self._start : length]
-        last = Site(self.model.n_layers - 1, "resid_post", (length - 1,))
-        return self._extended(ids, [last], self._prefix, self._start)[1]
+    def _at(self, filling: Tensor) -> _Standing:
+        """What is known of the filling (S,) that candidates differ little from."""
+        if self._standing is None or not torch.equal(self._standing.filling, filling):
+            ids = self._sequences(filling.unsqueeze(0))[:, self._start :]
+            found = self._extended(ids, self.objective.reads, self._prefix, self._start)
+            self._standing = self._stands(filling, *found)
+        return self._standing
+
+    def _stands(self, filling: Tensor, trace: Trace, keys: Prefix) -> _Standing:
+        telling = True
+        if self._halves is not None:
+            opening = self._halves.opening(self._halves.head_of(trace))[0]
+            telling = bool(opening > _TELLING * self.objective(trace)[0])
+        return _Standing(filling, keys.detached(), telling)
 
     def _sequences(self, candidates: Tensor) -> Tensor:
         """(B, length) ids up to the last position read."""
@@ -162,7 +169,7 @@ class Evaluator:
             end = halves.end if halves else self._length
             plans.append((batch, halves, self._groups(candidates[batch], filling, end)))
         furthest = max(group.start for _, _, found in plans for group in found)
-        keys = self._prefix if furthest == self._start else self._keys_of(filling, furthest)
+        keys = self._prefix if furthest == self._start else self._at(filling).keys
         for batch, halves, found in plans:
             parts = [
                 (batch[rows], start, keys.until(start) if keys and start else None)
@@ -225,12 +232,11 @@ class Evaluator:
 
         It must spare more than a few more passes cost, and openings must tell candidates apart.
         """
-        halves, at = self._halves, self._standing
-        if halves is None or k is None:
+        if self._halves is None or k is None:
             return None
-        spared = (rows - k) * (self._length - halves.end)
-        telling = at is None or at.telling or not torch.equal(at.filling, filling)
-        return halves if telling and spared > 4 * self._overhead() else None
+        spared = (rows - k) * (self._length - self._halves.end)
+        pays = spared > 4 * self._overhead() and self._at(filling).telling
+        return self._halves if pays else None
 
     def _groups(self, candidates: Tensor, filling: Tensor, end: int) -> list[Group]:
         """Candidates that go together up to `end`."""
@@ -263,11 +269,7 @@ class Evaluator:
                     embeds, self.objective.reads, self._prefix, self._start
                 )
                 loss = self.objective(trace)[0]
-                telling = True
-                if self._halves is not None:
-                    opening = self._halves.opening(self._halves.head_of(trace))[0]
-                    telling = bool(opening > _TELLING * loss)
-                self._standing = _Standing(candidate, keys.detached(), telling)
+                self._standing = self._stands(candidate, trace, keys)
             else:
                 loss = self.objective(self._trace(embeds, self._prefix, self._start))[0]
             (gradient,) = torch.autograd.grad(loss, embeds)
