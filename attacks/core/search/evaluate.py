@@ -97,28 +97,30 @@ class Evaluator:
         self._first_read = min(positions)
         self._roles = torch.cat([prompt.roles, torch.full_like(prompt.target_ids, GENERATED)])
         self._start = min(int(prompt.slots.min()), self._first_read) if use_cache else 0
-        self._prefix = self._keys(prompt.ids[: self._start]) if self._start else None
+        self._prefix: Prefix | None = None
+        if self._start:
+            self._prefix = model.prefix(
+                prompt.ids[: self._start],
+                interventions=interventions,
+                roles=self._roles[: self._start],
+            )
         self._share = share and use_cache
         self._halves = Halves.of(objective) if bound and self._share else None
         self._standing: _Standing | None = None
-
-    def _keys(self, ids: Tensor) -> Prefix:
-        roles = self._roles[: len(ids)]
-        return self.model.prefix(ids, interventions=self.interventions, roles=roles)
 
     def _at(self, filling: Tensor) -> _Standing:
         """What is known of the filling (S,) that candidates differ little from."""
         if self._standing is None or not torch.equal(self._standing.filling, filling):
             ids = self._sequences(filling.unsqueeze(0))[:, self._start :]
-            found = self._extended(ids, self.objective.reads, self._prefix, self._start)
-            self._standing = self._stands(filling, *found)
+            trace, keys = self._extended(ids, self.objective.reads, self._prefix, self._start)
+            self._standing = self._stands(filling, trace, self.objective(trace)[0], keys)
         return self._standing
 
-    def _stands(self, filling: Tensor, trace: Trace, keys: Prefix) -> _Standing:
+    def _stands(self, filling: Tensor, trace: Trace, loss: Tensor, keys: Prefix) -> _Standing:
         telling = True
         if self._halves is not None:
             opening = self._halves.opening(self._halves.head_of(trace))[0]
-            telling = bool(opening > _TELLING * self.objective(trace)[0])
+            telling = bool(opening > _TELLING * loss)
         return _Standing(filling, keys.detached(), telling)
 
     def _sequences(self, candidates: Tensor) -> Tensor:
@@ -269,7 +271,7 @@ class Evaluator:
                     embeds, self.objective.reads, self._prefix, self._start
                 )
                 loss = self.objective(trace)[0]
-                self._standing = self._stands(candidate, trace, keys)
+                self._standing = self._stands(candidate, trace, loss, keys)
             else:
                 loss = self.objective(self._trace(embeds, self._prefix, self._start))[0]
             (gradient,) = torch.autograd.grad(loss, embeds)
