@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 import torch
 from torch import Generator
 
-from attacks.attack import Artefact, Attack, Behavior, State, Step, ThreatModel
+from attacks.attack import Artefact, Behavior, ChangeAttack, ThreatModel
 from attacks.core.abliteration import (
     Kernel,
     Mode,
@@ -22,7 +22,7 @@ from attacks.core.abliteration import (
     shallow_depths,
 )
 from attacks.core.errors import BadInput
-from attacks.core.weights import Abliterate
+from attacks.core.weights import Abliterate, Change
 
 if TYPE_CHECKING:
     from attacks.core.model import Model
@@ -32,7 +32,7 @@ _EVEN = Kernel()
 
 
 @dataclass(frozen=True)
-class Abliteration(Attack):
+class Abliteration(ChangeAttack):
     """Directional weight edits as common tools make them (compared in arXiv 2512.13655).
 
     Unit differences in means at the blocks' outputs are taken out of attention's output projection
@@ -45,7 +45,6 @@ class Abliteration(Attack):
     summary: ClassVar[str] = "takes refusal directions out of the output projections by degrees"
     threat_model: ClassVar[ThreatModel] = ThreatModel.WEIGHTS
     needs_train: ClassVar[bool] = True
-    searches: ClassVar[bool] = False
 
     mode: Mode = "plain"
     """plain: W - strength r r^T W. projected: r without its component along the harmless mean.
@@ -112,21 +111,12 @@ class Abliteration(Attack):
         }
         return Artefact({"directions": edit.directions, **strengths}, data)
 
-    def run(
-        self,
-        model: Model,
-        behavior: Behavior,
-        *,
-        artefact: Artefact,
-        rng: Generator,
-        state: State | None = None,
-    ) -> Iterator[Step]:
-        """One step: the plain conversation with the weights edited."""
+    def change(self, model: Model, artefact: Artefact) -> Change:
+        """The directions taken out of the output projections."""
         attention, mlp = (tuple(artefact.tensors[name].tolist()) for name in ("attention", "mlp"))
-        edit = Abliterate(
+        return Abliterate(
             artefact.tensors["directions"],
             attention,
             mlp,
             keep_norms=self.mode == "norm-preserving",
         )
-        yield Step((model.conversation(behavior.text),), (edit,))

@@ -98,6 +98,30 @@ class Attack(ABC):
 
 
 @dataclass(frozen=True)
+class ChangeAttack(Attack):
+    """The plain request, asked of a changed model: a subclass says what is changed."""
+
+    threat_model: ClassVar[ThreatModel] = ThreatModel.INTERVENTION
+    searches: ClassVar[bool] = False
+
+    @abstractmethod
+    def change(self, model: Model, artefact: Artefact) -> Change:
+        """What is done to the model while it answers."""
+
+    def run(
+        self,
+        model: Model,
+        behavior: Behavior,
+        *,
+        artefact: Artefact,
+        rng: Generator,
+        state: State | None = None,
+    ) -> Iterator[Step]:
+        """One step: the plain conversation with the change."""
+        yield Step((model.conversation(behavior.text),), (self.change(model, artefact),))
+
+
+@dataclass(frozen=True)
 class SuffixAttack(Attack):
     """A search for a suffix: a subclass says what is pursued, and may set other numbers.
 

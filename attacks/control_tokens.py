@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 import torch
 from torch import Generator
 
-from attacks.attack import Artefact, Attack, Behavior, State, Step, ThreatModel
+from attacks.attack import Artefact, Behavior, ChangeAttack
 from attacks.core.control import (
     Binary,
     ControlTokens,
@@ -23,13 +23,14 @@ from attacks.core.control import (
 )
 from attacks.core.errors import BadInput
 from attacks.core.interventions import Intervention, SuppressTokens
+from attacks.core.weights import Change
 
 if TYPE_CHECKING:
     from attacks.core.model import Model
 
 
 @dataclass(frozen=True)
-class ControlTokenSteering(Attack):
+class ControlTokenSteering(ChangeAttack):
     """The test-time control of arXiv 2412.06748, section 3, turned against the model.
 
     For models that were trained to open every answer with a control token. `refusal-tokens` is
@@ -38,8 +39,6 @@ class ControlTokenSteering(Attack):
 
     name: ClassVar[str] = "control-tokens"
     summary: ClassVar[str] = "chooses the control token that the model was trained to answer after"
-    threat_model: ClassVar[ThreatModel] = ThreatModel.INTERVENTION
-    searches: ClassVar[bool] = False
 
     mode: Literal["force", "threshold", "category", "sum", "bias"] = "force"
     """force: always the same token. threshold: refuse if p(refuse) reaches it (below zero: reaches
@@ -72,22 +71,14 @@ class ControlTokenSteering(Attack):
         ids = {"respond": torch.tensor([found.respond]), "refuse": torch.tensor(found.refuse)}
         return Artefact(ids, {"names": list(found.names)})
 
-    def run(
-        self,
-        model: Model,
-        behavior: Behavior,
-        *,
-        artefact: Artefact,
-        rng: Generator,
-        state: State | None = None,
-    ) -> Iterator[Step]:
-        """One step: the plain conversation with the first token decided."""
+    def change(self, model: Model, artefact: Artefact) -> Change:
+        """The first token decided; see `intervention`."""
         tokens = ControlTokens(
             int(artefact.tensors["respond"]),
             tuple(artefact.tensors["refuse"].tolist()),
             tuple(artefact.data["names"]),
         )
-        yield Step((model.conversation(behavior.text),), (self.intervention(tokens),))
+        return self.intervention(tokens)
 
     def intervention(self, tokens: ControlTokens) -> Intervention:
         """What is done to the logits of the first token.

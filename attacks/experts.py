@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 import torch
 from torch import Generator
 
-from attacks.attack import Artefact, Attack, Behavior, State, Step, ThreatModel
+from attacks.attack import Artefact, Behavior, ChangeAttack
 from attacks.core.errors import BadInput
 from attacks.core.experts import (
     activation_maps,
@@ -21,6 +21,7 @@ from attacks.core.experts import (
     split_half,
 )
 from attacks.core.gating import ExcludeExperts, Expert, ForceExperts, SilenceExperts, per_block
+from attacks.core.weights import Change
 
 if TYPE_CHECKING:
     from attacks.core.model import Model
@@ -30,7 +31,7 @@ _SPLITS = 20
 
 
 @dataclass(frozen=True)
-class Experts(Attack):
+class Experts(ChangeAttack):
     """Mixture of Tunable Experts (arXiv 2502.11096).
 
     Maps of how often each expert reads a training prompt's tokens are contrasted between prompts
@@ -40,9 +41,7 @@ class Experts(Attack):
 
     name: ClassVar[str] = "experts"
     summary: ClassVar[str] = "switches off the experts of a mixture that refusals go through"
-    threat_model: ClassVar[ThreatModel] = ThreatModel.INTERVENTION
     needs_train: ClassVar[bool] = True
-    searches: ClassVar[bool] = False
 
     k: int = 4
     """Experts changed, over all blocks."""
@@ -99,17 +98,8 @@ class Experts(Attack):
             },
         )
 
-    def run(
-        self,
-        model: Model,
-        behavior: Behavior,
-        *,
-        artefact: Artefact,
-        rng: Generator,
-        state: State | None = None,
-    ) -> Iterator[Step]:
-        """One step: the plain conversation with the experts switched."""
+    def change(self, model: Model, artefact: Artefact) -> Change:
+        """The experts switched."""
         experts = tuple(Expert(*pair) for pair in artefact.data["experts"])
         off = ExcludeExperts if self.when == "before" else SilenceExperts
-        change = ForceExperts(experts) if self.mode == "on" else off(experts)
-        yield Step((model.conversation(behavior.text),), (change,))
+        return ForceExperts(experts) if self.mode == "on" else off(experts)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from torch import Generator
 
-from attacks.attack import Artefact, Attack, Behavior, State, Step, ThreatModel
+from attacks.attack import Artefact, Behavior, ChangeAttack
 from attacks.core.errors import BadInput
 from attacks.core.heads import (
     refusal_axis,
@@ -19,6 +19,7 @@ from attacks.core.heads import (
 )
 from attacks.core.interventions import ScaleHeads
 from attacks.core.transcripts import transcribe
+from attacks.core.weights import Change
 
 if TYPE_CHECKING:
     from attacks.core.model import Model
@@ -28,7 +29,7 @@ _ANSWERED, _LEAST = 64, 4
 
 
 @dataclass(frozen=True)
-class HeadAblation(Attack):
+class HeadAblation(ChangeAttack):
     """Ablation of attention heads (arXiv 2510.06036, section 4) at every position.
 
     Heads are ranked by what they write, at the last token before the answer, along the direction
@@ -39,9 +40,7 @@ class HeadAblation(Attack):
 
     name: ClassVar[str] = "head-ablation"
     summary: ClassVar[str] = "ablates the attention heads that carry refusal to the answer"
-    threat_model: ClassVar[ThreatModel] = ThreatModel.INTERVENTION
     needs_train: ClassVar[bool] = True
-    searches: ClassVar[bool] = False
 
     direction: Literal["suppress", "restore"] = "suppress"
     """Whether refusal is to be suppressed or restored."""
@@ -93,16 +92,7 @@ class HeadAblation(Attack):
         chosen = strongest(scores, count, against=restore)
         return Artefact({"scores": scores}, {"heads": [list(head) for head in chosen]})
 
-    def run(
-        self,
-        model: Model,
-        behavior: Behavior,
-        *,
-        artefact: Artefact,
-        rng: Generator,
-        state: State | None = None,
-    ) -> Iterator[Step]:
-        """One step: the plain conversation with the heads scaled."""
+    def change(self, model: Model, artefact: Artefact) -> Change:
+        """The heads scaled."""
         heads = tuple((layer, head) for layer, head in artefact.data["heads"])
-        change = ScaleHeads(heads, self.gamma, self.keep_norm)
-        yield Step((model.conversation(behavior.text),), (change,))
+        return ScaleHeads(heads, self.gamma, self.keep_norm)

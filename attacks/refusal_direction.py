@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from torch import Generator
 
-from attacks.attack import Artefact, Attack, Behavior, State, Step, ThreatModel
+from attacks.attack import Artefact, Behavior, ChangeAttack, ThreatModel
 from attacks.core.directions import Purpose, direction_at, find_refusal_direction, mean_kl
 from attacks.core.interventions import AblateDirection, AddDirection
 from attacks.core.states import next_token_log_probs
@@ -22,7 +22,7 @@ _COMPARED = 32
 
 
 @dataclass(frozen=True)
-class RefusalDirection(Attack):
+class RefusalDirection(ChangeAttack):
     """The difference-in-means refusal direction (Arditi et al. 2024, arXiv 2406.11717).
 
     Directions of all layers and of all template tokens after the request come from one part of the
@@ -33,9 +33,7 @@ class RefusalDirection(Attack):
 
     name: ClassVar[str] = "refusal-direction"
     summary: ClassVar[str] = "ablates the difference-in-means refusal direction, or adds it"
-    threat_model: ClassVar[ThreatModel] = ThreatModel.INTERVENTION
     needs_train: ClassVar[bool] = True
-    searches: ClassVar[bool] = False
 
     layer: int | None = None
     """Block whose input gives the direction; none: chosen by score, with the position."""
@@ -85,21 +83,9 @@ class RefusalDirection(Attack):
             return AddDirection(direction, artefact.data["layer"], self.coefficient)
         return AblateDirection(direction, model.n_layers)
 
-    def run(
-        self,
-        model: Model,
-        behavior: Behavior,
-        *,
-        artefact: Artefact,
-        rng: Generator,
-        state: State | None = None,
-    ) -> Iterator[Step]:
-        """One step: the plain conversation with the model changed."""
-        yield Step((model.conversation(behavior.text),), (self.change(model, artefact),))
-
 
 @dataclass(frozen=True)
-class RefusalDirectionWeights(Attack):
+class RefusalDirectionWeights(ChangeAttack):
     """The refusal direction taken out of all weights that write to the residual stream.
 
     Weight orthogonalisation (arXiv 2406.11717, section 4.1). It equals ablation at every write, but
@@ -111,7 +97,6 @@ class RefusalDirectionWeights(Attack):
     summary: ClassVar[str] = "orthogonalises the weights to the refusal direction"
     threat_model: ClassVar[ThreatModel] = ThreatModel.WEIGHTS
     needs_train: ClassVar[bool] = True
-    searches: ClassVar[bool] = False
 
     layer: int | None = None
     """This and what follows: as for `refusal-direction`."""
@@ -142,15 +127,6 @@ class RefusalDirectionWeights(Attack):
         }
         return Artefact(found.tensors, {**found.data, **compared})
 
-    def run(
-        self,
-        model: Model,
-        behavior: Behavior,
-        *,
-        artefact: Artefact,
-        rng: Generator,
-        state: State | None = None,
-    ) -> Iterator[Step]:
-        """One step: the plain conversation with the weights edited."""
-        edit = Orthogonalise(artefact.tensors["direction"])
-        yield Step((model.conversation(behavior.text),), (edit,))
+    def change(self, model: Model, artefact: Artefact) -> Change:
+        """The weights orthogonalised."""
+        return Orthogonalise(artefact.tensors["direction"])

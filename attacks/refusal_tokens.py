@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from torch import Generator
 
-from attacks.attack import Artefact, Attack, Behavior, State, Step, ThreatModel
+from attacks.attack import Artefact, Behavior, ChangeAttack
 from attacks.core.interventions import SuppressTokens
 from attacks.core.refusal import refusal_tokens
 from attacks.core.states import next_token_log_probs
+from attacks.core.weights import Change
 
 if TYPE_CHECKING:
     from attacks.core.model import Model
 
 
 @dataclass(frozen=True)
-class RefusalTokens(Attack):
+class RefusalTokens(ChangeAttack):
     """Logit bias against the model's own refusal openers over the first decoding steps.
 
     Refusal tokens (arXiv 2412.06748) are control tokens that a model was trained with, which
@@ -28,9 +29,7 @@ class RefusalTokens(Attack):
 
     name: ClassVar[str] = "refusal-tokens"
     summary: ClassVar[str] = "suppresses the model's own refusal openers while it starts to answer"
-    threat_model: ClassVar[ThreatModel] = ThreatModel.INTERVENTION
     needs_train: ClassVar[bool] = True
-    searches: ClassVar[bool] = False
 
     tokens: int = 8
     """How many openers at most."""
@@ -57,16 +56,7 @@ class RefusalTokens(Attack):
             {"token_ids": ids}, {"tokens": model.chat.decode([[i] for i in ids.tolist()])}
         )
 
-    def run(
-        self,
-        model: Model,
-        behavior: Behavior,
-        *,
-        artefact: Artefact,
-        rng: Generator,
-        state: State | None = None,
-    ) -> Iterator[Step]:
-        """One step: the plain conversation with the openers suppressed, or induced."""
+    def change(self, model: Model, artefact: Artefact) -> Change:
+        """The openers suppressed, or induced."""
         bias, first = (self.bias, self.first) if self.direction == "suppress" else (-self.bias, 1)
-        steer = SuppressTokens(artefact.tensors["token_ids"], bias, first)
-        yield Step((model.conversation(behavior.text),), (steer,))
+        return SuppressTokens(artefact.tensors["token_ids"], bias, first)
