@@ -60,6 +60,23 @@ class AblateDirection(Intervention):
 
 
 @dataclass(frozen=True, eq=False)
+class AblateSubspace(Intervention):
+    """x - (x B^T) B at every residual write of every layer: `AblateDirection` for k directions."""
+
+    basis: Tensor
+    """(k, D) orthonormal rows; gradients flow to it."""
+    n_layers: int
+
+    @property
+    def sites(self) -> tuple[Site, ...]:
+        return tuple(Site(at, name) for at in range(self.n_layers) for name in RESIDUAL_WRITES)
+
+    def __call__(self, activation: Tensor, ctx: Context) -> Tensor:
+        basis = self.basis.to(activation.device, activation.dtype)
+        return activation - (activation @ basis.T) @ basis
+
+
+@dataclass(frozen=True, eq=False)
 class ScaleHeads(Intervention):
     """Multiplies the outputs of some attention heads by `gamma`; 0 ablates them.
 
