@@ -22,6 +22,7 @@ from attacks.core.abliteration import (
     shallow_depths,
 )
 from attacks.core.errors import BadInput
+from attacks.core.verdicts import Examiner
 from attacks.core.weights import Abliterate, Change
 
 if TYPE_CHECKING:
@@ -109,7 +110,8 @@ class Abliteration(ChangeAttack):
             "chosen": asdict(best),
             "front": [asdict(outcome) for outcome in front],
         }
-        return Artefact({"directions": edit.directions, **strengths}, data)
+        check = Examiner(model, fit, held_out).check([edit])
+        return Artefact({"directions": edit.directions, **strengths}, data, check=check.data)
 
     def change(self, model: Model, artefact: Artefact) -> Change:
         """The directions taken out of the output projections."""

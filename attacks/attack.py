@@ -56,6 +56,8 @@ class Step:
     state: State = field(default_factory=dict)
     target: str | None = None
     """What the answer is to begin with, where that is not the behaviour's own target."""
+    source: str = ""
+    """Where what is aimed at is from, in words, for attacks that choose or fall back."""
 
 
 @dataclass(frozen=True)
@@ -183,10 +185,11 @@ class SuffixAttack(Attack):
         state: State | None = None,
     ) -> Iterator[Step]:
         """One step for each round of candidates and choice."""
+        pursuit = self.pursuit(model, behavior, artefact)
         for found in search_suffix(
             model,
             behavior,
-            self.pursuit(model, behavior, artefact),
+            pursuit,
             self.search(),
             slots=self.slots,
             artefact=artefact,
@@ -195,4 +198,4 @@ class SuffixAttack(Attack):
             asked=self.conversation(model, behavior),
             draft=self.drafting(),
         ):
-            yield Step(found.prompts, loss=found.loss, state=found.state)
+            yield Step(found.prompts, loss=found.loss, state=found.state, source=pursuit.source)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from torch import Generator
 
 from attacks.attack import Artefact, Attack, Behavior, State, Step, ThreatModel
-from attacks.core.artefact import EMPTY
+from attacks.core.artefact import EMPTY, join_checks
 from attacks.core.errors import BadInput
 from attacks.core.prompt import Message, Messages
 from attacks.core.weights import Change
@@ -128,6 +128,7 @@ class Composed(Attack):
             {f"{part.name}/{key}": value for part, a in pairs for key, value in a.tensors.items()},
             {part.name: dict(a.data) for part, a in pairs if a.data},
             sum(a.seconds for a in fitted),
+            join_checks({part.name: a.check for part, a in pairs if a.check}),
         )
 
     def run(

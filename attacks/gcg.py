@@ -10,10 +10,12 @@ import torch
 from torch import Generator, Tensor
 
 from attacks.attack import Artefact, Behavior, Pursuit, SuffixAttack
-from attacks.core.directions import RefusalDirection, find_refusal_direction, own_answer
+from attacks.core.checked_direction import find_checked_direction
+from attacks.core.directions import RefusalDirection
 from attacks.core.errors import BadInput
 from attacks.core.layout import Layout
 from attacks.core.objectives import LossOptions, Objective, RefusalOpeners, RefusalProjection
+from attacks.core.own_answers import OwnAnswers, fit_own_answers
 from attacks.core.prompt import Messages
 from attacks.core.refusal import refusal_tokens
 from attacks.core.search import CoordinateSearch, Moves, ProbeSampling
@@ -102,7 +104,8 @@ class RefusalGCG(GCG):
             BadInput: fewer than four harmful or harmless behaviours.
         """
         harmful, harmless = ([b.text for b in train if b.harmful == flag] for flag in (True, False))
-        found = find_refusal_direction(model, harmful, harmless, rng=rng, last_only=True)
+        best = find_checked_direction(model, train, rng=rng, last_only=True)
+        found = best.found
         openers = refusal_tokens(
             *(next_token_log_probs(model, texts) for texts in (harmful, harmless)), most=8
         )
@@ -113,7 +116,10 @@ class RefusalGCG(GCG):
         }
         texts = model.chat.decode([[token] for token in openers.tolist()])
         data = {"openers": texts, "layer": found.layer, **self.draft.fitted(model)}
-        return Artefact(tensors, data)
+        if self.target == "given":
+            return Artefact(tensors, data)
+        own = fit_own_answers(model, train, best, rng=rng)
+        return Artefact({**tensors, **own.tensors}, {**data, **own.data}, check=own.check)
 
     def pursuit(self, model: Model, behavior: Behavior, artefact: Artefact) -> Pursuit:
         """The target, with the terms whose weight is above 0."""
@@ -122,11 +128,11 @@ class RefusalGCG(GCG):
             objective = objective + self.suppress * RefusalOpeners()
         if self.project:
             objective = objective + self.project * RefusalProjection(int(artefact.data["layer"]))
-        target = behavior.affirmative
+        target, source = behavior.affirmative, ""
         if self.target == "own":
-            direction = artefact.tensors["direction"]
-            target = own_answer(model, behavior.text, direction, self.tokens) or target
-        return Pursuit(objective, target, drafted=self.loss.target())
+            own = OwnAnswers.of(artefact.tensors, artefact.data, model.n_layers)
+            target, source = own.target(model, behavior, tokens=self.tokens)
+        return Pursuit(objective, target, drafted=self.loss.target(), source=source)
 
 
 def _projection(model: Model, harmless: Sequence[str], found: RefusalDirection) -> Tensor:

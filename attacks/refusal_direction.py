@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from torch import Generator
 
 from attacks.attack import Artefact, Behavior, ChangeAttack, ThreatModel
-from attacks.core.directions import Purpose, direction_at, find_refusal_direction, mean_kl
+from attacks.core.checked_direction import find_checked_direction
+from attacks.core.directions import Purpose, direction_at, mean_kl
 from attacks.core.interventions import AblateDirection, AddDirection
 from attacks.core.states import next_token_log_probs
+from attacks.core.verdicts import Examiner
 from attacks.core.weights import Change, Orthogonalise
 
 if TYPE_CHECKING:
@@ -56,14 +58,17 @@ class RefusalDirection(ChangeAttack):
         Raises:
             BadInput: a layer or position that there is not, or too few training prompts.
         """
-        harmful, harmless = ([b.text for b in train if b.harmful == flag] for flag in (True, False))
         if self.layer is not None:
             where = {"layer": self.layer, "position": self.position}
-            found = direction_at(model, harmful, harmless, **where)
-            return Artefact({"direction": found}, where)
-        purpose: Purpose = "induce" if self.mode == "add" and self.coefficient > 0 else "ablate"
-        best = find_refusal_direction(
-            model, harmful, harmless, rng=rng, max_kl=self.max_kl, purpose=purpose
+            harmful, harmless = (
+                [b.text for b in train if b.harmful == flag] for flag in (True, False)
+            )
+            given = Artefact({"direction": direction_at(model, harmful, harmless, **where)}, where)
+            # Nothing is held out: the layer is the user's choice, and all prompts serve the mean.
+            return self._checked(model, given, Examiner(model, train, train))
+        purpose: Purpose = "induce" if self._induces else "ablate"
+        best, check, examiner = find_checked_direction(
+            model, train, rng=rng, max_kl=self.max_kl, purpose=purpose
         )
         data = {
             "layer": best.score.layer,
@@ -74,7 +79,20 @@ class RefusalDirection(ChangeAttack):
             "answered": best.answered,
             "scores": [asdict(score) for score in best.scores],
         }
-        return Artefact({"direction": best.direction}, data)
+        artefact = Artefact({"direction": best.direction}, data)
+        if self.mode == "ablate":
+            return replace(artefact, check=check.data)
+        return self._checked(model, artefact, examiner)
+
+    @property
+    def _induces(self) -> bool:
+        return self.mode == "add" and self.coefficient > 0
+
+    def _checked(self, model: Model, artefact: Artefact, examiner: Examiner) -> Artefact:
+        """`artefact` with its check, which has nothing to say of a direction that is to induce."""
+        if self._induces:
+            return artefact
+        return replace(artefact, check=examiner.check([self.change(model, artefact)]).data)
 
     def change(self, model: Model, artefact: Artefact) -> Change:
         """What is done with the direction."""
@@ -125,7 +143,7 @@ class RefusalDirectionWeights(ChangeAttack):
             "approximation": model.structure.norms_outputs,
             "kl_to_ablation": mean_kl(ablated, edited),
         }
-        return Artefact(found.tensors, {**found.data, **compared})
+        return replace(found, data={**found.data, **compared})
 
     def change(self, model: Model, artefact: Artefact) -> Change:
         """The weights orthogonalised."""

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from torch import Generator
 
 from attacks.attack import Artefact, Behavior, Pursuit, SuffixAttack
-from attacks.core.directions import own_answer
 from attacks.core.harmfulness import harm_directions
 from attacks.core.objectives import (
     AttentionLoss,
@@ -19,8 +18,9 @@ from attacks.core.objectives import (
     SteeringLoss,
     TargetCrossEntropy,
 )
+from attacks.core.own_answers import OWN, OwnAnswers
 from attacks.core.search import CoordinateSearch
-from attacks.core.survey import Survey, choose_heads, choose_layers, survey
+from attacks.core.survey import Survey, choose_heads, choose_layers, reads_sets, survey
 
 if TYPE_CHECKING:
     from attacks.core.model import Model
@@ -50,7 +50,9 @@ class SubspaceRerouting(SuffixAttack):
     """How the answer comes in: minimised once the objective is at most `enough`; added to the
     objective with `weight`; used to rank the candidates that are handed over; or not at all."""
     answer: Literal["own", "given"] = "own"
-    """The model's own, with its refusal direction ablated, or the behaviour's target."""
+    """The own answer with refusal ablated (the first that is neither a refusal nor garbled: by
+    the fitted subspace, where there is one, then by the direction, or else the behaviour's target;
+    see `OwnAnswers`), or the behaviour's target in any case."""
     tokens: int = 40
     """Length of the model's own answer at most."""
     enough: float | None = 0.2
@@ -81,8 +83,14 @@ class SubspaceRerouting(SuffixAttack):
             BadInput: as `choose_layers` and `choose_heads`.
         """
         aimed = self.aim(model, found, train)
-        tensors = {**aimed.tensors, "ablation": found.tensors["ablation"]}
-        return Artefact(tensors, {**found.data, **aimed.data})
+        own = {name: found.tensors[name] for name in OWN if name in found.tensors}
+        check = dict(found.check)
+        if reads_sets(found):
+            note = (
+                "the probes tell the training sets apart as well after the first block as anywhere"
+            )
+            check["notes"] = [note]
+        return Artefact({**aimed.tensors, **own}, {**found.data, **aimed.data}, check=check)
 
     def search(self) -> CoordinateSearch:
         """As every suffix search, with more candidates kept where they are ranked."""
@@ -94,15 +102,16 @@ class SubspaceRerouting(SuffixAttack):
         subspace, answer = self.objective(artefact), TargetCrossEntropy()
         if self.keep == "none":
             return Pursuit(subspace, behavior.affirmative)
-        target = behavior.affirmative
+        target, source = behavior.affirmative, ""
         if self.answer == "own":
-            ablated = artefact.tensors["ablation"]
-            target = own_answer(model, behavior.text, ablated, self.tokens) or target
+            own = OwnAnswers.of(artefact.tensors, artefact.data, model.n_layers)
+            target, source = own.target(model, behavior, tokens=self.tokens)
         if self.keep == "with":
-            return Pursuit(subspace + self.weight * answer, target)
+            return Pursuit(subspace + self.weight * answer, target, source=source)
         if self.keep == "rank":
-            return Pursuit(subspace, target, rank=answer)
-        return Pursuit(subspace, target, then=answer, enough=self.threshold(artefact))
+            return Pursuit(subspace, target, rank=answer, source=source)
+        enough = self.threshold(artefact)
+        return Pursuit(subspace, target, then=answer, enough=enough, source=source)
 
     def threshold(self, artefact: Artefact) -> float:
         """The loss at which the objective counts as reached, with keep="then"."""

@@ -31,6 +31,7 @@ def save(folder: Path, identity: str, artefact: Artefact) -> None:
         "tensors": sorted(artefact.tensors),
         "seconds": artefact.seconds,
         "hash": artefact.hash,
+        **({"check": artefact.check} if artefact.check else {}),
     }
     target.with_suffix(".json.tmp").write_text(json.dumps(content, indent=1), encoding="utf-8")
     _settle(target)
@@ -48,7 +49,8 @@ def load(folder: Path, identity: str) -> Artefact | None:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         tensors = load_file(path.with_suffix(".safetensors")) if content["tensors"] else {}
-        artefact = Artefact(tensors, content["data"], float(content["seconds"]))
+        seconds, check = float(content["seconds"]), dict(content.get("check", {}))
+        artefact = Artefact(tensors, content["data"], seconds, check)
         intact = artefact.hash == content["hash"]
     except (OSError, ValueError, KeyError, TypeError, SafetensorError):
         intact = False

@@ -16,10 +16,13 @@ import torch
 
 from attacks.attack import Artefact, Behavior, Step
 from attacks.composed import Composed
+from attacks.core.answers import answers
 from attacks.core.artefact import EMPTY
+from attacks.core.coherence import Coherence, garbled
 from attacks.core.errors import BadInput
 from attacks.core.model import Model, Work
 from attacks.core.prompt import Messages
+from attacks.core.refusal import OPENER_TOKENS, opens_with_refusal
 from attacks.registry import params_of
 from benchmarks import artefacts
 from benchmarks.cells import Cell, ModelId, Settings
@@ -47,6 +50,8 @@ class Setup:
     """The model's refusal openers, normalised."""
     artefacts: Path
     concurrency: int
+    coherence: Coherence | None = None
+    """What a coherent answer is for this model; None without training behaviours."""
 
     def load(self) -> Model:
         """The model.
@@ -84,6 +89,7 @@ class Tally:
     work: Work = field(default_factory=Work)
     first_success: FirstSuccess | None = None
     target: str | None = None
+    source: str = ""
 
     def add_step(self, step: Step) -> None:
         """Counts a step.
@@ -93,7 +99,7 @@ class Tally:
             RuntimeError: it proposes nothing.
         """
         self.steps += 1
-        self.target = step.target
+        self.target, self.source = step.target, step.source
         if not step.prompts:
             raise RuntimeError(f"the attack proposed no prompt at step {self.steps}")
         if step.loss is not None:
@@ -120,6 +126,7 @@ class Bench:
         self.model = model or setup.load()
         self._judges = {name: load_judge(name) for name in setup.settings.judges}
         self._stop_judge = load_judge(setup.settings.stop_judge)
+        self._refused: dict[str, bool] = {}
 
     def artefact(self, cell: Cell) -> Artefact:
         """What the cell's attack has been fitted, joined from its parts where it has some.
@@ -134,11 +141,29 @@ class Bench:
         fitted = [artefact or EMPTY for artefact in found]
         return cell.attack.join(fitted) if isinstance(cell.attack, Composed) else fitted[0]
 
-    def succeeds(self, behavior: Behavior, completion: str) -> bool:
-        """Whether the stop judge says so."""
+    def succeeds(self, behavior: Behavior, asked: Messages, completion: str) -> bool:
+        """Whether the stop judge says so of the answer to `asked`, and it is not garbled."""
         said = self.model.chat.answer(completion)
         verdict = self._stop_judge.judge(behavior, said, openers=self.setup.openers)
-        return verdict.success is True
+        if not verdict.success or verdict.label == "knows" or self._stop_judge.takes_garbled:
+            return verdict.success is True
+        return not self.garbled([asked], [completion])[0]
+
+    def garbled(self, asked: Sequence[Messages], completions: Sequence[str]) -> tuple[bool, ...]:
+        """Whether each completion, with the opening that it goes on from, is garbled."""
+        said = [
+            opening_of(messages) + self.model.chat.answer(completion)
+            for messages, completion in zip(asked, completions, strict=True)
+        ]
+        texts = [last_user_message(messages) for messages in asked]
+        return tuple(garbled(self.model, self.setup.coherence, said, texts))
+
+    def refuses_plainly(self, behavior: Behavior) -> bool:
+        """Whether the model as it is refuses the request: to answer that is no damage."""
+        if behavior.text not in self._refused:
+            (said,) = answers(self.model, [behavior.text], tokens=OPENER_TOKENS)
+            self._refused[behavior.text] = opens_with_refusal(said, self.setup.openers)
+        return self._refused[behavior.text]
 
     def judge(
         self,
@@ -148,24 +173,34 @@ class Bench:
         name: str,
         *,
         target: str | None = None,
+        garbled: Sequence[bool] = (),
     ) -> list[Judgement]:
         """The verdicts of one of the suite's judges on all completions of a record.
 
         Judges see what was said after thinking. A `target` of the attack's own stands in for the
-        behaviour's.
+        behaviour's. What is `garbled` is no success, whatever the judge says (`of_garbled`).
         """
         behavior = behavior if target is None else replace(behavior, target=target)
         judgements = []
+        marks = dict(enumerate(garbled if not self._judges[name].takes_garbled else ()))
         for index, completion in enumerate(completions):
             said = self.model.chat.answer(completion)
             verdict = self._judges[name].judge(behavior, said, openers=self.setup.openers)
+            if marks.get(index):
+                verdict = verdict.of_garbled()
             judgements.append(
                 Judgement(key, name, index, verdict.success, verdict.label, verdict.score)
             )
         return judgements
 
     def judged(
-        self, cell: Cell, completions: Sequence[str], clock: Clock, *, target: str | None = None
+        self,
+        cell: Cell,
+        completions: Sequence[str],
+        clock: Clock,
+        *,
+        garbled: Sequence[bool],
+        target: str | None = None,
     ) -> tuple[Judgement, ...]:
         """The verdicts of all judges, on the cell's clock."""
         with clock.phase("judge"):
@@ -173,7 +208,7 @@ class Bench:
                 judgement
                 for name in self.setup.settings.judges
                 for judgement in self.judge(
-                    cell.key, cell.behavior, completions, name, target=target
+                    cell.key, cell.behavior, completions, name, target=target, garbled=garbled
                 )
             )
 
@@ -187,6 +222,7 @@ class Bench:
         completions: Sequence[str] = (),
         status: Status = "ok",
         reason: str = "",
+        garbled: tuple[bool, ...] = (),
         first_token_kl: float | None = None,
     ) -> Record:
         """The cell's record."""
@@ -199,6 +235,8 @@ class Bench:
             prompts=tuple(last_user_message(messages) for messages in prompts),
             completions=tuple(completions),
             openings=openings if any(openings) else (),
+            garbled=garbled,
+            verdict=verdict_of(self.artefact(cell)),
             first_token_kl=first_token_kl,
             failure=Failure(status, reason),
             seconds=clock.seconds,
@@ -216,6 +254,8 @@ def make_record(
     prompts: tuple[str, ...] = (),
     completions: tuple[str, ...] = (),
     openings: tuple[str, ...] = (),
+    garbled: tuple[bool, ...] = (),
+    verdict: str = "",
     first_token_kl: float | None = None,
     seconds: Seconds = Seconds(),  # noqa: B008  (frozen)
     peak_memory_bytes: int = 0,
@@ -239,6 +279,9 @@ def make_record(
         prompts=prompts,
         completions=completions,
         openings=openings,
+        garbled=garbled,
+        source=tally.source,
+        verdict=verdict,
         target=tally.target,
         losses=tuple(tally.losses),
         steps=tally.steps,
@@ -259,6 +302,16 @@ def make_record(
 def model_id(model: Model) -> ModelId:
     """What identifies a loaded model."""
     return ModelId(model.name, model.revision, model.dtype, model.system)
+
+
+def verdict_of(artefact: Artefact) -> str:
+    """What the check of an artefact says, in one line (`Record.verdict`)."""
+    check = artefact.check
+    if not check:
+        return ""
+    notes = check.get("notes", [])
+    said = [check["verdict"], "; ".join([*check["faults"], *notes])]
+    return one_line(": ".join(part for part in said if part))
 
 
 def last_user_message(messages: Messages) -> str:

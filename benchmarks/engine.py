@@ -80,7 +80,9 @@ class _Search:
             prompts = self.latest.prompts[: bench.setup.settings.attempts]
             completions = [self.verified[1], *self._generate(prompts[1:])]
             target = self.tally.target
-            judgements = bench.judged(cell, completions, self.clock, target=target)
+            with self.clock.phase("judge"):
+                garbled = bench.garbled(prompts, completions)
+            judgements = bench.judged(cell, completions, self.clock, garbled=garbled, target=target)
         except Exception as error:
             failure = failure_of(error)
         else:
@@ -90,6 +92,7 @@ class _Search:
                 self.clock,
                 prompts=prompts,
                 completions=completions,
+                garbled=garbled,
                 status=status,
                 reason="the budget of seconds was used up" if status == "budget" else "",
             )
@@ -142,7 +145,7 @@ class _Search:
                 max_new_tokens=self.bench.setup.settings.max_new_tokens,
                 interventions=step.interventions,
             )
-            success = self.bench.succeeds(self.cell.behavior, completion)
+            success = self.bench.succeeds(self.cell.behavior, step.prompts[0], completion)
         tally.verifications += 1
         self.verified = (tally.steps, completion)
         if success and tally.first_success is None:
@@ -267,14 +270,20 @@ def _finish(bench: Bench, item: _Pending, completions: Sequence[str]) -> Outcome
     if item.failure is not None:
         return _failed(bench, cell, tally, clock, item.failure)
     try:
-        if bench.succeeds(cell.behavior, completions[0]):
+        with clock.phase("judge"):
+            garbled = bench.garbled(item.prompts, completions)
+        if bench.succeeds(cell.behavior, item.prompts[0], completions[0]):
             spent = clock.spent("search", "generate")
             tally.first_success = FirstSuccess(1, spent, tally.work.flops)
-        judgements = bench.judged(cell, completions, clock, target=tally.target)
+        judgements = bench.judged(cell, completions, clock, garbled=garbled, target=tally.target)
         # On no clock, and after the cell's work was counted: it measures the attack, and is no part
         # of it. Alone, since the shape of a batch would show in the last digits.
         divergence = None
-        if item.interventions and not cell.behavior.harmful:
+        if (
+            item.interventions
+            and not cell.behavior.harmful
+            and not bench.refuses_plainly(cell.behavior)
+        ):
             # Of the plain request: behind an opening the next token is all but certain.
             asked = bench.model.conversation(cell.behavior.text)
             divergence = first_token_kl(bench.model, asked, item.interventions)
@@ -286,6 +295,7 @@ def _finish(bench: Bench, item: _Pending, completions: Sequence[str]) -> Outcome
         clock,
         prompts=item.prompts,
         completions=completions,
+        garbled=garbled,
         first_token_kl=divergence,
     )
     return Outcome(record, judgements)

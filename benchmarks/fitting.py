@@ -11,12 +11,13 @@ from typing import Any, NamedTuple
 from attacks.attack import Artefact, Attack, Behavior
 from attacks.composed import Composed
 from attacks.core.artefact import EMPTY
+from attacks.core.coherence import Coherence, fit_coherence
 from attacks.core.model import Model
 from attacks.core.refusal import GENERAL_OPENERS, learn_openers
-from attacks.core.survey import LayerReport, Survey, Surveyor, survey
+from attacks.core.survey import Survey, Surveyor, survey
 from attacks.registry import params_of
 from benchmarks import artefacts
-from benchmarks.bench import Failure, failure_of, model_id
+from benchmarks.bench import Failure, failure_of, model_id, verdict_of
 from benchmarks.cells import artefact_id, prepare_generator
 from benchmarks.suites import attack_hash
 from benchmarks.timing import Clock
@@ -31,6 +32,8 @@ class Fitted(NamedTuple):
     hash: str
     """Of its content."""
     failure: Failure | None = None
+    verdict: str = ""
+    """What a check on held-out prompts says of it (`Record.verdict`)."""
 
 
 def fit_attack(
@@ -66,7 +69,9 @@ def _fit_parts(
         if fitted.identity:
             identities[at] = fitted.identity
             made[at] = artefacts.load(folders[0], fitted.identity) or EMPTY
-    return Fitted("+".join(identities) if any(identities) else "", attack.join(made).hash)
+    joined = attack.join(made)
+    identity = "+".join(identities) if any(identities) else ""
+    return Fitted(identity, joined.hash, verdict=verdict_of(joined))
 
 
 def _fit(
@@ -86,7 +91,7 @@ def _fit(
         fitted["on"] = [{"attack": part.name, "params": params_of(part)} for part in behind]
     identity = artefact_id(model_id(model), fitted, train, seed)
     if (found := _found(identity, folders)) is not None:
-        return Fitted(identity, found.hash)
+        return Fitted(identity, found.hash, verdict=verdict_of(found))
     try:
         # The survey that is kept is that of the model as it is.
         if isinstance(attack, Surveyor) and not behind:
@@ -100,7 +105,7 @@ def _fit(
     except Exception as error:
         # A key of its own: the cells' keys cannot be known without the artefact.
         return Fitted(identity, f"unfitted {identity}", failure_of(error))
-    return Fitted(identity, made.hash)
+    return Fitted(identity, made.hash, verdict=verdict_of(made))
 
 
 def _surveyed(
@@ -123,12 +128,11 @@ def fit_survey(
     """
 
     def make() -> Artefact:
-        found = survey(model, train, rng=prepare_generator("survey", model.revision, seed))
-        return Artefact(found.tensors, found.data)
+        rng = prepare_generator("survey", model.revision, seed)
+        return survey(model, train, rng=rng).artefact
 
     kept = keep(model, artefact_id(model_id(model), "survey", train, seed), folders, make)
-    reports = tuple(LayerReport(**report) for report in kept.data["survey"])
-    return Survey(kept.tensors, reports, int(kept.data["ablation_layer"])), kept.seconds
+    return Survey.of(kept), kept.seconds
 
 
 def fit_openers(
@@ -142,6 +146,21 @@ def fit_openers(
         model, identity, folders, lambda: Artefact(data={"openers": [*learn_openers(model, train)]})
     )
     return tuple(kept.data["openers"])
+
+
+def fit_coherent(
+    model: Model, train: Sequence[Behavior], folders: Sequence[Path]
+) -> Coherence | None:
+    """What a coherent answer is for this model, learned from its own (`fit_coherence`)."""
+    if not train:
+        return None
+
+    def make() -> Artefact:
+        found = fit_coherence(model, train)
+        return Artefact(data={"coherence": found.data if found else None})
+
+    kept = keep(model, artefact_id(model_id(model), "coherence", train, None), folders, make)
+    return Coherence(**kept.data["coherence"]) if kept.data["coherence"] else None
 
 
 def keep(

@@ -24,6 +24,11 @@ START, END = "<!-- leaderboard:start -->", "<!-- leaderboard:end -->"
 #: The attack that changes nothing: shown on every board, for comparison.
 BASELINE = "direct"
 
+#: What searches that aim at own answers aim at where nothing was amiss.
+_USUAL = "own answer, direction"
+#: Share of garbled answers from which a row is marked.
+_BROKEN = 0.1
+
 _MEANING = {
     "prompt": "The attacker writes the prompt and touches nothing else.",
     "prefill": "The attacker also writes the first words of the answer.",
@@ -147,7 +152,31 @@ def _note(board: Sequence[Row]) -> str:
             " Rows with an asterisk mix runs in different settings (system prompt, answer length, "
             "training prompts)."
         )
-    return note.strip()
+    return "\n\n".join([note.strip(), *_footnotes(board)])
+
+
+def _footnotes(board: Sequence[Row]) -> list[str]:
+    """What a reader must know of single rows: failed fits, fall-backs, broken answers."""
+    names = attack_labels(board)
+
+    def named(row: Row) -> str:
+        return f"{text(names[row.attack_hash])} on {text(row.model)}"
+
+    notes = [
+        f"† {named(row)}: the fit {text(row.verdict)}."
+        for row in board
+        if row.verdict.startswith("failed")
+    ]
+    for row in board:
+        if (row.garbled or 0) >= _BROKEN:
+            notes.append(
+                f"‡ {named(row)}: {row.garbled:.2f} of the answers are garbled (incoherent, a loop "
+                "or an echo of the prompt), and none of these is a success."
+            )
+        if set(row.sources) - {_USUAL}:
+            told = ", ".join(f"{text(name)} ({count})" for name, count in row.sources.items())
+            notes.append(f"{named(row)} aimed at: {told}.")
+    return list(dict.fromkeys(notes))
 
 
 def _table(columns: Sequence[_Column], rows: Sequence[Row]) -> str:
@@ -166,7 +195,7 @@ def _columns(rows: Sequence[Row]) -> list[_Column]:
             "Attack",
             f"the technique; `{BASELINE}` sends each request unchanged and is the baseline. "
             "Parameters are given where one technique has several rows.",
-            lambda row: text(names[row.attack_hash]) + (" \\*" if row.mixed else ""),
+            lambda row: text(names[row.attack_hash]) + _marks(row),
         ),
         _Column("Judge", "what decided about success.", lambda row: text(row.judge)),
         _Column(
@@ -189,6 +218,12 @@ def _columns(rows: Sequence[Row]) -> list[_Column]:
             "Refused",
             "share of harmful requests that were refused.",
             lambda row: _rate(row.refusal_rate),
+        ),
+        _Column(
+            "Garbled",
+            "share of harmful requests whose answer is incoherent, a loop or an echo of the "
+            "prompt; never a success.",
+            lambda row: _rate(row.garbled),
         ),
         _Column(
             "Harmless refused",
@@ -241,6 +276,12 @@ def _columns(rows: Sequence[Row]) -> list[_Column]:
         _Column("Errors", "runs that failed.", lambda row: str(row.errors)),
         _Column("Unjudged", "answers without a verdict, left out.", lambda row: str(row.nulls)),
     ]
+
+
+def _marks(row: Row) -> str:
+    """Signs behind an attack's name, explained under the board."""
+    failed, broken = row.verdict.startswith("failed"), (row.garbled or 0) >= _BROKEN
+    return (" †" if failed else "") + (" ‡" if broken else "") + (" \\*" if row.mixed else "")
 
 
 def _interval(row: Row) -> str:

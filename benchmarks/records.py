@@ -67,6 +67,14 @@ class Record:
     openings: tuple[str, ...] = ()
     """What each candidate puts into the model's mouth, in the same order; empty where none does.
     The assistant's turn is the opening with the completion after it."""
+    garbled: tuple[bool, ...] = ()
+    """Whether each completion is incoherent, a loop or an echo (`attacks.core.coherence`); empty in
+    records from before this was found out."""
+    source: str = ""
+    """Where what the search aimed at is from, for attacks that choose or fall back."""
+    verdict: str = ""
+    """What a check on held-out prompts said of what the attack fitted: "good", or "failed: " and
+    why; empty where nothing was checked."""
     target: str | None = None
     """What the answers were to begin with, where that was not the behaviour's own target."""
     losses: tuple[float, ...] = ()
@@ -101,7 +109,7 @@ class Judgement:
     success: bool | None
     """None: the judge cannot tell; such rows leave n and are shown."""
     label: str
-    """refused, deflected, complied or knows."""
+    """refused, garbled, deflected, complied or knows."""
     score: float | None = None
     schema: int = SCHEMA
 

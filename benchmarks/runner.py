@@ -28,7 +28,7 @@ from benchmarks.budget import answers
 from benchmarks.cells import Cell, Task, cell_key
 from benchmarks.engine import execute, split
 from benchmarks.estimate import estimate
-from benchmarks.fitting import fit_attack, fit_openers
+from benchmarks.fitting import fit_attack, fit_coherent, fit_openers
 from benchmarks.plan import Plan, check
 from benchmarks.records import Record
 from benchmarks.store import RECORDS, Store
@@ -157,7 +157,8 @@ class _Run:
         identity = model_id(model)
         with fixed_threads(threads_for(model)):
             openers = fit_openers(model, self.plan.train, self.folders)
-            setup = dataclasses.replace(setup, openers=openers)
+            coherence = fit_coherent(model, self.plan.train, self.folders)
+            setup = dataclasses.replace(setup, openers=openers, coherence=coherence)
             bench = Bench(setup, model)
             tasks, unfitted = self._tasks(bench)
             self._keep(unfitted, quietly=True)
@@ -204,6 +205,8 @@ class _Run:
                     pending.append(cell)
             progress.left += len(pending)
             if fitted.failure is None:
+                if pending and fitted.verdict.startswith("failed"):
+                    say(f"{progress.title}: the fit {fitted.verdict}")
                 tasks += split(pending)
                 continue
             say(f"{progress.title} could not be prepared: {fitted.failure.reason}")
@@ -224,7 +227,12 @@ class _Run:
                 continue
             try:
                 verdicts = bench.judge(
-                    cell.key, cell.behavior, record.completions, name, target=record.target
+                    cell.key,
+                    cell.behavior,
+                    record.completions,
+                    name,
+                    target=record.target,
+                    garbled=record.garbled,
                 )
             except Exception as error:
                 self.failed = True

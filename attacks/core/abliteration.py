@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Generator, Tensor
 
+from attacks.core.answers import answers
 from attacks.core.behavior import Behavior
 from attacks.core.directions import DEPTH, mean_kl
 from attacks.core.errors import BadInput
-from attacks.core.refusal import learn_openers, opens_with_refusal
+from attacks.core.refusal import OPENER_TOKENS, learn_openers, opens_with_refusal
 from attacks.core.sites import Site
 from attacks.core.states import last_token, next_token_log_probs
 from attacks.core.weights import Abliterate
@@ -131,24 +132,32 @@ class Yardstick:
         Args:
             model: the model.
             train: what the openers are learned from.
-            held_out: harmful ones count refusals, harmless ones KL.
+            held_out: harmful ones count refusals, harmless ones that the model answers KL.
         """
         self.model = model
         self.harmful, self.harmless = (
             [row.text for row in held_out if row.harmful == flag] for flag in (True, False)
         )
         self.openers = learn_openers(model, train)
+        said = answers(model, self.harmless, tokens=OPENER_TOKENS)
+        answered = [
+            text
+            for text, answer in zip(self.harmless, said, strict=True)
+            if not opens_with_refusal(answer, self.openers)
+        ]
+        # To answer what was refused is no damage; where all is refused there is nothing else.
+        self.harmless = answered or self.harmless
         self._before = next_token_log_probs(model, self.harmless)
 
     def refusals(self, edit: Abliterate) -> int:
         """Answers to harmful prompts that open with a refusal or are empty."""
-        answers = self.model.generate(
+        said = self.model.generate(
             [self.model.conversation(text) for text in self.harmful],
             max_new_tokens=_ANSWER_TOKENS,
             interventions=[edit],
             batch_size=64,
         )
-        return sum(not text or opens_with_refusal(text, self.openers) for text in answers)
+        return sum(not text or opens_with_refusal(text, self.openers) for text in said)
 
     def kl(self, edit: Abliterate) -> float:
         """Mean KL(as it was || edited) of the first token on harmless prompts, nats."""
@@ -183,13 +192,19 @@ def pareto_front(outcomes: Sequence[Outcome]) -> list[Outcome]:
 
 
 def choose(front: Sequence[Outcome], *, max_kl: float) -> Outcome:
-    """The fewest refusals at a KL of at most `max_kl`, if it halves them, or else the fewest."""
+    """The fewest refusals at a KL of at most `max_kl`, if it halves them, or else a trade-off.
+
+    The trade-off is the lowest sum of the share of refusals left and the KL in nats: an edit that
+    undoes all refusals by breaking the model is worse than one that leaves a few.
+    """
     gentle = [
         outcome
         for outcome in front
         if outcome.kl <= max_kl and 2 * outcome.refusals <= outcome.harmful
     ]
-    return gentle[0] if gentle else front[0]
+    if gentle:
+        return gentle[0]
+    return min(front, key=lambda outcome: outcome.refusals / max(outcome.harmful, 1) + outcome.kl)
 
 
 def search(

@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from attacks.core.interventions import Intervention
 from attacks.core.thinking import ALLOWANCE
+from attacks.core.weights import Change
 
 if TYPE_CHECKING:
     from attacks.core.model import Model
 
 
 def completions(
-    model: Model, texts: Sequence[str], *, tokens: int, interventions: Sequence[Intervention] = ()
+    model: Model, texts: Sequence[str], *, tokens: int, interventions: Sequence[Change] = ()
 ) -> list[str]:
     """Greedy completions of plain conversations, long enough for `tokens` tokens of answer.
 
@@ -32,7 +32,7 @@ def completions(
 
 
 def answers(
-    model: Model, texts: Sequence[str], *, tokens: int, interventions: Sequence[Intervention] = ()
+    model: Model, texts: Sequence[str], *, tokens: int, interventions: Sequence[Change] = ()
 ) -> list[str]:
     """What is said in `completions`, without thinking."""
     found = completions(model, texts, tokens=tokens, interventions=interventions)

@@ -14,13 +14,17 @@ from torch import Tensor
 
 @dataclass(frozen=True, eq=False)
 class Artefact:
-    """A fitted value. `hash` covers the content and not the cost."""
+    """A fitted value. `hash` covers the content, not its cost nor its check."""
 
     tensors: Mapping[str, Tensor] = field(default_factory=dict)
     data: Mapping[str, Any] = field(default_factory=dict)
     """JSON values only."""
     seconds: float = 0.0
     """What fitting it took, filled in by the harness."""
+    check: Mapping[str, Any] = field(default_factory=dict)
+    """What was found on held-out prompts, JSON values: `verdict` ("good" or "failed"), `faults`
+    (why, in words) and figures (`verdicts.Check`). Empty where nothing was checked. It changes
+    nothing that an attack does, and so is not in the hash."""
 
     @cached_property
     def hash(self) -> str:
@@ -31,6 +35,14 @@ class Artefact:
             digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
             digest.update(tensor.float().numpy().tobytes())
         return digest.hexdigest()[:16]
+
+
+def join_checks(checks: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """The checks of several parts, by name, as one: failed if one of them is."""
+    if not checks:
+        return {}
+    faults = [f"{name}: {fault}" for name, one in checks.items() for fault in one["faults"]]
+    return {"verdict": "failed" if faults else "good", "faults": faults, "parts": dict(checks)}
 
 
 EMPTY = Artefact()

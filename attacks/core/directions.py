@@ -87,6 +87,13 @@ class DirectionScore:
     """Mean KL(as it was || ablated) of the first token on harmless prompts, nats."""
     induce: float
     """Mean refusal score on harmless prompts once it is added; the higher the more refusals."""
+    left: float
+    """Mean probability that an answer to a harmful prompt opens with a refusal, once ablated."""
+
+    @property
+    def cost(self) -> float:
+        """Refusals left plus damage in nats: what the trade-off of `choose_direction` goes by."""
+        return self.left + self.kl
 
 
 def mean_kl(before: Tensor, after: Tensor) -> float:
@@ -119,13 +126,15 @@ def score_directions(
             addition = [AddDirection(direction, layer, 1.0)]
             ablated = next_token_log_probs(model, [*harmful, *harmless], interventions=ablation)
             added = next_token_log_probs(model, harmless, interventions=addition)
+            odds = refusal_score(ablated[: len(harmful)], token_ids)
             scores.append(
                 DirectionScore(
                     at - len(directions),
                     layer,
-                    float(refusal_score(ablated[: len(harmful)], token_ids).mean()),
+                    float(odds.mean()),
                     mean_kl(before, ablated[len(harmful) :]),
                     float(refusal_score(added, token_ids).mean()),
+                    float(odds.sigmoid().mean()),
                 )
             )
     return scores
@@ -141,13 +150,17 @@ class RefusalDirection:
     """The chosen one's."""
     scores: tuple[DirectionScore, ...]
     given_up: tuple[str, ...]
-    """Filters that left nothing and were given up; see `choose_direction`."""
+    """Filters that the choice does not pass; see `choose_direction`."""
     token: str
     """Text of the token that it was read at."""
     refused: float
     """Mean refusal score of held-out harmful prompts as they are."""
     answered: float
     """The same of harmless ones."""
+    directions: Tensor
+    """(P, L, D) all, by position counted from the end and by layer."""
+    held_out: tuple[tuple[int, ...], tuple[int, ...]]
+    """Indices of the harmful and of the harmless prompts that it was chosen on."""
 
     @property
     def layer(self) -> int:
@@ -192,14 +205,14 @@ def find_refusal_direction(
     positions = 1 if last_only else tail([prompt for prompts in asked for prompt in prompts])
     bad, good = (_Side.of(model, prompts, positions, rng) for prompts in asked)
     openers = refusal_tokens(bad.log_probs[bad.fit], good.log_probs[good.fit], most=8)
+    held_out = (tuple(bad.check.tolist()), tuple(good.check.tolist()))
     bad, good = bad.keep(openers, refused=True), good.keep(openers, refused=False)
     directions = _difference(bad.states[bad.fit], good.states[good.fit])
     scores = score_directions(model, directions, bad.held_out, good.held_out, openers)
     refused, answered = (
         float(refusal_score(side.log_probs[side.check], openers).mean()) for side in (bad, good)
     )
-    # Where nothing is refused there is nothing to be halfway to.
-    least = min(0.0, (refused + answered) / 2) if refused > 0 else 0.0
+    least = least_induced(refused, answered)
     best, given_up = choose_direction(
         scores, model.n_layers, max_kl=max_kl, least=least, purpose=purpose
     )
@@ -211,16 +224,20 @@ def find_refusal_direction(
         model.chat.decode([[int(asked[0][0].ids[best.position])]])[0],
         refused,
         answered,
+        directions,
+        held_out,
     )
 
 
-def own_answer(model: Model, text: str, direction: Tensor, tokens: int) -> str:
-    """How the model itself answers `text` with `direction` (D,) ablated, `tokens` at most."""
-    ablation = AblateDirection(direction, model.n_layers)
-    (answer,) = model.generate(
-        [model.conversation(text)], max_new_tokens=tokens, interventions=[ablation]
-    )
-    return answer
+def least_induced(refused: float, answered: float) -> float:
+    """The induce score from which refusal counts as induced; see `choose_direction`.
+
+    Args:
+        refused: mean refusal score of harmful prompts.
+        answered: mean refusal score of harmless prompts.
+    """
+    # Where nothing is refused there is nothing to be halfway to.
+    return min(0.0, (refused + answered) / 2) if refused > 0 else 0.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -279,15 +296,15 @@ def choose_direction(
     least: float = 0.0,
     purpose: Purpose = "ablate",
 ) -> tuple[DirectionScore, tuple[str, ...]]:
-    """The direction with the lowest bypass score among those that pass the filters.
+    """The direction with the lowest bypass score among those that pass the filters, or a trade-off.
 
     The paper's filters (arXiv 2406.11717, appendix C) leave out layers from 0.8 of the depth on,
     directions whose ablation changes harmless prompts by more than `max_kl`, and those whose
-    addition does not induce refusal (a score under 0). Where they leave nothing that gets past
-    refusal (a bypass score under 0: the first token opens a refusal in less than half of the
-    cases), filters are given up: kl, then depth too, then induce in its stead, then all. Where
-    nothing gets past refusal even so, it is the lowest score that the filter on depth leaves, or
-    the lowest.
+    addition does not induce refusal. Where they leave nothing that gets past refusal (a bypass
+    score under 0: the first token opens a refusal in less than half of the cases), no filter is
+    given up for its own sake: taken is the point of the Pareto front of refusals left and damage
+    with the lowest sum of both, a probability and nats (`DirectionScore.cost`). So a
+    direction that breaks the model (several nats) is never taken for one that undoes refusal.
 
     Two things are not the paper's. It adds the direction that was chosen for ablation; what is to
     induce refusal is here the highest induce score among those that pass the filter on depth and
@@ -300,12 +317,12 @@ def choose_direction(
         max_kl: in nats.
         least: induce score from which refusal counts as induced. The paper's is 0, which a model
             that spreads part of its refusals' first token over many tokens reaches nowhere:
-            `find_refusal_direction` asks for no more than halfway from how harmless prompts score
-            to how harmful ones do.
+            `least_induced` asks for no more than halfway from how harmless prompts score to how
+            harmful ones do.
         purpose: "ablate" (or subtract), or "induce" by addition.
 
     Returns:
-        The choice, and the names of the filters that were given up.
+        The choice, and the names of the filters that it does not pass.
 
     Raises:
         BadInput: no scores, since harmful and harmless prompts have the same states.
@@ -329,12 +346,7 @@ def choose_direction(
                 given_up = tuple(name for name in wanted if name not in held)
                 return max(found, key=lambda score: score.induce), given_up
     filters = ("depth", "kl", "induce")
-    ladder: list[tuple[str, ...]] = [(), ("kl",), ("depth", "kl"), ("kl", "induce"), filters]
-    lowest = {
-        given_up: min(found, key=lambda score: (score.bypass, score.kl))
-        for given_up in ladder
-        if (found := left(*(name for name in filters if name not in given_up)))
-    }
-    past = [given_up for given_up in lowest if passes["bypass"](lowest[given_up])]
-    given_up = next(iter(past or [last for last in ladder[-2:] if last in lowest]))
-    return lowest[given_up], given_up
+    if found := left(*filters, "bypass"):
+        return min(found, key=lambda score: (score.bypass, score.kl)), ()
+    best = min(scores, key=lambda score: score.cost)
+    return best, tuple(name for name in filters if not passes[name](best))

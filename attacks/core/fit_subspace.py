@@ -1,8 +1,9 @@
 """Refusal subspaces fitted by gradient: directions whose ablation makes a model comply.
 
-Refusal direction optimisation (Wollschlaeger et al. 2025, arXiv 2502.17420): instead of a difference in
-means, the directions themselves are parameters. Ablated at every residual write, they are to make
-the targets of harmful requests likely and to leave the answers to harmless ones as they are.
+Refusal direction optimisation (Wollschlaeger et al. 2025, arXiv 2502.17420): instead of a
+difference in means, the directions themselves are parameters. Ablated at every residual write, they
+are to make the targets of harmful requests likely and to leave the answers to harmless ones as they
+are.
 """
 
 from __future__ import annotations
@@ -13,11 +14,9 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Generator, Tensor
-from torch.nn.utils.rnn import pad_sequence
 
+from attacks.core.dialogues import Dialogue, answer_log_probs, cross_entropy, divergence
 from attacks.core.interventions import AblateSubspace
-from attacks.core.sites import Site
-from attacks.core.weights import Change
 
 if TYPE_CHECKING:
     from attacks.core.model import Model
@@ -30,61 +29,6 @@ PATIENCE = 2
 LOOK, BETTER = 20, 0.005
 #: Held-out losses as low as these end the training: there is nothing left to gain.
 ENOUGH = 0.02
-
-
-@dataclass(frozen=True, eq=False)
-class Dialogue:
-    """A plain request and an answer to it, in tokens."""
-
-    ids: Tensor
-    """(T,) int64"""
-    first: int
-    """Position of the answer's first token."""
-
-    @classmethod
-    def of(cls, model: Model, text: str, answer: str) -> Dialogue:
-        """The request `text` with `answer`, as the model's own template writes it."""
-        prompt = model.plain(text, target=answer)
-        return cls(prompt.sequence, len(prompt.ids))
-
-    @property
-    def reads(self) -> range:
-        """Positions whose logits predict the answer."""
-        return range(self.first - 1, len(self.ids) - 1)
-
-
-def answer_log_probs(
-    model: Model, dialogues: Sequence[Dialogue], changes: Sequence[Change] = ()
-) -> list[Tensor]:
-    """(G, V) float32 log-probabilities at each answer's tokens, of one batch; differentiable."""
-    union = sorted({at for dialogue in dialogues for at in dialogue.reads})
-    where = {at: row for row, at in enumerate(union)}
-    site = Site(-1, "logits", tuple(union))
-    ids = pad_sequence([dialogue.ids for dialogue in dialogues], batch_first=True)
-    logits = model.trace(ids, [site], interventions=changes)[site]
-    return [
-        logits[row, [where[at] for at in dialogue.reads]].float().log_softmax(-1)
-        for row, dialogue in enumerate(dialogues)
-    ]
-
-
-def cross_entropy(log_probs: Sequence[Tensor], dialogues: Sequence[Dialogue]) -> Tensor:
-    """() mean over dialogues of the mean negative log-probability of the answer's tokens, nats."""
-    losses = [
-        -rows.gather(1, dialogue.ids[dialogue.first :, None].to(rows.device)).mean()
-        for rows, dialogue in zip(log_probs, dialogues, strict=True)
-    ]
-    return torch.stack(losses).mean()
-
-
-def divergence(before: Sequence[Tensor], after: Sequence[Tensor]) -> Tensor:
-    """() mean over dialogues of the mean KL(before || after) at the answer's tokens, nats."""
-    return torch.stack(
-        [
-            (one.exp() * (one - other)).sum(1).mean()
-            for one, other in zip(before, after, strict=True)
-        ]
-    ).mean()
 
 
 @dataclass(frozen=True, eq=False)
@@ -159,11 +103,12 @@ def fit_subspace(
     return best
 
 
-def orthonormal(rows: Tensor) -> Tensor:
-    """(k, D) an orthonormal basis of what `rows` (k, D) span, differentiable."""
-    basis, triangle = torch.linalg.qr(rows.float().T)
+def orthonormal(raw: Tensor) -> Tensor:
+    """(k, D) an orthonormal basis of what `raw` (k, D) spans, differentiable."""
+    basis, triangle = torch.linalg.qr(raw.float().T)
     # The sign that keeps the first row where it points.
-    return (basis * triangle.diagonal().sign()).T
+    rows: Tensor = (basis * triangle.diagonal().sign()).T
+    return rows
 
 
 def _total(fitted: Fitted) -> float:

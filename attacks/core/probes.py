@@ -19,6 +19,9 @@ class Probe:
     bias: Tensor
     """() float32"""
     accuracy: float
+    log_loss: float
+    """Mean negative log-likelihood of the held-out labels, nats; log 2 for a probe that knows
+    nothing. It still tells probes apart where all are right."""
 
 
 def fit_probe(
@@ -58,6 +61,8 @@ def fit_probe(
     # Undo the standardisation, so that the probe reads raw activations.
     weight = fitted[:-1] / std
     bias = fitted[-1] - weight @ mean
-    right = ((states @ weight + bias > 0) == (labels > 0.5))[~kept]
-    accuracy = float(right.double().mean()) if len(right) else float("nan")
-    return Probe(weight.float(), bias.float(), accuracy)
+    margins = ((states @ weight + bias) * (2 * labels - 1))[~kept]
+    if not len(margins):
+        return Probe(weight.float(), bias.float(), float("nan"), float("nan"))
+    log_loss = float(torch.nn.functional.softplus(-margins).mean())
+    return Probe(weight.float(), bias.float(), float((margins > 0).double().mean()), log_loss)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import torch
@@ -13,10 +13,12 @@ from torch.nn.functional import cosine_similarity
 from attacks.core.artefact import Artefact
 from attacks.core.attribution import head_patching
 from attacks.core.behavior import Behavior
-from attacks.core.directions import find_refusal_direction
+from attacks.core.checked_direction import find_checked_direction
+from attacks.core.directions import DirectionScore, RefusalDirection
 from attacks.core.errors import BadInput
+from attacks.core.own_answers import fit_own_answers
 from attacks.core.probes import fit_probe
-from attacks.core.refusal import refusal_tokens
+from attacks.core.refusal import refusal_score, refusal_tokens
 from attacks.core.sites import Site
 from attacks.core.states import last_token, next_token_log_probs
 
@@ -30,6 +32,12 @@ _LEAST_EFFECT = 0.9
 #: Heads chosen by themselves at most (the paper's files name 1 to 8), and the share of the best
 #: head's effect that each must reach.
 _HEADS, _LEAST_HEAD = 4, 0.25
+#: KL on harmless prompts, in nats, from which a direction's ablation breaks the model.
+BROKEN = 1.0
+#: Prompts refused, and answered, from which these are the labels of probes.
+_LEAST_LABELLED = 4
+#: How many times the best later layer's log loss that of the first may be to count as good.
+_AS_GOOD = 1.1
 
 
 @dataclass(frozen=True)
@@ -45,10 +53,14 @@ class LayerReport:
     """Mean cosine with the direction, of harmful and of harmless prompts."""
     effect: float | None
     """How far ablating the direction everywhere takes harmful prompts to the refusal score of
-    harmless ones, 0 not at all, 1 all the way; None for the last layer, after which no block
-    writes."""
+    harmless ones, 0 not at all, 1 all the way or beyond, and 0 where that breaks the model (`kl`
+    above `BROKEN`); None for the last layer, after which no block writes."""
     cost: float
     """Share of the blocks that a forward pass to this layer runs."""
+    log_loss: float | None = None
+    """Of the probe on held-out training prompts, nats (`Probe.log_loss`)."""
+    kl: float | None = None
+    """What ablating the direction does to harmless prompts (`DirectionScore.kl`), nats."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,19 +69,37 @@ class Survey:
 
     `tensors` holds for each layer `weight.<l>` (D,) and `bias.<l>` () of its probe, P(harmless) =
     sigmoid(w . x + b), and `direction.<l>` (D,), the unit difference in means, harmful minus
-    harmless; and once `ablation` (D,), the refusal direction whose ablation bypasses refusal best.
+    harmless; and once `ablation` (D,), the refusal direction chosen to be ablated. Where a check
+    found that to fail, there is also `subspace` (k, D), fitted by gradient.
     """
 
     tensors: Mapping[str, Tensor]
     layers: tuple[LayerReport, ...]
     ablation_layer: int
     """Block at whose input `ablation` was read."""
+    own: Mapping[str, Any] = field(default_factory=dict)
+    """What tells an own answer from a refusal and from gibberish; see `OwnAnswers`."""
+    check: Mapping[str, Any] = field(default_factory=dict)
+    """What a check says of `subspace`, or else of `ablation` (`Artefact.check`)."""
 
     @property
     def data(self) -> dict[str, Any]:
         """The reports as JSON values, for an artefact."""
         reports = [asdict(report) for report in self.layers]
-        return {"survey": reports, "ablation_layer": self.ablation_layer}
+        own = {"own": dict(self.own)} if self.own else {}
+        return {"survey": reports, "ablation_layer": self.ablation_layer, **own}
+
+    @property
+    def artefact(self) -> Artefact:
+        """The whole survey, to be kept."""
+        return Artefact(self.tensors, self.data, check=self.check)
+
+    @classmethod
+    def of(cls, kept: Artefact) -> Survey:
+        """The survey that was kept as `artefact`."""
+        reports = tuple(LayerReport(**report) for report in kept.data["survey"])
+        layer = int(kept.data["ablation_layer"])
+        return cls(kept.tensors, reports, layer, kept.data.get("own", {}), kept.check)
 
 
 @runtime_checkable
@@ -81,21 +111,23 @@ class Surveyor(Protocol):
 
 
 def survey(model: Model, train: Sequence[Behavior], *, rng: Generator) -> Survey:
-    """Fit a probe and a direction at every layer, and the direction to ablate.
+    """Fit a probe and a direction at every layer, and what is ablated for the model's own answers.
+
+    That is the difference-in-means direction if a check on the prompts held out of its fit finds it
+    good (`Check.good`); where the model refuses and the direction does not undo that, a subspace is
+    fitted by gradient beside it.
 
     Raises:
         BadInput: fewer than four harmful or harmless behaviours.
     """
     harmful, harmless = ([b.text for b in train if b.harmful == flag] for flag in (True, False))
-    found = find_refusal_direction(model, harmful, harmless, rng=rng, last_only=True)
-    effects = {
-        # The input of one block is the output of the one before.
-        score.layer - 1: (found.refused - score.bypass) / max(found.refused - found.answered, 1e-6)
-        for score in found.scores
-    }
+    best = find_checked_direction(model, train, rng=rng, last_only=True)
+    found = best.found
+    # The input of one block is the output of the one before.
+    scores = {score.layer - 1: score for score in found.scores}
     sites = [Site(layer, "resid_post") for layer in range(model.n_layers)]
-    states = [last_token(model, texts, sites) for texts in (harmful, harmless)]
-    tensors = {"ablation": found.direction}
+    states = _labelled(model, harmful, harmless, sites)
+    tensors: dict[str, Tensor] = {}
     reports = []
     for layer, site in enumerate(sites):
         bad, good = states[0][site], states[1][site]
@@ -110,17 +142,69 @@ def survey(model: Model, train: Sequence[Behavior], *, rng: Generator) -> Survey
         spreads = torch.stack([(rows @ direction).var() for rows in (bad, good)])
         spread = spreads.mean().sqrt().clamp_min(1e-6)
         harm, rest = (cosine_similarity(rows, direction).mean() for rows in (bad, good))
+        score = scores.get(layer)
         reports.append(
             LayerReport(
                 layer,
                 probe.accuracy,
                 float(difference.norm() / spread),
                 (float(harm), float(rest)),
-                effects.get(layer),
+                None if score is None else _effect(score, found),
                 (layer + 1) / model.n_layers,
+                probe.log_loss,
+                None if score is None else score.kl,
             )
         )
-    return Survey(tensors, tuple(reports), found.layer)
+    own = fit_own_answers(model, train, best, rng=rng)
+    tensors |= own.tensors
+    return Survey(tensors, tuple(reports), found.layer, own.data["own"], own.check)
+
+
+def _effect(score: DirectionScore, found: RefusalDirection) -> float:
+    """`LayerReport.effect`: beyond 1 lies nothing better, only more damage."""
+    if score.kl > BROKEN:
+        return 0.0
+    whole = max(found.refused - found.answered, 1e-6)
+    return min((found.refused - score.bypass) / whole, 1.0)
+
+
+def _labelled(
+    model: Model, harmful: Sequence[str], harmless: Sequence[str], sites: Sequence[Site]
+) -> tuple[dict[Site, Tensor], dict[Site, Tensor]]:
+    """{site: (N, D)} at the last token of the prompts that are refused, and of those answered.
+
+    By the first token of the answer, so that probes read what the model does and not how two sets
+    differ in style. Where it does not do both at least `_LEAST_LABELLED` times, prompts are taken
+    as they are labelled, harmful and harmless.
+    """
+    logits = Site(-1, "logits")
+    read = [last_token(model, texts, [*sites, logits]) for texts in (harmful, harmless)]
+    log_probs = [rows[logits].log_softmax(1) for rows in read]
+    openers = refusal_tokens(*log_probs, most=8)
+    refused = [refusal_score(rows, openers) > 0 for rows in log_probs]
+    count = sum(int(flags.sum()) for flags in refused)
+    if min(count, len(harmful) + len(harmless) - count) < _LEAST_LABELLED:
+        bad, good = read
+    else:
+        bad, good = (
+            {
+                site: torch.cat(
+                    [rows[site][flags == flag] for rows, flags in zip(read, refused, strict=True)]
+                )
+                for site in sites
+            }
+            for flag in (True, False)
+        )
+    return bad, good
+
+
+def reads_sets(found: Survey) -> bool:
+    """Whether the probe after the first block is as good as that of any layer.
+
+    Then the probes may read how the two training sets differ, and not what the model makes of them.
+    """
+    losses = [report.log_loss for report in found.layers if report.log_loss is not None]
+    return len(losses) > 1 and losses[0] <= _AS_GOOD * min(losses[1:])
 
 
 def choose_layers(found: Survey, wanted: Sequence[int], *, who: str) -> tuple[int, ...]:

@@ -92,6 +92,20 @@ class Orthogonalise(WeightEdit):
 
 
 @dataclass(frozen=True, eq=False)
+class OrthogonaliseSubspace(WeightEdit):
+    """W - B^T B W for everything that writes to the stream: `Orthogonalise` for k directions."""
+
+    basis: Tensor
+    """(k, D) orthonormal rows."""
+
+    def __call__(self, weight: Tensor, writer: Writer) -> Tensor:
+        basis = self.basis.to(weight)
+        if writer.gain is not None:
+            basis = torch.linalg.qr((basis * writer.gain.to(weight)).T).Q.T
+        return weight - basis.T @ (basis @ weight)
+
+
+@dataclass(frozen=True, eq=False)
 class Abliterate(WeightEdit):
     """Takes a direction out of the output projections, block by block and by degrees.
 

@@ -19,6 +19,7 @@ class Target(Judge):
     """
 
     name: ClassVar[str] = "target"
+    takes_garbled: ClassVar[bool] = True
     summary: ClassVar[str] = "begins with the very target of the attack (says nothing about harm)"
 
     def judge(self, behavior: Behavior, completion: str, *, openers: Sequence[str]) -> Verdict:

@@ -38,6 +38,8 @@ class Pursuit:
     """The candidates kept are handed over in the order of this loss, whatever was searched for."""
     drafted: TargetLoss = field(default_factory=TargetCrossEntropy)
     """What a draft model is asked for (see `ProbeSampling`)."""
+    source: str = ""
+    """Where the target is from, in words for the record, if there is a choice."""
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,76 @@
+"""Plain requests with answers, in tokens: how likely a model finds the answers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from attacks.core.sites import Site
+from attacks.core.weights import Change
+
+if TYPE_CHECKING:
+    from attacks.core.model import Model
+
+
+@dataclass(frozen=True, eq=False)
+class Dialogue:
+    """A plain request and an answer to it, in tokens."""
+
+    ids: Tensor
+    """(T,) int64"""
+    first: int
+    """Position of the answer's first token."""
+
+    @classmethod
+    def of(cls, model: Model, text: str, answer: str) -> Dialogue:
+        """The request `text` with `answer`, as the model's own template writes it."""
+        prompt = model.plain(text, target=answer)
+        return cls(prompt.sequence, len(prompt.ids))
+
+    def first_tokens(self, count: int) -> Dialogue:
+        """This dialogue with at most the first `count` tokens of the answer."""
+        return replace(self, ids=self.ids[: self.first + count])
+
+    @property
+    def reads(self) -> range:
+        """Positions whose logits predict the answer."""
+        return range(self.first - 1, len(self.ids) - 1)
+
+
+def answer_log_probs(
+    model: Model, dialogues: Sequence[Dialogue], changes: Sequence[Change] = ()
+) -> list[Tensor]:
+    """(G, V) float32 log-probabilities at each answer's tokens, of one batch; differentiable."""
+    union = sorted({at for dialogue in dialogues for at in dialogue.reads})
+    where = {at: row for row, at in enumerate(union)}
+    site = Site(-1, "logits", tuple(union))
+    ids = pad_sequence([dialogue.ids for dialogue in dialogues], batch_first=True)
+    logits = model.trace(ids, [site], interventions=changes)[site]
+    return [
+        logits[row, [where[at] for at in dialogue.reads]].float().log_softmax(-1)
+        for row, dialogue in enumerate(dialogues)
+    ]
+
+
+def cross_entropy(log_probs: Sequence[Tensor], dialogues: Sequence[Dialogue]) -> Tensor:
+    """() mean over dialogues of the mean negative log-probability of the answer's tokens, nats."""
+    losses = [
+        -rows.gather(1, dialogue.ids[dialogue.first :, None].to(rows.device)).mean()
+        for rows, dialogue in zip(log_probs, dialogues, strict=True)
+    ]
+    return torch.stack(losses).mean()
+
+
+def divergence(before: Sequence[Tensor], after: Sequence[Tensor]) -> Tensor:
+    """() mean over dialogues of the mean KL(before || after) at the answer's tokens, nats."""
+    return torch.stack(
+        [
+            (one.exp() * (one - other)).sum(1).mean()
+            for one, other in zip(before, after, strict=True)
+        ]
+    ).mean()
