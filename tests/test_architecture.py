@@ -37,7 +37,15 @@ ALLOWED = {
     "attacks.core.probes": (*_CORE,),
     "attacks.core.answers": (*_CORE,),
     "attacks.core.refusal": (*_CORE, "attacks.core.answers", "attacks.core.states"),
-    "attacks.core.directions": (*_CORE, "attacks.core.states", "attacks.core.refusal"),
+    "attacks.core.massive": (*_CORE, "attacks.core.states"),
+    "attacks.core.screen_directions": (
+        *_CORE,
+        *(f"attacks.core.{name}" for name in ("refusal", "states")),
+    ),
+    "attacks.core.directions": (
+        *_CORE,
+        *(f"attacks.core.{name}" for name in ("massive", "refusal", "screen_directions", "states")),
+    ),
     "attacks.core.abliteration": (
         *_CORE,
         *(f"attacks.core.{name}" for name in ("directions", "refusal", "states")),

@@ -11,6 +11,7 @@ from torch import Generator, Tensor
 
 from attacks.core.errors import BadInput
 from attacks.core.interventions import AblateDirection, AddDirection
+from attacks.core.massive import Massive, set_aside, winsorised
 from attacks.core.prompt import Prompt
 from attacks.core.refusal import refusal_score, refusal_tokens
 from attacks.core.sites import Site
@@ -148,6 +149,8 @@ class RefusalDirection:
     """Mean refusal score of held-out harmful prompts as they are."""
     answered: float
     """The same of harmless ones."""
+    massive: tuple[Massive, ...] = ()
+    """Massive activations that rule directions, which are left out of the choice for it."""
 
     @property
     def layer(self) -> int:
@@ -164,6 +167,7 @@ def find_refusal_direction(
     max_kl: float = 0.1,
     last_only: bool = False,
     purpose: Purpose = "ablate",
+    winsorise: float = 1.0,
 ) -> RefusalDirection:
     """Directions from three quarters of the prompts, one of them chosen on the rest.
 
@@ -179,6 +183,7 @@ def find_refusal_direction(
         last_only: look at the prompt's last token only, not at all those of the template after the
             request, which takes as many times longer.
         purpose: see `choose_direction`.
+        winsorise: see `winsorised`.
 
     Raises:
         BadInput: fewer than four prompts of a kind.
@@ -193,7 +198,9 @@ def find_refusal_direction(
     bad, good = (_Side.of(model, prompts, positions, rng) for prompts in asked)
     openers = refusal_tokens(bad.log_probs[bad.fit], good.log_probs[good.fit], most=8)
     bad, good = bad.keep(openers, refused=True), good.keep(openers, refused=False)
-    directions = _difference(bad.states[bad.fit], good.states[good.fit])
+    states = [winsorised(side.states[side.fit], winsorise) for side in (bad, good)]
+    ids = asked[0][0].ids
+    directions, massive = set_aside(model, _difference(*states), states, ids, depth=DEPTH)
     scores = score_directions(model, directions, bad.held_out, good.held_out, openers)
     refused, answered = (
         float(refusal_score(side.log_probs[side.check], openers).mean()) for side in (bad, good)
@@ -208,9 +215,10 @@ def find_refusal_direction(
         best,
         tuple(scores),
         given_up,
-        model.chat.decode([[int(asked[0][0].ids[best.position])]])[0],
+        model.chat.decode([[int(ids[best.position])]])[0],
         refused,
         answered,
+        massive,
     )
 
 
