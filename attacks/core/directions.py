@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
 import torch
@@ -11,9 +12,10 @@ from torch import Generator, Tensor
 
 from attacks.core.errors import BadInput
 from attacks.core.interventions import AblateDirection, AddDirection
-from attacks.core.massive import Massive, set_aside, winsorised
+from attacks.core.massive import Massive, difference, set_aside, winsorised
 from attacks.core.prompt import Prompt
 from attacks.core.refusal import refusal_score, refusal_tokens
+from attacks.core.screen_directions import screened
 from attacks.core.sites import Site
 from attacks.core.states import Locate, Text, at_last, next_token_log_probs, read, tail
 
@@ -24,8 +26,6 @@ if TYPE_CHECKING:
 Purpose: TypeAlias = Literal["ablate", "induce"]
 #: Share of the layers from which on directions are left out (arXiv 2406.11717, appendix C).
 DEPTH = 0.8
-#: A difference this small, relative to the states, is one of rounding: all prompts share the token.
-_NOTHING = 1e-5
 
 
 def difference_in_means(
@@ -200,16 +200,22 @@ def find_refusal_direction(
     bad, good = bad.keep(openers, refused=True), good.keep(openers, refused=False)
     states = [winsorised(side.states[side.fit], winsorise) for side in (bad, good)]
     ids = asked[0][0].ids
-    directions, massive = set_aside(model, _difference(*states), states, ids, depth=DEPTH)
-    scores = score_directions(model, directions, bad.held_out, good.held_out, openers)
+    directions, massive = set_aside(model, difference(*states), states, ids, depth=DEPTH)
     refused, answered = (
         float(refusal_score(side.log_probs[side.check], openers).mean()) for side in (bad, good)
     )
     # Where nothing is refused there is nothing to be halfway to.
     least = min(0.0, (refused + answered) / 2) if refused > 0 else 0.0
-    best, given_up = choose_direction(
-        scores, model.n_layers, max_kl=max_kl, least=least, purpose=purpose
+    choose = partial(
+        choose_direction, n_layers=model.n_layers, max_kl=max_kl, least=least, purpose=purpose
     )
+    score = partial(score_directions, model, token_ids=openers)
+    held = (bad.held_out, good.held_out)
+    worth = screened(
+        model, directions, *held, openers, score=score, choose=lambda s: choose(s)[0], depth=DEPTH
+    )
+    scores = score(worth, *held)
+    best, given_up = choose(scores)
     return RefusalDirection(
         directions[best.position, best.layer],
         best,
@@ -269,14 +275,6 @@ class _Side:
     @property
     def held_out(self) -> list[Prompt]:
         return [self.prompts[index] for index in self.check.tolist()]
-
-
-def _difference(harmful: Tensor, harmless: Tensor) -> Tensor:
-    """(P, L, D) difference of the means of (N, P, L, D), exactly 0 where it is one of rounding."""
-    one, other = harmful.double().mean(0), harmless.double().mean(0)
-    difference = one - other
-    small = difference.norm(dim=-1) < _NOTHING * other.norm(dim=-1)
-    return difference.masked_fill(small.unsqueeze(-1), 0.0).float()
 
 
 def choose_direction(

@@ -33,6 +33,8 @@ SHARE = 0.25
 """Of a state's squared norm, which its massive values must hold together."""
 RULED = 0.5
 """Of a difference's squared norm: from here on the massive dimensions rule it."""
+#: A difference this small, relative to the states, is one of rounding: all prompts share the token.
+_NOTHING = 1e-5
 
 
 @dataclass(frozen=True)
@@ -126,6 +128,14 @@ def massive_activations(
     states = torch.stack([found[site] for site in sites], dim=2)
     tokens = model.chat.decode([[int(prompts[0].ids[at])] for at in wanted])
     return _reports(states, wanted, tokens, None)
+
+
+def difference(harmful: Tensor, harmless: Tensor) -> Tensor:
+    """(P, L, D) difference of the means of (N, P, L, D), exactly 0 where it is one of rounding."""
+    one, other = harmful.double().mean(0), harmless.double().mean(0)
+    found = one - other
+    small = found.norm(dim=-1) < _NOTHING * other.norm(dim=-1)
+    return found.masked_fill(small.unsqueeze(-1), 0.0).float()
 
 
 def set_aside(
