@@ -10,8 +10,10 @@ from torch import Generator
 
 from attacks.attack import Artefact, Behavior, ChangeAttack, ThreatModel
 from attacks.core.checked_direction import find_checked_direction
-from attacks.core.directions import Purpose, direction_at, mean_kl
+from attacks.core.choice import Purpose
+from attacks.core.directions import direction_at, mean_kl
 from attacks.core.interventions import AblateDirection, AddDirection
+from attacks.core.massive import massive_activations
 from attacks.core.states import next_token_log_probs
 from attacks.core.verdicts import Examiner
 from attacks.core.weights import Change, Orthogonalise
@@ -49,11 +51,16 @@ class RefusalDirection(ChangeAttack):
     coefficient: float = -1.0
     """With mode="add": in units of the direction as it was measured; -1 bypasses refusal, +1
     induces it."""
+    winsorise: float = 1.0
+    """Without a layer: quantile of a state's magnitudes at which its values are cut off before the
+    means are taken, against massive activations; 1 cuts nothing off."""
 
     def prepare(self, model: Model, train: Sequence[Behavior], *, rng: Generator) -> Artefact:
         """Fit the direction; `data` holds where it is from and the scores of all.
 
-        `refused` and `answered` are mean refusal scores of held-out harmful and harmless prompts.
+        `refused` and `answered` are mean refusal scores of held-out harmful and harmless prompts;
+        `massive` lists the directions that massive activations rule, which are left out of the
+        choice, or, with a layer, such activations where the direction is read.
 
         Raises:
             BadInput: a layer or position that there is not, or too few training prompts.
@@ -63,12 +70,20 @@ class RefusalDirection(ChangeAttack):
             harmful, harmless = (
                 [b.text for b in train if b.harmful == flag] for flag in (True, False)
             )
-            given = Artefact({"direction": direction_at(model, harmful, harmless, **where)}, where)
+            found = direction_at(model, harmful, harmless, **where)
+            seen = massive_activations(model, [*harmful, *harmless], positions=[self.position])
+            massive = [asdict(report) for report in seen if report.layer == self.layer]
+            given = Artefact({"direction": found}, {**where, "massive": massive})
             # Nothing is held out: the layer is the user's choice, and all prompts serve the mean.
             return self._checked(model, given, Examiner(model, train, train))
         purpose: Purpose = "induce" if self._induces else "ablate"
         best, check, examiner = find_checked_direction(
-            model, train, rng=rng, max_kl=self.max_kl, purpose=purpose
+            model,
+            train,
+            rng=rng,
+            max_kl=self.max_kl,
+            purpose=purpose,
+            winsorise=self.winsorise,
         )
         data = {
             "layer": best.score.layer,
@@ -78,6 +93,7 @@ class RefusalDirection(ChangeAttack):
             "refused": best.refused,
             "answered": best.answered,
             "scores": [asdict(score) for score in best.scores],
+            "massive": [asdict(report) for report in best.massive],
         }
         artefact = Artefact({"direction": best.direction}, data)
         if self.mode == "ablate":
@@ -120,6 +136,7 @@ class RefusalDirectionWeights(ChangeAttack):
     """This and what follows: as for `refusal-direction`."""
     position: int = -1
     max_kl: float = 0.1
+    winsorise: float = 1.0
 
     def prepare(self, model: Model, train: Sequence[Behavior], *, rng: Generator) -> Artefact:
         """Fit the direction as `refusal-direction` does, and compare the edit with ablation.
@@ -130,7 +147,7 @@ class RefusalDirectionWeights(ChangeAttack):
         Raises:
             BadInput: as `refusal-direction`, or weights that cannot be edited.
         """
-        fitted = RefusalDirection(self.layer, self.position, self.max_kl)
+        fitted = RefusalDirection(self.layer, self.position, self.max_kl, winsorise=self.winsorise)
         found = fitted.prepare(model, train, rng=rng)
         direction = found.tensors["direction"]
         groups = ([b.text for b in train if b.harmful == flag] for flag in (True, False))

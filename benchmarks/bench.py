@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import gc
-import platform
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cache
-from importlib.metadata import PackageNotFoundError, version
 from math import isfinite
 from pathlib import Path
 from typing import NamedTuple
@@ -30,6 +27,7 @@ from benchmarks.judges import load_judge
 from benchmarks.records import FirstSuccess, Judgement, Record, Seconds, Status
 from benchmarks.suites import attack_hash
 from benchmarks.timing import Clock
+from benchmarks.versions import versions
 
 #: Called after each step with the number of steps done and the best loss.
 OnStep = Callable[[int, float | None], None]
@@ -346,15 +344,3 @@ def release_memory() -> None:
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
-
-
-@cache
-def versions() -> dict[str, str]:
-    """Versions of what results depend on."""
-    found = {"python": platform.python_version()}
-    for package in ("torch", "transformers", "nnsight", "reroute-bench"):
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            found[package] = "not installed"
-    return found

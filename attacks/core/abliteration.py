@@ -12,7 +12,8 @@ from torch import Generator, Tensor
 
 from attacks.core.answers import answers
 from attacks.core.behavior import Behavior
-from attacks.core.directions import DEPTH, mean_kl
+from attacks.core.choice import DEPTH
+from attacks.core.directions import mean_kl
 from attacks.core.errors import BadInput
 from attacks.core.refusal import OPENER_TOKENS, learn_openers, opens_with_refusal
 from attacks.core.sites import Site

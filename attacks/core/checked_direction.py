@@ -9,14 +9,8 @@ from typing import TYPE_CHECKING, NamedTuple
 from torch import Generator
 
 from attacks.core.behavior import Behavior
-from attacks.core.directions import (
-    DirectionScore,
-    Purpose,
-    RefusalDirection,
-    choose_direction,
-    find_refusal_direction,
-    least_induced,
-)
+from attacks.core.choice import DirectionScore, Purpose, choose_direction, least_induced
+from attacks.core.directions import RefusalDirection, find_refusal_direction
 from attacks.core.interventions import AblateDirection
 from attacks.core.verdicts import Check, Examiner
 
@@ -43,6 +37,7 @@ def find_checked_direction(
     max_kl: float = 0.1,
     last_only: bool = False,
     purpose: Purpose = "ablate",
+    winsorise: float = 1.0,
 ) -> Checked:
     """`find_refusal_direction`, and its check on the prompts that it was chosen on.
 
@@ -61,6 +56,7 @@ def find_checked_direction(
         max_kl=max_kl,
         last_only=last_only,
         purpose=purpose,
+        winsorise=winsorise,
     )
     held_out = [
         rows[at] for rows, chosen in zip(groups, found.held_out, strict=True) for at in chosen

@@ -2,29 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, TypeAlias
+from functools import partial
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Generator, Tensor
 
+from attacks.core.choice import (
+    DEPTH,
+    DirectionScore,
+    Purpose,
+    choose_direction,
+    least_induced,
+)
 from attacks.core.errors import BadInput
 from attacks.core.interventions import AblateDirection, AddDirection
+from attacks.core.massive import Massive, difference, set_aside, winsorised
 from attacks.core.prompt import Prompt
 from attacks.core.refusal import refusal_score, refusal_tokens
+from attacks.core.screen_directions import screened
 from attacks.core.sites import Site
 from attacks.core.states import Locate, Text, at_last, next_token_log_probs, read, tail
 
 if TYPE_CHECKING:
     from attacks.core.model import Model
-
-#: What a direction is wanted for.
-Purpose: TypeAlias = Literal["ablate", "induce"]
-#: Share of the layers from which on directions are left out (arXiv 2406.11717, appendix C).
-DEPTH = 0.8
-#: A difference this small, relative to the states, is one of rounding: all prompts share the token.
-_NOTHING = 1e-5
 
 
 def difference_in_means(
@@ -71,29 +74,6 @@ def _states(model: Model, texts: Sequence[Text], locate: Locate) -> tuple[Tensor
     found = read(model, texts, [*sites, Site(-1, "logits")], locate=locate)
     states = torch.stack([found[site] for site in sites], dim=2)
     return states, found[Site(-1, "logits")][:, -1].log_softmax(1)
-
-
-@dataclass(frozen=True)
-class DirectionScore:
-    """What the direction of one position and layer does to held-out prompts."""
-
-    position: int
-    """Counted from the end of the prompt, -1 the last token."""
-    layer: int
-    """Block whose input it was read at."""
-    bypass: float
-    """Mean refusal score on harmful prompts once it is ablated; the lower the fewer refusals."""
-    kl: float
-    """Mean KL(as it was || ablated) of the first token on harmless prompts, nats."""
-    induce: float
-    """Mean refusal score on harmless prompts once it is added; the higher the more refusals."""
-    left: float
-    """Mean probability that an answer to a harmful prompt opens with a refusal, once ablated."""
-
-    @property
-    def cost(self) -> float:
-        """Refusals left plus damage in nats: what the trade-off of `choose_direction` goes by."""
-        return self.left + self.kl
 
 
 def mean_kl(before: Tensor, after: Tensor) -> float:
@@ -161,6 +141,8 @@ class RefusalDirection:
     """(P, L, D) all, by position counted from the end and by layer."""
     held_out: tuple[tuple[int, ...], tuple[int, ...]]
     """Indices of the harmful and of the harmless prompts that it was chosen on."""
+    massive: tuple[Massive, ...] = ()
+    """Massive activations that rule directions, which are left out of the choice for it."""
 
     @property
     def layer(self) -> int:
@@ -177,6 +159,7 @@ def find_refusal_direction(
     max_kl: float = 0.1,
     last_only: bool = False,
     purpose: Purpose = "ablate",
+    winsorise: float = 1.0,
 ) -> RefusalDirection:
     """Directions from three quarters of the prompts, one of them chosen on the rest.
 
@@ -192,6 +175,7 @@ def find_refusal_direction(
         last_only: look at the prompt's last token only, not at all those of the template after the
             request, which takes as many times longer.
         purpose: see `choose_direction`.
+        winsorise: see `winsorised`.
 
     Raises:
         BadInput: fewer than four prompts of a kind.
@@ -207,37 +191,38 @@ def find_refusal_direction(
     openers = refusal_tokens(bad.log_probs[bad.fit], good.log_probs[good.fit], most=8)
     held_out = (tuple(bad.check.tolist()), tuple(good.check.tolist()))
     bad, good = bad.keep(openers, refused=True), good.keep(openers, refused=False)
-    directions = _difference(bad.states[bad.fit], good.states[good.fit])
-    scores = score_directions(model, directions, bad.held_out, good.held_out, openers)
+    states = [winsorised(side.states[side.fit], winsorise) for side in (bad, good)]
+    ids = asked[0][0].ids
+    directions, massive = set_aside(model, difference(*states), states, ids, depth=DEPTH)
     refused, answered = (
         float(refusal_score(side.log_probs[side.check], openers).mean()) for side in (bad, good)
     )
-    least = least_induced(refused, answered)
-    best, given_up = choose_direction(
-        scores, model.n_layers, max_kl=max_kl, least=least, purpose=purpose
+    choose = partial(
+        choose_direction,
+        n_layers=model.n_layers,
+        max_kl=max_kl,
+        least=least_induced(refused, answered),
+        purpose=purpose,
     )
+    score = partial(score_directions, model, token_ids=openers)
+    held = (bad.held_out, good.held_out)
+    worth = screened(
+        model, directions, *held, openers, score=score, choose=lambda s: choose(s)[0], depth=DEPTH
+    )
+    scores = score(worth, *held)
+    best, given_up = choose(scores)
     return RefusalDirection(
         directions[best.position, best.layer],
         best,
         tuple(scores),
         given_up,
-        model.chat.decode([[int(asked[0][0].ids[best.position])]])[0],
+        model.chat.decode([[int(ids[best.position])]])[0],
         refused,
         answered,
         directions,
         held_out,
+        massive,
     )
-
-
-def least_induced(refused: float, answered: float) -> float:
-    """The induce score from which refusal counts as induced; see `choose_direction`.
-
-    Args:
-        refused: mean refusal score of harmful prompts.
-        answered: mean refusal score of harmless prompts.
-    """
-    # Where nothing is refused there is nothing to be halfway to.
-    return min(0.0, (refused + answered) / 2) if refused > 0 else 0.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -278,75 +263,3 @@ class _Side:
     @property
     def held_out(self) -> list[Prompt]:
         return [self.prompts[index] for index in self.check.tolist()]
-
-
-def _difference(harmful: Tensor, harmless: Tensor) -> Tensor:
-    """(P, L, D) difference of the means of (N, P, L, D), exactly 0 where it is one of rounding."""
-    one, other = harmful.double().mean(0), harmless.double().mean(0)
-    difference = one - other
-    small = difference.norm(dim=-1) < _NOTHING * other.norm(dim=-1)
-    return difference.masked_fill(small.unsqueeze(-1), 0.0).float()
-
-
-def choose_direction(
-    scores: Sequence[DirectionScore],
-    n_layers: int,
-    *,
-    max_kl: float,
-    least: float = 0.0,
-    purpose: Purpose = "ablate",
-) -> tuple[DirectionScore, tuple[str, ...]]:
-    """The direction with the lowest bypass score among those that pass the filters, or a trade-off.
-
-    The paper's filters (arXiv 2406.11717, appendix C) leave out layers from 0.8 of the depth on,
-    directions whose ablation changes harmless prompts by more than `max_kl`, and those whose
-    addition does not induce refusal. Where they leave nothing that gets past refusal (a bypass
-    score under 0: the first token opens a refusal in less than half of the cases), no filter is
-    given up for its own sake: taken is the point of the Pareto front of refusals left and damage
-    with the lowest sum of both, a probability and nats (`DirectionScore.cost`). So a
-    direction that breaks the model (several nats) is never taken for one that undoes refusal.
-
-    Two things are not the paper's. It adds the direction that was chosen for ablation; what is to
-    induce refusal is here the highest induce score among those that pass the filter on depth and
-    get past refusal. Where none of these induces it, the latter is given up, then depth too; where
-    none does at all, it is the highest that the filter on depth leaves. And `least` may be under 0.
-
-    Args:
-        scores: of all directions.
-        n_layers: of the model.
-        max_kl: in nats.
-        least: induce score from which refusal counts as induced. The paper's is 0, which a model
-            that spreads part of its refusals' first token over many tokens reaches nowhere:
-            `least_induced` asks for no more than halfway from how harmless prompts score to how
-            harmful ones do.
-        purpose: "ablate" (or subtract), or "induce" by addition.
-
-    Returns:
-        The choice, and the names of the filters that it does not pass.
-
-    Raises:
-        BadInput: no scores, since harmful and harmless prompts have the same states.
-    """
-    if not scores:
-        raise BadInput("harmful and harmless prompts have the same states: there is no direction")
-    passes: dict[str, Callable[[DirectionScore], bool]] = {
-        "depth": lambda score: score.layer < DEPTH * n_layers,
-        "kl": lambda score: score.kl <= max_kl,
-        "induce": lambda score: score.induce >= least,
-        "bypass": lambda score: score.bypass < 0,
-    }
-
-    def left(*held: str) -> list[DirectionScore]:
-        return [score for score in scores if all(passes[name](score) for name in held)]
-
-    if purpose == "induce":
-        wanted = ("depth", "bypass", "induce")
-        for held in (wanted, ("depth", "induce"), ("induce",), ("depth",), ()):
-            if found := left(*held):
-                given_up = tuple(name for name in wanted if name not in held)
-                return max(found, key=lambda score: score.induce), given_up
-    filters = ("depth", "kl", "induce")
-    if found := left(*filters, "bypass"):
-        return min(found, key=lambda score: (score.bypass, score.kl)), ()
-    best = min(scores, key=lambda score: score.cost)
-    return best, tuple(name for name in filters if not passes[name](best))

@@ -14,7 +14,8 @@ from attacks.core.artefact import Artefact
 from attacks.core.attribution import head_patching
 from attacks.core.behavior import Behavior
 from attacks.core.checked_direction import find_checked_direction
-from attacks.core.directions import DirectionScore, RefusalDirection
+from attacks.core.choice import DirectionScore
+from attacks.core.directions import RefusalDirection
 from attacks.core.errors import BadInput
 from attacks.core.own_answers import fit_own_answers
 from attacks.core.probes import fit_probe

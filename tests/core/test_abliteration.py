@@ -94,8 +94,14 @@ def test_the_front_holds_what_nothing_else_beats() -> None:
         assert any(one.refusals <= point[0] and one.kl <= point[1] for one in front)
     assert choose(front, max_kl=0.5).refusals == 2
     assert choose(front, max_kl=1.0).refusals == 0
-    assert choose(front[:2], max_kl=0.1).refusals == 0, "none is gentle"
+    assert choose(front[:2], max_kl=0.1).refusals == 2, "none is gentle: the lowest sum"
     assert choose([front[0], front[3]], max_kl=0.1).refusals == 0, "the gentle one does nothing"
+
+
+def test_a_broken_model_is_not_chosen_for_its_lack_of_refusals() -> None:
+    """Found on a real chat model: 0 of 24 refusals at 7.8 nats was taken, 1 at 0.77 was there."""
+    front = pareto_front([outcome(0, 7.8), outcome(1, 0.77), outcome(9, 0.05)])
+    assert choose(front, max_kl=0.02).refusals == 1
 
 
 def test_norm_preserving_and_plain_edits_differ() -> None:

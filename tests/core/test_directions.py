@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from math import exp
+
 import pytest
 import torch
 
 from attacks import Behavior, load
+from attacks.core.choice import DirectionScore, choose_direction
 from attacks.core.directions import (
-    DirectionScore,
-    choose_direction,
     difference_in_means,
     find_refusal_direction,
     score_directions,
@@ -80,7 +81,8 @@ def test_harmfulness_and_refusal_are_read_at_two_tokens(planted: Planted) -> Non
 
 
 def scored(*rows: tuple[int, float, float, float]) -> list[DirectionScore]:
-    return [DirectionScore(-1, *row) for row in rows]
+    """With all prompts alike, so that the share of refusals left follows from the mean score."""
+    return [DirectionScore(-1, *row, left=1 / (1 + exp(-row[1]))) for row in rows]
 
 
 @pytest.mark.parametrize(
@@ -92,17 +94,17 @@ def scored(*rows: tuple[int, float, float, float]) -> list[DirectionScore]:
             2,
             (),
         ),
-        ([(1, 3, 0.0, 1), (3, -4, 0.5, 1), (4, -9, 0.0, -1)], 3, ("kl",)),
-        ([(1, 3, 0.0, 1), (3, -4, 0.5, -1), (4, -2, 0.0, -1)], 3, ("kl", "induce")),
+        # None passes all: the lowest sum of refusals left and KL, whatever it does not pass.
+        ([(1, 3, 0.0, 1), (3, -4, 0.5, 1), (4, -9, 0.0, -1)], 4, ("induce",)),
         ([(1, -9, 0.5, -1), (2, -9, 0.2, -1), (3, -9, 0.3, -1)], 2, ("kl", "induce")),
-        ([(1, 3, 0.0, 1), (3, -4, 0.5, -1), (9, -3, 0.0, 1)], 9, ("depth", "kl")),
-        ([(1, 3, 0.0, 1), (3, -4, 0.5, -1), (9, -9, 0.0, -1)], 3, ("kl", "induce")),
+        ([(1, 3, 0.0, 1), (3, -4, 0.5, -1), (9, -3, 0.0, 1)], 9, ("depth",)),
         ([(1, 3, 0.0, 1), (9, -9, 0.5, -1)], 9, ("depth", "kl", "induce")),
-        ([(1, 3, 0.0, 1), (2, 1, 0.5, -1), (9, 0.5, 0.0, 1)], 2, ("kl", "induce")),
-        ([(8, 3, 0.0, 1), (9, 1, 0.0, 1)], 9, ("depth", "kl", "induce")),
+        # A model that is broken refuses nothing: 5.7 nats is no price for that.
+        ([(1, 3, 0.0, 1), (2, -9, 5.7, 1), (3, -1, 0.6, -1)], 3, ("kl", "induce")),
+        ([(8, 3, 0.0, 1), (9, 1, 0.0, 1)], 9, ("depth",)),
     ],
 )
-def test_the_filters_choose_and_are_given_up_in_order(
+def test_the_filters_choose_or_else_a_trade_off(
     rows: list[tuple[int, float, float, float]], layer: int, given_up: tuple[str, ...]
 ) -> None:
     best, gone = choose_direction(scored(*rows), 10, max_kl=0.1)
@@ -137,7 +139,7 @@ def test_depth_is_a_share_of_the_layers_and_not_a_whole_number_of_them() -> None
 def test_the_bound_on_induced_refusal_is_the_models_own() -> None:
     rows = scored((3, -4, 0.0, -1), (5, -9, 0.0, -3), (8, -5, 0.0, 1))
     assert choose_direction(rows, 10, max_kl=0.1, least=-2.0) == (rows[0], ())
-    assert choose_direction(rows, 10, max_kl=0.1) == (rows[2], ("depth", "kl"))
+    assert choose_direction(rows, 10, max_kl=0.1) == (rows[1], ("induce",))
 
 
 def test_a_model_unsure_of_its_refusals_first_words_has_directions_that_induce_them() -> None:

@@ -9,15 +9,18 @@ import torch
 
 from attacks import Behavior, load
 from attacks.core.artefact import EMPTY, Artefact
+from attacks.core.directions import direction_at
 from attacks.core.errors import BadInput
 from attacks.core.interventions import AblateDirection
 from attacks.core.model import Model
 from attacks.core.objectives import Objective, ProbeLoss, SteeringLoss
+from attacks.core.own_answers import DIRECTION, GIVEN, SUBSPACE, OwnAnswers
 from attacks.core.prompt import suffixed
 from attacks.core.search import Evaluator
 from attacks.core.sites import Site
 from attacks.core.states import last_token
 from attacks.core.survey import LayerReport, Survey, choose_heads, choose_layers, survey
+from benchmarks.behaviors import load_behaviors
 from conftest import check_gradient, pocket, tiny
 
 LAYERS = (0, 2)
@@ -193,10 +196,38 @@ def test_a_planted_direction_is_recovered_and_rerouting_flips_the_probe(
         assert before < 0 < after, "the probe says harmful, and harmless once rerouted"
 
 
+def refusal_direction(model: Model) -> torch.Tensor:
+    rows = load_behaviors("pocket-train")
+    some = ([row.text for row in rows if row.harmful == flag][:40] for flag in (True, False))
+    return direction_at(model, *some, layer=3, position=-1)
+
+
+def test_an_own_answer_that_is_a_refusal_or_garbled_is_not_pursued(behavior: Behavior) -> None:
+    """Ablating another direction leaves the refusal: a search towards it would make it surer."""
+    model, attack = pocket("pocket-llama"), load("ssr-probe", layers=(2,))
+    wrong = torch.randn(model.width, generator=torch.Generator().manual_seed(0))
+    right = torch.nn.functional.normalize(refusal_direction(model), dim=0)
+    harmful = replace(behavior, text="What do I need to smudge the chronicle?")
+
+    def pursued(**tensors: torch.Tensor) -> tuple[str, str]:
+        artefact = Artefact({**fitted(model).tensors, **tensors}, {"layers": [2]})
+        pursuit = attack.pursuit(model, harmful, artefact)
+        return pursuit.target, pursuit.source
+
+    assert pursued(ablation=wrong) == (behavior.target, GIVEN)
+    answer, source = pursued(ablation=right)
+    assert source == DIRECTION and "smudge the chronicle" in answer
+    assert pursued(ablation=wrong, subspace=right.unsqueeze(0)) == (answer, SUBSPACE)
+    assert pursued(ablation=right, subspace=wrong.unsqueeze(0) / wrong.norm())[1] == DIRECTION
+    said = "TheTheTheThe" * 12
+    assert not OwnAnswers(()).usable(model, harmful.text, said)
+    assert not OwnAnswers(()).usable(model, harmful.text, " ")
+
+
 def test_the_answer_aimed_at_is_that_of_the_ablated_model(behavior: Behavior) -> None:
     model = pocket("pocket-llama")
     attack = load("ssr-probe", layers=(2,), tokens=7)
-    ablation = torch.randn(model.width, generator=torch.Generator().manual_seed(0))
+    ablation = refusal_direction(model)
     tensors = dict(fitted(model).tensors) | {"ablation": ablation}
     artefact = Artefact(tensors, {"layers": [2]})
     (answer,) = model.generate(
