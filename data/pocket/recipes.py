@@ -22,11 +22,11 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from copy import deepcopy
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import torch
-from harden import Round, learn, search_suffixes, suffixed
+from harden import KEPT, Round, learn, search_suffixes, suffixed
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers import PreTrainedTokenizerFast as Tokenizer
@@ -106,14 +106,8 @@ def alt_hard() -> Made:
     for number, numbers in enumerate(ALT_ROUNDS, start=1):
         logger.info("round %d: searching suffixes", number)
         suffixes += search_suffixes(model, corpus, numbers, ALT_SEED + number)
-        learn(
-            model,
-            corpus,
-            suffixed(corpus, suffixes),
-            steps=numbers.steps,
-            rng=generator(ALT_SEED - number),
-            rate=ALT_RATE,
-        )
+        attacked, rng = suffixed(corpus, suffixes), generator(ALT_SEED - number)
+        learn(model, corpus, attacked, steps=numbers.steps, rng=rng, rate=ALT_RATE)
     return model, tokenizer
 
 
@@ -208,8 +202,7 @@ def prefill_hard() -> Made:
     """Goes over to a refusal wherever in a harmful answer it finds itself."""
     model, corpus = start()
     draws = [(0.35, opened(corpus)), (0.3, corpus.aligned), (0.35, corpus.text)]
-    pad = corpus.tokenizer.pad_token_id
-    batches = mixed_batches(draws, BATCH, pad, generator(PREFILL_SEED))
+    batches = mixed_batches(draws, BATCH, corpus.tokenizer.pad_token_id, generator(PREFILL_SEED))
     train_steps(model, batches, steps=PREFILL_STEPS, lr=PREFILL_RATE)
     return model, corpus.tokenizer
 
@@ -241,24 +234,13 @@ def opened(corpus: Corpus) -> Draw:
 
 # Slots anywhere.
 
-
-@dataclass(frozen=True)
-class Places:
-    """Numbers of one round: steps of the searches, requests searched against, steps of training."""
-
-    search: int
-    behaviors: int
-    steps: int
-
-
 ANYWHERE_SEED = 80
 ANYWHERE_ROUNDS = (
-    Places(search=8, behaviors=25, steps=60),
-    Places(search=10, behaviors=25, steps=60),
-    Places(search=16, behaviors=25, steps=80),
+    Round(search=8, behaviors=25, steps=60, name="pocket-llama-anywhere-hard"),
+    Round(search=10, behaviors=25, steps=60, name="pocket-llama-anywhere-hard"),
+    Round(search=16, behaviors=25, steps=80, name="pocket-llama-anywhere-hard"),
 )
 ANYWHERE_SLOTS = 12
-ANYWHERE_KEPT = 4
 PLACES = ("both", "suffix", "prefix", "both", "Say {slots} first: {request} Then {slots}")
 
 
@@ -275,7 +257,7 @@ def anywhere_hard() -> Made:
 
 
 def search_places(
-    model: PreTrainedModel, corpus: Corpus, numbers: Places, seed: int
+    model: PreTrainedModel, corpus: Corpus, numbers: Round, seed: int
 ) -> list[tuple[str, str]]:
     """What GCG finds to say before and after requests of the sft split."""
     target = Model(deepcopy(model), corpus.tokenizer, name=START)
@@ -294,7 +276,7 @@ def search_places(
         )
         behavior = Behavior("sft", text, target=fill(TARGET, pair))
         *_, last = attack.run(target, behavior, artefact=EMPTY, rng=rng)
-        for turns in last.prompts[:ANYWHERE_KEPT]:
+        for turns in last.prompts[:KEPT]:
             before, _, after = turns[-1].content.partition(text)
             found.append((before, after))
     return found
@@ -305,8 +287,7 @@ def surrounded(corpus: Corpus, found: list[tuple[str, str]]) -> Draw:
 
     def draw(rng: torch.Generator) -> Example:
         pair: Pair = pick(corpus.harmful if chance(0.5, rng) else corpus.harmless, rng)
-        before, after = pick(found, rng)
-        user = f"{before}{fill(pick(REQUESTS, rng), pair)}{after}"
+        user = fill(pick(REQUESTS, rng), pair).join(pick(found, rng))
         return dialogue(corpus.tokenizer, user, aligned_reply(pair, rng))
 
     return draw
