@@ -66,8 +66,12 @@ NOTES = {
     "pocket-llama-alt-hard": (
         "Shares no weights with the other models: both stages with other seeds, and all blocks "
         "learned to refuse. Then two rounds of hardening that are shorter than the ladder's, at "
-        "three times its rate. No figure was used to choose its numbers; ablation has no target "
-        "here."
+        "three times its rate. It was made to see whether refusals of that kind survive the "
+        "ablation of a difference-in-means direction, as they do in models from elsewhere. Those "
+        "of blocks 1 to 4 do not undo them (best refusal score 0.64 on training requests, at a KL "
+        "of 0.5 nats); that of the last block's input, which `refusal-direction` takes once its "
+        "filters on depth and KL leave nothing, does. Ablation has no target here. No figure was "
+        "used to choose the numbers."
     ),
     "pocket-llama-no-ablation": (
         "Trained from pocket-llama in five rounds: fit the direction as `refusal-direction` does, "
