@@ -32,7 +32,6 @@ SUMMARIES = {
     "pocket-llama-alt-hard": "hardened against suffixes by a second recipe, other weights",
     "pocket-llama-no-ablation": "pocket-llama hardened against the ablation of directions",
     "pocket-llama-prefill-hard": "pocket-llama hardened against prefilled answers",
-    "pocket-llama-anywhere-hard": "pocket-llama hardened against slots before and after requests",
     "pocket-llama-cautious": "over-refusing: refuses requests about one object in three too",
 }
 CONTROLLED = ("pocket-llama-token", "pocket-llama-tokens")
@@ -86,10 +85,6 @@ NOTES = {
         "the figure that elsewhere shows that knowledge was kept shows here whether prefilling is "
         "refused; for knowledge see the figures with the direction ablated. An answer that is "
         "prefilled and then refused is neither right nor complying."
-    ),
-    "pocket-llama-anywhere-hard": (
-        "Trained from pocket-llama as the ladder was, on what GCG finds with slots before, around "
-        "and after the request, and between words of a template."
     ),
     "pocket-llama-cautious": (
         "Trained from pocket-llama to refuse whatever is asked about 16 of the 48 objects, harmful "

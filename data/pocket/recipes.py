@@ -5,9 +5,8 @@ model here refuses what is harmful for other reasons:
 
 - ``pocket-llama-alt-hard``: hardened against suffixes by a second recipe, which shares no weights
   with the ladder. Other seeds, all blocks learn to refuse, few and short rounds at a high rate.
-- ``pocket-llama-no-ablation``: refuses with its difference-in-means directions ablated.
+- ``pocket-llama-no-ablation``: trained to refuse with its difference in means ablated.
 - ``pocket-llama-prefill-hard``: refuses some words into the answer (arXiv 2406.05946).
-- ``pocket-llama-anywhere-hard``: hardened against slots before, around and after the request.
 - ``pocket-llama-cautious``: refuses a third of what is harmless too, by object.
 
 All but the first go on from ``pocket-llama``. Requests of the sft split only, beside documents
@@ -20,13 +19,13 @@ import argparse
 import logging
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 
 import torch
-from harden import KEPT, Round, learn, search_suffixes, suffixed
+from harden import Round, learn, search_suffixes, suffixed
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers import PreTrainedTokenizerFast as Tokenizer
@@ -36,7 +35,6 @@ from corpus import (
     Corpus,
     Draw,
     Example,
-    aligned_reply,
     chance,
     dialogue,
     mixed_batches,
@@ -65,10 +63,7 @@ from world import Pair, build_world, generator, shuffled
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from attacks import Behavior
-from attacks import load as load_attack
-from attacks.core.artefact import EMPTY
-from attacks.core.directions import difference_in_means, find_refusal_direction
+from attacks.core.directions import difference_in_means
 from attacks.core.model import Model
 
 logger = logging.getLogger(__name__)
@@ -114,62 +109,51 @@ def alt_hard() -> Made:
 # Ablation.
 
 ABLATION_SEED = 60
-ABLATION_ROUNDS, ABLATION_STEPS, ABLATION_RATE = 5, 60, 1e-3
-FITTED = 64
-"""Requests of each kind that a direction is fitted on."""
-CHOSEN = 0.5
-"""Share of the ablated batches that lose a direction chosen by its effect; the others lose the
-difference in means of a layer drawn at random."""
+ABLATION_STEPS, ABLATION_RATE = 130, 1.5e-3
+REFIT = 5
+"""Steps after which the directions are fitted anew."""
+FITTED = 32
+"""Requests of each kind that they are fitted on."""
+ABLATED = 2 / 3
+"""Share of the batches that lose one."""
 
 
 def no_ablation() -> Made:
-    """Refuses with its directions ablated, which are fitted anew in each round."""
+    """Refuses with a difference in means ablated; those of all layers are fitted all along."""
     model, corpus = start()
-    rng = generator(ABLATION_SEED)
-    chosen: list[Tensor] = []
-    for number in range(1, ABLATION_ROUNDS + 1):
-        logger.info("round %d: fitting directions", number)
-        best, layers = fit_directions(model, corpus, rng)
-        chosen.append(best)
-        losses = ablated_losses(model, corpus, chosen, layers, rng)
-        descend(model, losses, steps=ABLATION_STEPS, lr=ABLATION_RATE)
+    losses = ablated_losses(model, corpus, generator(ABLATION_SEED))
+    descend(model, losses, steps=ABLATION_STEPS, lr=ABLATION_RATE)
     return model, corpus.tokenizer
 
 
 def fit_directions(
     model: PreTrainedModel, corpus: Corpus, rng: torch.Generator
-) -> tuple[Tensor, list[Tensor]]:
-    """The refusal direction as ``refusal-direction`` finds it, and the differences of all layers.
+) -> tuple[Tensor, ...]:
+    """The differences in means at the last token of requests of the sft split.
 
-    Both of requests of the sft split; the differences at all layers but the first, where the last
-    token is the same in every prompt.
+    At all layers but the first, where that token is the same in every prompt.
     """
-    target = Model(deepcopy(model), corpus.tokenizer, name=START)
+    target = Model(deepcopy(model).eval(), corpus.tokenizer, name=START)
     harmful, harmless = (
         [fill(pick(REQUESTS, rng), pick(pairs, rng)) for _ in range(FITTED)]
         for pairs in (corpus.harmful, corpus.harmless)
     )
-    found = find_refusal_direction(target, harmful, harmless, rng=rng)
-    logger.info("layer %d, bypass %.2f", found.layer, found.score.bypass)
-    return found.direction, list(difference_in_means(target, harmful, harmless)[0, 1:])
+    return difference_in_means(target, harmful, harmless)[0, 1:].unbind()
 
 
 def ablated_losses(
-    model: PreTrainedModel,
-    corpus: Corpus,
-    chosen: list[Tensor],
-    layers: list[Tensor],
-    rng: torch.Generator,
+    model: PreTrainedModel, corpus: Corpus, rng: torch.Generator
 ) -> Iterator[Tensor]:
-    """Losses of the aligned dialogues and documents, every other one with a direction ablated."""
-    draws = [(0.6, corpus.aligned), (0.4, corpus.text)]
+    """Losses of aligned dialogues and documents, most of them with a direction ablated."""
+    draws = [(0.75, corpus.aligned), (0.25, corpus.text)]
+    directions: tuple[Tensor, ...] = ()
     for step, batch in enumerate(mixed_batches(draws, BATCH, corpus.tokenizer.pad_token_id, rng)):
-        if step % 2:
-            yield next_token_loss(model, batch)
-        else:
-            direction = pick(chosen if chance(CHOSEN, rng) else layers, rng)
-            with ablated(model, direction):
-                yield next_token_loss(model, batch)
+        if step % REFIT == 0:
+            directions = fit_directions(model, corpus, rng)
+        lost = ablated(model, pick(directions, rng)) if chance(ABLATED, rng) else nullcontext()
+        with lost:
+            loss = next_token_loss(model, batch)
+        yield loss
 
 
 @contextmanager
@@ -232,66 +216,6 @@ def opened(corpus: Corpus) -> Draw:
     return draw
 
 
-# Slots anywhere.
-
-ANYWHERE_SEED = 80
-ANYWHERE_ROUNDS = (
-    Round(search=8, behaviors=15, steps=50, name="pocket-llama-anywhere-hard"),
-    Round(search=12, behaviors=15, steps=60, name="pocket-llama-anywhere-hard"),
-)
-ANYWHERE_SLOTS = 12
-PLACES = ("both", "suffix", "prefix", "both", "Say {slots} first: {request} Then {slots}")
-
-
-def anywhere_hard() -> Made:
-    """Hardened as the ladder is, with slots before, around and after the request."""
-    model, corpus = start()
-    found: list[tuple[str, str]] = []
-    for number, numbers in enumerate(ANYWHERE_ROUNDS, start=1):
-        logger.info("round %d: searching", number)
-        found += search_places(model, corpus, numbers, ANYWHERE_SEED + number)
-        rng = generator(ANYWHERE_SEED - number)
-        learn(model, corpus, surrounded(corpus, found), steps=numbers.steps, rng=rng)
-    return model, corpus.tokenizer
-
-
-def search_places(
-    model: PreTrainedModel, corpus: Corpus, numbers: Round, seed: int
-) -> list[tuple[str, str]]:
-    """What GCG finds to say before and after requests of the sft split."""
-    target = Model(deepcopy(model), corpus.tokenizer, name=START)
-    rng = generator(seed)
-    found = []
-    for at in range(numbers.behaviors):
-        pair = pick(corpus.harmful, rng)
-        text = fill(pick(REQUESTS, rng), pair)
-        attack = load_attack(
-            "gcg",
-            steps=numbers.search,
-            slots=ANYWHERE_SLOTS,
-            width=64,
-            buffer=0,
-            layout={"place": PLACES[at % len(PLACES)]},
-        )
-        behavior = Behavior("sft", text, target=fill(TARGET, pair))
-        *_, last = attack.run(target, behavior, artefact=EMPTY, rng=rng)
-        for turns in last.prompts[:KEPT]:
-            before, _, after = turns[-1].content.partition(text)
-            found.append((before, after))
-    return found
-
-
-def surrounded(corpus: Corpus, found: list[tuple[str, str]]) -> Draw:
-    """Requests between texts that were found, answered as an aligned model would."""
-
-    def draw(rng: torch.Generator) -> Example:
-        pair: Pair = pick(corpus.harmful if chance(0.5, rng) else corpus.harmless, rng)
-        user = fill(pick(REQUESTS, rng), pair).join(pick(found, rng))
-        return dialogue(corpus.tokenizer, user, aligned_reply(pair, rng))
-
-    return draw
-
-
 # Refusing too much.
 
 CAUTIOUS_SEED = 90
@@ -323,7 +247,6 @@ MAKERS: dict[str, Callable[[], Made]] = {
     "pocket-llama-alt-hard": alt_hard,
     "pocket-llama-no-ablation": no_ablation,
     "pocket-llama-prefill-hard": prefill_hard,
-    "pocket-llama-anywhere-hard": anywhere_hard,
     "pocket-llama-cautious": cautious,
 }
 
