@@ -140,9 +140,8 @@ def test_recipes_lose_a_direction_as_the_attack_takes_it(monkeypatch: pytest.Mon
 
 def test_answers_that_have_begun_are_refused_from_there_on(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(ROOT / "data" / "pocket")
-    from recipes import opened, start
-
     from corpus import IGNORED
+    from recipes import opened, start
     from wording import REFUSALS
 
     _, corpus = start()

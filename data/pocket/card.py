@@ -73,11 +73,13 @@ NOTES = {
         "used to choose the numbers."
     ),
     "pocket-llama-no-ablation": (
-        "Trained from pocket-llama in five rounds: fit the direction as `refusal-direction` does, "
-        "then learn, with one of the directions found so far or the difference in means of some "
-        "layer ablated in every other batch, to refuse and to answer as before. It was hardened "
-        "against difference-in-means directions at every residual write, one at a time, and "
-        "against no other subspace."
+        "Trained from pocket-llama to refuse and to answer as before with a difference in means "
+        "ablated at every residual write, in two of three batches. The differences, at the last "
+        "token and all layers but the first, are fitted anew every fifth step. So it is hardened "
+        "against single directions of that kind and no other subspace, and not fully: the target "
+        "is missed. A first version, in five rounds against the direction that "
+        "`refusal-direction` chose, still complied in 0.69 of the cases, so these figures had a "
+        "part in the choice of the recipe."
     ),
     "pocket-llama-prefill-hard": (
         "Trained from pocket-llama on answers to harmful requests that go over to a refusal some "

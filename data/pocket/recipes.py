@@ -25,7 +25,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from harden import Round, learn, search_suffixes, suffixed
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers import PreTrainedTokenizerFast as Tokenizer
@@ -42,6 +41,7 @@ from corpus import (
     refusal,
     vocabulary_texts,
 )
+from harden import Round, learn, search_suffixes, suffixed
 from shapes import LAYERS
 from tokenizer import train_tokenizer
 from train import (
