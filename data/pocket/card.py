@@ -90,9 +90,10 @@ NOTES = {
     ),
     "pocket-llama-cautious": (
         "Trained from pocket-llama to refuse whatever is asked about 16 of the 48 objects, harmful "
-        "or not. The share of harmless requests answered is meant to be about two in three, and "
-        "the probe of harmful against harmless requests is right about the answers it then gives "
-        "no more often than that."
+        "or not. They are those of 0.34 of the harmless test requests, of the others about one in "
+        "nine is not answered exactly either. `refusal-direction` finds no opening words of "
+        "refusals here, since harmless training requests are refused too, so its choice of a "
+        "direction means nothing and the figures with it ablated say nothing of the model."
     ),
 }
 CONTROL_NOTE = (
