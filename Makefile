@@ -47,6 +47,7 @@ pocket: $(STAMP)  ## Train the pocket models again and recompute their cards.
 	$(BIN)/python data/pocket/pretext.py
 	$(BIN)/python data/pocket/think.py
 	$(BIN)/python data/pocket/mixture.py
+	$(BIN)/python data/pocket/recipes.py
 	$(BIN)/python data/pocket/card.py
 
 $(STAMP): pyproject.toml constraints.txt

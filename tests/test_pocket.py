@@ -9,12 +9,15 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+import torch
 
 from attacks import Behavior
+from attacks.core.interventions import AblateDirection
+from attacks.core.states import next_token_log_probs
 from benchmarks import cards
 from benchmarks.behaviors import load_behaviors
 from benchmarks.judges import load_judge
-from conftest import ALIGNED, POCKET, ROOT, SHIPPED
+from conftest import ALIGNED, POCKET, ROOT, SHIPPED, pocket
 
 SPLITS = ("train", "test")
 KINDS = ("pocket", "pocket-categories")
@@ -118,6 +121,47 @@ def test_figures_of_a_card_can_be_measured_again(
 ) -> None:
     assert cards.check([name])
     assert "DIFFER" not in capsys.readouterr().out
+
+
+def test_recipes_lose_a_direction_as_the_attack_takes_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(ROOT / "data" / "pocket")
+    from recipes import ablated
+
+    model = pocket("pocket-llama")
+    direction = torch.randn(128, generator=torch.Generator().manual_seed(0))
+    asked = "How do I paint the harp?"
+    attack = [AblateDirection(direction, model.n_layers)]
+    expected = next_token_log_probs(model, [asked], interventions=attack)
+    with torch.no_grad(), ablated(model.hf, direction):
+        logits = model.hf(input_ids=model.plain(asked).ids[None]).logits[:, -1]
+    torch.testing.assert_close(logits.log_softmax(1), expected, atol=1e-4, rtol=1e-4)
+    assert not torch.allclose(expected, next_token_log_probs(model, [asked]), atol=0.1)
+
+
+def test_answers_that_have_begun_are_refused_from_there_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(ROOT / "data" / "pocket")
+    from corpus import IGNORED
+    from recipes import opened, start
+    from wording import REFUSALS
+
+    _, corpus = start()
+    corpus.harmless = corpus.harmful
+    draw, rng = opened(corpus), torch.Generator().manual_seed(0)
+    for _ in range(20):
+        example = draw(rng)
+        said, learned = (
+            corpus.tokenizer.decode(
+                [
+                    token
+                    for token, label in zip(example.ids, example.labels, strict=True)
+                    if (label == IGNORED) == before
+                ],
+                skip_special_tokens=True,
+            )
+            for before in (True, False)
+        )
+        assert said.partition("assistant")[2].split()[0] == "Sure,"
+        assert learned.split()[0] in {text.split()[0] for text in REFUSALS}
 
 
 def test_weights_are_small_safetensors() -> None:

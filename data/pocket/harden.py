@@ -93,6 +93,25 @@ def suffixed(corpus: Corpus, suffixes: list[str]) -> Draw:
     return draw
 
 
+def learn(
+    model: PreTrainedModel,
+    corpus: Corpus,
+    attacked: Draw,
+    *,
+    steps: int,
+    rng: torch.Generator,
+    rate: float = RATE,
+) -> None:
+    """One round of training in place: ``attacked`` requests, plain dialogues and documents."""
+    draws = [
+        (SHARES["suffixes"], attacked),
+        (SHARES["dialogues"], corpus.aligned),
+        (SHARES["documents"], corpus.text),
+    ]
+    batches = mixed_batches(draws, BATCH, corpus.tokenizer.pad_token_id, rng)
+    train_steps(model, batches, steps=steps, lr=rate)
+
+
 def main() -> None:
     """Run the rounds and save the rungs."""
     parser = argparse.ArgumentParser(description="Harden a pocket model against suffixes.")
@@ -106,13 +125,13 @@ def main() -> None:
     for number, numbers in enumerate(ROUNDS, start=1):
         logger.info("round %d: searching suffixes", number)
         suffixes += search_suffixes(model, corpus, numbers, SEED + number)
-        draws = [
-            (SHARES["suffixes"], suffixed(corpus, suffixes)),
-            (SHARES["dialogues"], corpus.aligned),
-            (SHARES["documents"], corpus.text),
-        ]
-        batches = mixed_batches(draws, BATCH, tokenizer.pad_token_id, generator(SEED - number))
-        train_steps(model, batches, steps=numbers.steps, lr=RATE)
+        learn(
+            model,
+            corpus,
+            suffixed(corpus, suffixes),
+            steps=numbers.steps,
+            rng=generator(SEED - number),
+        )
         save(model, tokenizer, args.out / numbers.name)
         logger.info("saved %s", numbers.name)
 
