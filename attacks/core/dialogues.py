@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from attacks.core.prompt import GENERATED
 from attacks.core.sites import Site
 from attacks.core.weights import Change
 
@@ -23,6 +24,8 @@ class Dialogue:
 
     ids: Tensor
     """(T,) int64"""
+    roles: Tensor
+    """(T,) int64 role of each position (see `attacks.core.prompt`)."""
     first: int
     """Position of the answer's first token."""
 
@@ -30,11 +33,13 @@ class Dialogue:
     def of(cls, model: Model, text: str, answer: str) -> Dialogue:
         """The request `text` with `answer`, as the model's own template writes it."""
         prompt = model.plain(text, target=answer)
-        return cls(prompt.sequence, len(prompt.ids))
+        generated = torch.full_like(prompt.target_ids, GENERATED)
+        return cls(prompt.sequence, torch.cat([prompt.roles, generated]), len(prompt.ids))
 
     def first_tokens(self, count: int) -> Dialogue:
         """This dialogue with at most the first `count` tokens of the answer."""
-        return replace(self, ids=self.ids[: self.first + count])
+        end = self.first + count
+        return replace(self, ids=self.ids[:end], roles=self.roles[:end])
 
     @property
     def reads(self) -> range:
@@ -49,8 +54,11 @@ def answer_log_probs(
     union = sorted({at for dialogue in dialogues for at in dialogue.reads})
     where = {at: row for row, at in enumerate(union)}
     site = Site(-1, "logits", tuple(union))
-    ids = pad_sequence([dialogue.ids for dialogue in dialogues], batch_first=True)
-    logits = model.trace(ids, [site], interventions=changes)[site]
+    ids, roles = (
+        pad_sequence(rows, batch_first=True)
+        for rows in ([one.ids for one in dialogues], [one.roles for one in dialogues])
+    )
+    logits = model.trace(ids, [site], interventions=changes, roles=roles)[site]
     return [
         logits[row, [where[at] for at in dialogue.reads]].float().log_softmax(-1)
         for row, dialogue in enumerate(dialogues)
