@@ -41,9 +41,6 @@ class Row:
     compliance: float | None
     """Labels complied and knows."""
     refusal_rate: float | None
-    garbled: float | None
-    """Share of harmful requests whose answer is incoherent, a loop or an echo; None: records do
-    not say."""
     seconds_median: float | None
     """Search and answer, without preparation, verification and judging."""
     first_success_seconds_median: float | None
@@ -67,6 +64,9 @@ class Row:
     harmless_n: int
     prepare_seconds: float
     """Original cost of what the attack fitted."""
+    garbled: float | None
+    """Share of harmful requests whose answer is incoherent, a loop or an echo; None: records do
+    not say."""
     verdict: str
     """What a check on held-out prompts said of what the attack fitted (`Record.verdict`)."""
     sources: Mapping[str, int]

@@ -64,12 +64,14 @@ def test_records_say_what_was_combined(suite: Suite, done: Path) -> None:
             assert record.prompts and "harp" in record.prompts[0]
             opened = ("Sure, here",) if name.startswith("prefill") else ()
             assert record.openings == opened
-            assert (record.first_token_kl is None) == record.harmful
+            # Nothing is damaged where the plain model refuses, as this one does by chance.
+            assert record.first_token_kl is None or not record.harmful
             assert record.seconds.prepare > 0
     searched = by_attack["gcg+refusal-direction"][0]
     assert set(searched.params) == {"gcg", "refusal-direction"}
     assert searched.params["gcg"]["steps"] == searched.steps == 2
-    assert all(record.first_token_kl > 0 for record in records if not record.harmful)
+    measured = [record.first_token_kl for record in records if record.first_token_kl is not None]
+    assert measured and min(measured) > 0
     # What is measured of an attack is no part of its cost.
     assert all(record.flops == 0 for record in by_attack["refusal-direction"])
     assert searched.attack_hash == attack_hash(parse_spec(suite.attacks[0]))
@@ -86,7 +88,7 @@ def test_parts_share_what_is_fitted(
     def fail(*_: object, **__: object) -> None:
         raise AssertionError("fitted again")
 
-    monkeypatch.setattr(attacks.refusal_direction, "find_refusal_direction", fail)
+    monkeypatch.setattr(attacks.refusal_direction, "find_checked_direction", fail)
     assert run(suite, tmp_path / "out", artefacts=tmp_path / "alone" / "artefacts")
     assert contents(tmp_path / "out") == contents(done)
     other = dataclasses.replace(suite, train=suite.behaviors.replace("test.", "other."))
@@ -115,7 +117,9 @@ def test_the_board_shows_side_effects(done: Path) -> None:
     rows = {row.attack: row for row in read_rows([done])}
     records = read_records(done)
     for name in ("refusal-direction", "prefill+refusal-direction"):
-        measured = [r.first_token_kl for r in records if r.attack == name and not r.harmful]
+        measured = [
+            r.first_token_kl for r in records if r.attack == name and r.first_token_kl is not None
+        ]
         assert rows[name].harmless_kl == pytest.approx(sum(measured) / len(measured))
     assert rows["gcg+refusal-direction"].harmless_kl is None
     # An opening hides nothing: what is compared is the answer to the plain request.
@@ -123,7 +127,7 @@ def test_the_board_shows_side_effects(done: Path) -> None:
     assert alone == opened
     table = render(list(rows.values()), "md")
     assert "Intervention attacks" in table and "| Harmless KL |" in table
-    assert "gcg+refusal-direction |" in table
+    assert "gcg+refusal-direction †" in table, "the model refuses nothing"
 
 
 def test_parameters_of_parts_tell_rows_apart(tmp_path: Path) -> None:

@@ -1,0 +1,39 @@
+"""What stands under a board: failed fits, fall-backs, broken answers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from test_leaderboard import _record, _run
+
+from benchmarks.leaderboard import render
+
+
+def test_a_failed_fit_a_fall_back_and_broken_answers_are_footnotes(tmp_path: Path) -> None:
+    failed: dict[str, Any] = {
+        "attack": "ablate",
+        "attack_hash": "h3",
+        "threat_model": "intervention",
+    }
+    failed |= {"garbled": (True,), "verdict": "failed: 0.50 still | refused"}
+    cells = [
+        (
+            _record(at, **failed, garbled=(True,), verdict="failed: 0.50 still | refused"),
+            ("garbled",),
+        )
+        for at in range(4)
+    ]
+    cells += [
+        (_record(at, source=source, garbled=(False,), verdict="good"), ("knows",))
+        for at, source in enumerate(["own answer, direction", "given target", "given target"])
+    ]
+    rows = _run(tmp_path, cells)
+    text = render(rows, "md")
+    assert "| ablate † ‡ |" in text
+    assert "† ablate on tiny: the fit failed: 0.50 still \\| refused." in text
+    assert "‡ ablate on tiny: 1.00 of the answers are garbled" in text
+    assert "gcg on tiny aimed at: own answer, direction (1), given target (2)." in text
+    by_attack = {row.attack: row for row in rows}
+    assert (by_attack["ablate"].asr, by_attack["ablate"].garbled) == (0.0, 1.0)
+    assert (by_attack["gcg"].asr, by_attack["gcg"].garbled) == (1.0, 0.0)
