@@ -20,7 +20,7 @@ SUFFIXES = (".jsonl", ".csv")
 #: sets use these names; some have both the instruction (`Goal`) and its short title (`Behavior`).
 ALIASES = {
     "id": ("id", "behaviorid"),
-    "text": ("text", "goal", "prompt", "forbidden_prompt", "behavior"),
+    "text": ("text", "goal", "prompt", "instruction", "forbidden_prompt", "behavior"),
     "target": ("target",),
     "category": ("category", "semanticcategory", "type"),
     "harmful": ("harmful", "label"),
@@ -113,7 +113,31 @@ def _jsonl(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
             raise BadInput(f"{place}: not valid JSON ({error})") from error
         if not isinstance(row, dict):
             raise BadInput(f"{place}: not a JSON object")
-        yield place, row
+        yield place, _jsonl_fields(row, f"{path.stem}-{number}", place)
+
+
+def _jsonl_fields(row: Mapping[str, Any], default_id: str, place: str) -> Mapping[str, Any]:
+    """Field values of a JSON object: columns may be named, and ids left out, as in CSV files."""
+    by_name = {str(name).strip().lower(): value for name, value in row.items()}
+    fields = {
+        field: by_name[name]
+        for field, names in ALIASES.items()
+        if (name := next((name for name in names if name in by_name), None)) is not None
+    }
+    if "text" not in fields:
+        raise BadInput(
+            f"{place}: field 'text' is missing; one of {', '.join(ALIASES['text'])} must hold the "
+            "instruction"
+        )
+    fields.setdefault("id", default_id)
+    context = fields.pop("context", None)
+    if isinstance(fields["text"], str) and isinstance(context, str):
+        fields["text"] = with_context(fields["text"], context)
+    if isinstance(fields.get("harmful"), str):
+        fields["harmful"] = is_harmful(fields["harmful"], f"{place}: field 'harmful'")
+    if fields.pop("target_mismatch", False):
+        fields["target"] = None
+    return fields
 
 
 def _csv(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:

@@ -86,9 +86,11 @@ def check(suite: Suite) -> Plan:
                 f"'{suite.train}' holds only {'harmful' if train[0].harmful else 'harmless'} ones"
             )
     refuse_overlap(train, rows, str(suite.train), suite.behaviors)
+    rows, notes = distinct(rows, suite.behaviors)
+    train, repeated = distinct(train, str(suite.train))
+    notes += repeated
 
     attacked, answered = choose(rows, limit=suite.limit, harmless=suite.harmless)
-    notes = []
     if not attacked:
         skipped = [attack.name for attack in attacks if attack.searches]
         attacks = tuple(attack for attack in attacks if not attack.searches)
@@ -129,16 +131,29 @@ def choose(
     return tuple(attacked), tuple(twins or benign[:limit])
 
 
+def distinct(rows: Sequence[Behavior], name: str) -> tuple[list[Behavior], list[str]]:
+    """The first behaviour of each text, and a line for the user where that leaves some out."""
+    first: dict[str, Behavior] = {}
+    for row in rows:
+        first.setdefault(normalise(row.text), row)
+    again = len(rows) - len(first)
+    kept = (
+        f"'{name}': {again} of {len(rows)} behaviours repeat the text of another and are left out"
+    )
+    return list(first.values()), [kept] if again else []
+
+
 def refuse_overlap(
     train: Sequence[Behavior], test: Sequence[Behavior], train_name: str, test_name: str
 ) -> None:
     """Make sure that nothing is tested on what was fitted on.
 
     Raises:
-        BadInput: a training behaviour with the id or the text of a test behaviour.
+        BadInput: a training behaviour with the text of a test behaviour. Ids say nothing: files
+            that number their rows have the same ones.
     """
-    ids, texts = {row.id for row in test}, {normalise(row.text) for row in test}
-    shared = [row.id for row in train if row.id in ids or normalise(row.text) in texts]
+    texts = {normalise(row.text) for row in test}
+    shared = [row.id for row in train if normalise(row.text) in texts]
     if shared:
         raise BadInput(
             f"training set '{train_name}' overlaps the test set '{test_name}' in "

@@ -19,7 +19,7 @@ def test_a_failed_fit_a_fall_back_and_broken_answers_are_footnotes(tmp_path: Pat
     failed |= {"garbled": (True,), "verdict": "failed: 0.50 still | refused"}
     cells = [
         (
-            _record(at, **failed, garbled=(True,), verdict="failed: 0.50 still | refused"),
+            _record(at, **failed),
             ("garbled",),
         )
         for at in range(4)

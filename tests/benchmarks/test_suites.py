@@ -137,6 +137,23 @@ def test_training_behaviours_that_overlap_are_refused(base: Suite, tmp_path: Pat
         check(dataclasses.replace(base, train=str(train), limit=1))
 
 
+def test_sets_that_number_their_rows_alike_do_not_overlap(base: Suite, tmp_path: Path) -> None:
+    train, test = tmp_path / "train.jsonl", tmp_path / "test.jsonl"
+    for path in (train, test):
+        rows = (f'{{"id": "{at}", "text": "{path.stem} no. {at}"}}\n' for at in range(3))
+        path.write_text("".join(rows))
+    plan = check(dataclasses.replace(base, train=str(train), behaviors=str(test)))
+    assert [row.id for row in plan.train] == ["0", "1", "2"]
+
+
+def test_a_text_that_stands_twice_runs_once_and_is_said(base: Suite, tmp_path: Path) -> None:
+    path = tmp_path / "twice.jsonl"
+    path.write_text('{"goal": "Do it."}\n{"goal": "do  it."}\n{"instruction": "Do that."}\n')
+    plan = check(dataclasses.replace(base, behaviors=str(path), train=None, attacks=("direct",)))
+    assert [row.id for row in plan.attacked] == ["twice-1", "twice-3"]
+    assert any("1 of 3 behaviours repeat" in note for note in plan.notes)
+
+
 def test_harmful_behaviours_are_attacked_and_their_twins_only_answered() -> None:
     harmful = [Behavior(f"h{i}", f"do {i}", twin=f"t{i}") for i in range(3)]
     twins = [Behavior(f"t{i}", f"ask {i}", harmful=False) for i in range(3)]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Sequence
+from datetime import datetime
 from functools import cached_property
 from typing import Any
 
@@ -27,6 +28,14 @@ from attacks.core.thinking import Markers, find_markers
 
 _MARK = "\ue001"
 _DRAWS = 1000
+#: The day that chat templates which write today's date are told it is (those of Llama 3.1 and 3.2
+#: do): the same request must have the same tokens tomorrow. Records name it in their revision.
+DATE = datetime(2024, 7, 26)
+
+
+def _frozen(form: str) -> str:
+    """What a template is told of the time."""
+    return DATE.strftime(form)
 
 
 class Chat:
@@ -62,6 +71,11 @@ class Chat:
         """What a completion says after thinking; all of it where the model knows no markers."""
         return self.markers.answer(completion) if self.markers else completion
 
+    @property
+    def dated(self) -> str:
+        """The date that the template is told, or nothing where it asks for none."""
+        return f"{DATE:%Y-%m-%d}" if "strftime_now" in str(self.tokenizer.chat_template) else ""
+
     def render(self, messages: Messages) -> str:
         """The conversation as text, ready for the answer; an assistant turn at the end is opened.
 
@@ -76,6 +90,8 @@ class Chat:
                 tokenize=False,
                 add_generation_prompt=not opened,
                 continue_final_message=opened,
+                # Shadows the function of that name by which templates ask for the time.
+                strftime_now=_frozen,
             )
         except (TemplateError, ValueError) as error:
             roles = ", ".join(message.role for message in messages)

@@ -47,13 +47,14 @@ class Model(OnDevice):
         self.hf = hf.eval().requires_grad_(False)
         self.hf.generation_config = plain_generation(hf, tokenizer)
         self.name = name
-        self.revision = revision
         self.system = system
         self.n_layers: int = config.num_hidden_layers
         self.width: int = config.hidden_size
         self.structure = structure_of(hf, self.n_layers)
         rows = hf.get_input_embeddings().weight.shape[0]
         self.chat = Chat(tokenizer, name, vocab_rows=rows, context=context_of(config))
+        dated = f"dated {self.chat.dated}" if self.chat.dated else ""
+        self.revision = " ".join(part for part in (revision, dated) if part)
         self.meter = Meter(hf, self.structure.blocks, self.n_layers)
         self._envoy = NNsight(hf)
         self.companions = Companions(self.hf, Model.load)
