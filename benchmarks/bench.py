@@ -16,13 +16,13 @@ from attacks.composed import Composed
 from attacks.core.answers import answers
 from attacks.core.artefact import EMPTY
 from attacks.core.coherence import Coherence, garbled
-from attacks.core.errors import BadInput
 from attacks.core.model import Model, Work
 from attacks.core.prompt import Messages
 from attacks.core.refusal import OPENER_TOKENS, opens_with_refusal
 from attacks.registry import params_of
 from benchmarks import artefacts
 from benchmarks.cells import Cell, ModelId, Settings
+from benchmarks.failures import Failure, one_line
 from benchmarks.judges import load_judge
 from benchmarks.records import FirstSuccess, Judgement, Record, Seconds, Status
 from benchmarks.suites import attack_hash
@@ -43,6 +43,7 @@ class Setup:
     device: str
     dtype: str
     system: str | None
+    date: str
     settings: Settings
     openers: tuple[str, ...]
     """The model's refusal openers, normalised."""
@@ -58,7 +59,12 @@ class Setup:
             BadInput: see `Model.load`.
         """
         return Model.load(
-            self.source, name=self.name, device=self.device, dtype=self.dtype, system=self.system
+            self.source,
+            name=self.name,
+            device=self.device,
+            dtype=self.dtype,
+            system=self.system,
+            date=self.date,
         )
 
 
@@ -67,14 +73,6 @@ class Outcome(NamedTuple):
 
     record: Record
     judgements: tuple[Judgement, ...] = ()
-
-
-class Failure(NamedTuple):
-    """Why a cell has no result."""
-
-    status: Status
-    reason: str
-    """One line."""
 
 
 @dataclass
@@ -320,23 +318,6 @@ def last_user_message(messages: Messages) -> str:
 def opening_of(messages: Messages) -> str:
     """What the attacker puts into the model's mouth: an assistant turn at the end."""
     return messages[-1].content if messages[-1].role == "assistant" else ""
-
-
-def failure_of(error: Exception) -> Failure:
-    """The status and the one-line reason for an exception inside a cell."""
-    out_of_memory = isinstance(error, torch.OutOfMemoryError | MemoryError) or (
-        isinstance(error, RuntimeError)
-        and any(sign in str(error).lower() for sign in ("out of memory", "can't allocate memory"))
-    )
-    text = one_line(str(error))[:300]
-    if not isinstance(error, BadInput):
-        text = f"{type(error).__name__}: {text}".removesuffix(": ")
-    return Failure("out_of_memory" if out_of_memory else "error", text)
-
-
-def one_line(text: str) -> str:
-    """`text` without line breaks and control characters, as a terminal may show it."""
-    return " ".join("".join(c if c.isprintable() else " " for c in text).split())
 
 
 def release_memory() -> None:

@@ -140,6 +140,7 @@ def _add_subject(group: argparse._ActionsContainer, train: str, behaviors: str) 
         ("--train", "NAME_OR_FILE", train),
         ("--behaviors", "NAME_OR_FILE", behaviors),
         ("--system", "TEXT", "system prompt"),
+        ("--date", "YYYY-MM-DD", "for chat templates that write today's"),
         ("--device", "D", "auto, cpu, cuda, ..."),
         ("--dtype", "T", "auto, float32, bfloat16, ..."),
     ):

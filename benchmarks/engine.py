@@ -12,9 +12,10 @@ from attacks.attack import Artefact, Step
 from attacks.core.prompt import Messages
 from attacks.core.states import first_token_kl
 from attacks.core.weights import Change
-from benchmarks.bench import Bench, Failure, OnStep, Outcome, Tally, failure_of, release_memory
+from benchmarks.bench import Bench, OnStep, Outcome, Tally, release_memory
 from benchmarks.budget import exhausted, verification_due
 from benchmarks.cells import Cell, Task, cell_generator
+from benchmarks.failures import Failure, failure_of
 from benchmarks.records import FirstSuccess, Status
 from benchmarks.timing import Clock
 

@@ -11,9 +11,9 @@ from statistics import mean
 
 from attacks.attack import Attack
 from attacks.core.model import Model
-from benchmarks.bench import failure_of
 from benchmarks.cells import cell_generator, prepare_generator
 from benchmarks.engine import BATCH_SIZE, PAD_TO
+from benchmarks.failures import failure_of
 from benchmarks.paths import data_dir
 from benchmarks.plan import Plan
 from benchmarks.records import Record
@@ -92,7 +92,12 @@ def _seconds(records: Sequence[Record]) -> dict[tuple[str, str], float]:
 def _load(plan: Plan, name: str, source: str) -> Model:
     suite = plan.suite
     return Model.load(
-        source, name=name, device=suite.device, dtype=suite.dtype, system=suite.system
+        source,
+        name=name,
+        device=suite.device,
+        dtype=suite.dtype,
+        system=suite.system,
+        date=suite.date,
     )
 
 

@@ -17,8 +17,9 @@ from attacks.core.refusal import GENERAL_OPENERS, learn_openers
 from attacks.core.survey import Survey, Surveyor, survey
 from attacks.registry import params_of
 from benchmarks import artefacts
-from benchmarks.bench import Failure, failure_of, model_id, verdict_of
+from benchmarks.bench import model_id, verdict_of
 from benchmarks.cells import artefact_id, prepare_generator
+from benchmarks.failures import Failure, failure_of
 from benchmarks.suites import attack_hash
 from benchmarks.timing import Clock
 

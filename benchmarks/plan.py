@@ -67,7 +67,7 @@ def check(suite: Suite) -> Plan:
     attacks = suite_attacks(suite)
     models = {name: resolve(name) for name in suite.models}
     for name, source in models.items():
-        Model.check(source, name=name, system=suite.system)
+        Model.check(source, name=name, system=suite.system, date=suite.date)
     rows = load_behaviors(suite.behaviors)
     if not rows:
         raise BadInput(f"behaviour set '{suite.behaviors}' is empty")

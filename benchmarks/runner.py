@@ -18,16 +18,15 @@ from benchmarks.bench import (
     Outcome,
     Setup,
     Tally,
-    failure_of,
     make_record,
     model_id,
-    one_line,
     release_memory,
 )
 from benchmarks.budget import answers
 from benchmarks.cells import Cell, Task, cell_key
 from benchmarks.engine import execute, split
 from benchmarks.estimate import estimate
+from benchmarks.failures import failure_of, one_line
 from benchmarks.fitting import fit_attack, fit_coherent, fit_openers
 from benchmarks.plan import Plan, check
 from benchmarks.records import Record
@@ -148,6 +147,7 @@ class _Run:
             device=suite.device,
             dtype=suite.dtype,
             system=suite.system,
+            date=suite.date,
             settings=self.plan.settings,
             openers=(),
             artefacts=self.folders[0],

@@ -15,6 +15,7 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, with_confi
 from attacks.attack import Attack
 from attacks.composed import Composed
 from attacks.core.errors import BadInput
+from attacks.core.model import DATE
 from attacks.registry import params_of, parse_spec
 from benchmarks.paths import data_dir
 from benchmarks.records import digest
@@ -53,6 +54,8 @@ class Suite:
     """Also answer the harmless twins of the attacked behaviours, by attacks that do not search."""
     device: str = "auto"
     dtype: str = "auto"
+    date: str = DATE
+    """YYYY-MM-DD, what chat templates that write today's date are told."""
 
 
 _SUITE = TypeAdapter(Suite)

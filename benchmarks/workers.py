@@ -13,9 +13,10 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 from typing import Self
 
-from benchmarks.bench import Bench, Failure, Outcome, Setup, failure_of
+from benchmarks.bench import Bench, Outcome, Setup
 from benchmarks.cells import Task
 from benchmarks.engine import execute
+from benchmarks.failures import Failure, failure_of
 from benchmarks.threads import fixed_threads, threads_for
 
 #: Outcomes of a task, or why there are none.

@@ -26,7 +26,9 @@ def inspect(options: Options) -> Path:
             a folder with somebody else's page.
     """
     prompts = load_prompts(options)
-    Model.check(resolve(options.model), name=options.model, system=options.system)
+    Model.check(
+        resolve(options.model), name=options.model, system=options.system, date=options.date
+    )
     out = options.out or Path("runs") / f"inspect-{folder_name(options.model)}"
     if (out / _PAGE).exists() and not (out / _DATA).exists():
         raise BadInput(f"inspect: {out / _PAGE} is not of an inspection; choose another --out")

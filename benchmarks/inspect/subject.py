@@ -15,7 +15,7 @@ from attacks.attack import Artefact, Behavior
 from attacks.core.answers import answers
 from attacks.core.errors import BadInput
 from attacks.core.interventions import AblateDirection, Intervention
-from attacks.core.model import Model
+from attacks.core.model import DATE, Model
 from attacks.core.refusal import opens_with_refusal, refusal_tokens
 from attacks.core.sites import Site
 from attacks.core.states import last_token, next_token_log_probs
@@ -49,6 +49,7 @@ class Options:
     device: str = "auto"
     dtype: str = "auto"
     system: str | None = None
+    date: str = DATE
     artefacts: Path | None = None
     steps: int = 12
     """Of each attack's search."""
@@ -190,6 +191,7 @@ def load_subject(options: Options, prompts: Prompts, folders: Sequence[Path]) ->
         device=options.device,
         dtype=options.dtype,
         system=options.system,
+        date=options.date,
     )
     with fixed_threads(threads_for(model)):
         found, _ = fit_survey(model, prompts.train, options.seed, folders)

@@ -15,7 +15,7 @@ from attacks.control_tokens import ControlTokenSteering
 from attacks.core.control import ControlTokens, FirstToken, Force, find_control_tokens
 from attacks.core.errors import BadInput
 from attacks.core.interventions import Context
-from attacks.core.model import Model
+from attacks.core.model import DATE, Model
 from attacks.core.refusal import learn_openers
 from attacks.core.sites import Site
 from attacks.core.states import last_token
@@ -47,6 +47,7 @@ class Options:
     device: str = "auto"
     dtype: str = "auto"
     system: str | None = None
+    date: str = DATE
 
 
 class Asked:
@@ -162,6 +163,7 @@ def load_subject(options: Options) -> Subject:
         device=options.device,
         dtype=options.dtype,
         system=options.system,
+        date=options.date,
     )
     tokens = find_control_tokens(model)
     judge = default_judge([*sets[0], *sets[1]])

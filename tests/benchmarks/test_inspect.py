@@ -199,7 +199,7 @@ def test_flags_become_options(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -
     assert main(["inspect", *flags.split()]) == 0
     assert main(["inspect", "--model", "m"]) == 0
     assert seen == [
-        Options("m", "a", "b", Path("o"), 9, 3, "cpu", "float32", "Hello", Path("f")),
+        Options("m", "a", "b", Path("o"), 9, 3, "cpu", "float32", "Hello", artefacts=Path("f")),
         Options("m"),
     ]
 

@@ -197,6 +197,7 @@ def test_a_worker_that_dies_costs_at_most_its_cell(suite: Suite, tmp_path: Path)
         device="auto",
         dtype="auto",
         system=None,
+        date="2024-07-26",
         settings=Settings(4, 1, "never", "phrases", ("phrases",), None),
         openers=GENERAL_OPENERS,
         artefacts=tmp_path,

@@ -65,6 +65,6 @@ def test_a_template_that_forbids_it_is_named(monkeypatch: pytest.MonkeyPatch) ->
         "{% for m in messages %}{% if m.role == 'user' %}{{ m.content }}{% endif %}{% endfor %}",
     )
     for template in templates:
-        monkeypatch.setattr(model.chat.tokenizer, "chat_template", template)
+        monkeypatch.setattr(model.chat, "template", template)
         with pytest.raises(BadInput, match="refuses the roles user, assistant"):
             opened(model)

@@ -5,15 +5,14 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Sequence
-from datetime import datetime
 from functools import cached_property
 from typing import Any
 
 import torch
-from jinja2.exceptions import TemplateError
 from torch import Generator, Tensor
 
 from attacks.core.errors import BadInput
+from attacks.core.model.template import DATE, asks_for_date, frozen_template
 from attacks.core.prompt import (
     GENERATED,
     INSTRUCTION,
@@ -28,20 +27,14 @@ from attacks.core.thinking import Markers, find_markers
 
 _MARK = "\ue001"
 _DRAWS = 1000
-#: The day that chat templates which write today's date are told it is (those of Llama 3.1 and 3.2
-#: do): the same request must have the same tokens tomorrow. Records name it in their revision.
-DATE = datetime(2024, 7, 26)
-
-
-def _frozen(form: str) -> str:
-    """What a template is told of the time."""
-    return DATE.strftime(form)
 
 
 class Chat:
     """A fast tokenizer with a chat template."""
 
-    def __init__(self, tokenizer: Any, name: str, *, vocab_rows: int, context: int) -> None:
+    def __init__(
+        self, tokenizer: Any, name: str, *, vocab_rows: int, context: int, date: str = DATE
+    ) -> None:
         """Wrap a tokenizer.
 
         Args:
@@ -49,9 +42,10 @@ class Chat:
             name: the model's name, for messages.
             vocab_rows: V, rows of the embedding matrix.
             context: the longest sequence that the model takes.
+            date: YYYY-MM-DD, what templates that write today's date are told.
 
         Raises:
-            BadInput: no chat template, or no fast tokenizer (offsets are needed).
+            BadInput: no chat template, or no fast tokenizer (offsets are needed); no such date.
         """
         if not getattr(tokenizer, "chat_template", None):
             raise BadInput(f"model '{name}' has no chat template; only chat models can be attacked")
@@ -61,20 +55,30 @@ class Chat:
         self.name = name
         self.vocab_rows = vocab_rows
         self.context = context
+        self.template = frozen_template(tokenizer, date)
+        #: The date that the template is told, or nothing where it asks for none.
+        self.dated = date if asks_for_date(self.template) else ""
 
     @cached_property
     def markers(self) -> Markers | None:
         """What the model thinks between, where it knows such markers; it need not use them."""
-        return find_markers(self.tokenizer.get_added_vocab(), str(self.tokenizer.chat_template))
+        return find_markers(self.tokenizer.get_added_vocab(), self.template)
 
     def answer(self, completion: str) -> str:
         """What a completion says after thinking; all of it where the model knows no markers."""
         return self.markers.answer(completion) if self.markers else completion
 
-    @property
-    def dated(self) -> str:
-        """The date that the template is told, or nothing where it asks for none."""
-        return f"{DATE:%Y-%m-%d}" if "strftime_now" in str(self.tokenizer.chat_template) else ""
+    def try_out(self, messages: Messages) -> None:
+        """Render a conversation to see whether that can be done, twice with the same text.
+
+        Raises:
+            BadInput: as `render`; a template that draws at random, say.
+        """
+        if self.render(messages) != self.render(messages):
+            raise BadInput(
+                f"model '{self.name}': its chat template writes another prompt each time; a prompt "
+                "must be a function of the conversation"
+            )
 
     def render(self, messages: Messages) -> str:
         """The conversation as text, ready for the answer; an assistant turn at the end is opened.
@@ -87,13 +91,12 @@ class Chat:
         try:
             text = self.tokenizer.apply_chat_template(
                 turns,
+                chat_template=self.template,
                 tokenize=False,
                 add_generation_prompt=not opened,
                 continue_final_message=opened,
-                # Shadows the function of that name by which templates ask for the time.
-                strftime_now=_frozen,
             )
-        except (TemplateError, ValueError) as error:
+        except Exception as error:  # a template is somebody else's program
             roles = ", ".join(message.role for message in messages)
             reason = " ".join(str(error).split())
             raise BadInput(

@@ -25,6 +25,7 @@ from attacks.core.model.generation import batches, greedy, left_padded, plain_ge
 from attacks.core.model.hooks import by_site, intervening
 from attacks.core.model.loading import load_parts, load_tokenizer
 from attacks.core.model.meter import Meter
+from attacks.core.model.template import DATE
 from attacks.core.prompt import SYSTEM, Messages, Prompt, conversation
 from attacks.core.sites import Site, Trace
 from attacks.core.weights import Change, WeightEdit
@@ -41,6 +42,7 @@ class Model(OnDevice):
         name: str,
         revision: str = "",
         system: str | None = None,
+        date: str = DATE,
     ) -> None:
         """Wrap a loaded Hugging Face causal language model, which is frozen; see `load`."""
         config = hf.config.get_text_config()
@@ -52,7 +54,7 @@ class Model(OnDevice):
         self.width: int = config.hidden_size
         self.structure = structure_of(hf, self.n_layers)
         rows = hf.get_input_embeddings().weight.shape[0]
-        self.chat = Chat(tokenizer, name, vocab_rows=rows, context=context_of(config))
+        self.chat = Chat(tokenizer, name, vocab_rows=rows, context=context_of(config), date=date)
         dated = f"dated {self.chat.dated}" if self.chat.dated else ""
         self.revision = " ".join(part for part in (revision, dated) if part)
         self.meter = Meter(hf, self.structure.blocks, self.n_layers)
@@ -62,7 +64,7 @@ class Model(OnDevice):
         self._changes: tuple[Change, ...] = ()
         self._tables: list[tuple[Tensor, Tensor]] = []
         self._edits: list[WeightEdit] = []
-        self.chat.render(conversation("a", system=system))
+        self.chat.try_out(conversation("a", system=system))
 
     @classmethod
     def load(
@@ -73,6 +75,7 @@ class Model(OnDevice):
         device: str = "auto",
         dtype: str = "auto",
         system: str | None = None,
+        date: str = DATE,
     ) -> Model:
         """Load a Hugging Face causal chat model from a folder or by Hub id (safetensors only).
 
@@ -83,16 +86,19 @@ class Model(OnDevice):
             dtype: float32, bfloat16, float16 or float64; "auto" is float32 on the CPU and the
                 checkpoint's own elsewhere.
             system: system prompt of every conversation.
+            date: YYYY-MM-DD, what chat templates that write today's date are told; records name it
+                in their revision.
 
         Raises:
             BadInput: not found, gated, not safetensors, no chat template, unknown device or dtype,
-                or a template without system role when `system` is given.
+                no such date, or a template without system role when `system` is given.
         """
         hf, tokenizer, revision = load_parts(name_or_path, device=device, dtype=dtype)
-        return cls(hf, tokenizer, name=name or name_or_path, revision=revision, system=system)
+        name = name or name_or_path
+        return cls(hf, tokenizer, name=name, revision=revision, system=system, date=date)
 
     @staticmethod
-    def check(name_or_path: str, *, name: str, system: str | None = None) -> None:
+    def check(name_or_path: str, *, name: str, system: str | None = None, date: str = DATE) -> None:
         """Find out, without the weights, whether a model can be loaded and attacked.
 
         Raises:
@@ -100,8 +106,9 @@ class Model(OnDevice):
         """
         config, tokenizer = load_tokenizer(name_or_path)
         text = config.get_text_config()
-        chat = Chat(tokenizer, name, vocab_rows=text.vocab_size, context=context_of(text))
-        chat.render(conversation("a", system=system))
+        sizes = {"vocab_rows": text.vocab_size, "context": context_of(text)}
+        chat = Chat(tokenizer, name, **sizes, date=date)
+        chat.try_out(conversation("a", system=system))
 
     @property
     def device(self) -> torch.device:

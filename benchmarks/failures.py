@@ -1,0 +1,35 @@
+"""Why a cell has no result, in one line."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+
+from attacks.core.errors import BadInput
+from benchmarks.records import Status
+
+
+class Failure(NamedTuple):
+    """Why a cell has no result."""
+
+    status: Status
+    reason: str
+    """One line."""
+
+
+def failure_of(error: Exception) -> Failure:
+    """The status and the one-line reason for an exception inside a cell."""
+    out_of_memory = isinstance(error, torch.OutOfMemoryError | MemoryError) or (
+        isinstance(error, RuntimeError)
+        and any(sign in str(error).lower() for sign in ("out of memory", "can't allocate memory"))
+    )
+    text = one_line(str(error))[:300]
+    if not isinstance(error, BadInput):
+        text = f"{type(error).__name__}: {text}".removesuffix(": ")
+    return Failure("out_of_memory" if out_of_memory else "error", text)
+
+
+def one_line(text: str) -> str:
+    """`text` without line breaks and control characters, as a terminal may show it."""
+    return " ".join("".join(c if c.isprintable() else " " for c in text).split())
