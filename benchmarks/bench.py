@@ -24,6 +24,7 @@ from benchmarks import artefacts
 from benchmarks.cells import Cell, ModelId, Settings
 from benchmarks.failures import Failure, one_line
 from benchmarks.judges import load_judge
+from benchmarks.loading import load_model
 from benchmarks.records import FirstSuccess, Judgement, Record, Seconds, Status
 from benchmarks.suites import attack_hash
 from benchmarks.timing import Clock
@@ -58,14 +59,7 @@ class Setup:
         Raises:
             BadInput: see `Model.load`.
         """
-        return Model.load(
-            self.source,
-            name=self.name,
-            device=self.device,
-            dtype=self.dtype,
-            system=self.system,
-            date=self.date,
-        )
+        return load_model(self.source, self.name, self)
 
 
 class Outcome(NamedTuple):

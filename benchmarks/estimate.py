@@ -14,6 +14,7 @@ from attacks.core.model import Model
 from benchmarks.cells import cell_generator, prepare_generator
 from benchmarks.engine import BATCH_SIZE, PAD_TO
 from benchmarks.failures import failure_of
+from benchmarks.loading import load_model
 from benchmarks.paths import data_dir
 from benchmarks.plan import Plan
 from benchmarks.records import Record
@@ -54,7 +55,7 @@ def estimate(plan: Plan, out: Path, *, workers: int) -> list[str]:
                 (None, "one timed step"),
             )
             if cost is None and left:
-                model = model or _load(plan, name, source)
+                model = model or load_model(source, name, plan.suite)
                 try:
                     with fixed_threads(threads_for(model)):
                         cost = _timed(plan, model, attack)
@@ -87,18 +88,6 @@ def _seconds(records: Sequence[Record]) -> dict[tuple[str, str], float]:
             phases.pop("prepare")
             spent[record.model, record.attack_hash].append(sum(phases.values()))
     return {key: mean(values) for key, values in spent.items()}
-
-
-def _load(plan: Plan, name: str, source: str) -> Model:
-    suite = plan.suite
-    return Model.load(
-        source,
-        name=name,
-        device=suite.device,
-        dtype=suite.dtype,
-        system=suite.system,
-        date=suite.date,
-    )
 
 
 def _timed(plan: Plan, model: Model, attack: Attack) -> float:

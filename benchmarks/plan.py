@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from attacks.attack import Attack, Behavior
 from attacks.core.behavior import normalise
 from attacks.core.errors import BadInput
-from attacks.core.model import Model
 from benchmarks.behaviors import load_behaviors
 from benchmarks.cells import Settings
 from benchmarks.judges import default_judge, load_judge
+from benchmarks.loading import check_model
 from benchmarks.models import resolve
 from benchmarks.suites import Suite, suite_attacks, suite_from
 
@@ -67,7 +67,7 @@ def check(suite: Suite) -> Plan:
     attacks = suite_attacks(suite)
     models = {name: resolve(name) for name in suite.models}
     for name, source in models.items():
-        Model.check(source, name=name, system=suite.system, date=suite.date)
+        check_model(source, name, suite)
     rows = load_behaviors(suite.behaviors)
     if not rows:
         raise BadInput(f"behaviour set '{suite.behaviors}' is empty")

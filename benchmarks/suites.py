@@ -15,7 +15,7 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, with_confi
 from attacks.attack import Attack
 from attacks.composed import Composed
 from attacks.core.errors import BadInput
-from attacks.core.model import DATE
+from attacks.core.template import DATE
 from attacks.registry import params_of, parse_spec
 from benchmarks.paths import data_dir
 from benchmarks.records import digest

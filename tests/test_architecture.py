@@ -17,7 +17,8 @@ LONGEST = 350
 #: and what else is found out about a model, search <- attack <- the attack files, composed <-
 #: registry <- benchmarks.
 _TYPES = (
-    *("errors", "behavior", "prompt", "sites", "artefact", "interventions", "thinking", "weights"),
+    *("errors", "behavior", "prompt", "sites", "artefact", "interventions"),
+    *("template", "thinking", "weights"),
 )
 _CORE = tuple(f"attacks.core.{name}" for name in _TYPES)
 ALLOWED = {
@@ -26,6 +27,7 @@ ALLOWED = {
     "attacks.core.prompt": _CORE[:2],
     "attacks.core.layout": _CORE[:3],
     "attacks.core.sites": (),
+    "attacks.core.template": ("attacks.core.errors",),
     "attacks.core.thinking": (),
     "attacks.core.artefact": (),
     "attacks.core.interventions": ("attacks.core.errors", "attacks.core.sites"),

@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from attacks.core.errors import BadInput
-from attacks.core.model import Model
 from benchmarks.inspect import measure, page, plots, searches, thinking
 from benchmarks.inspect.results import Report
 from benchmarks.inspect.subject import Options, Subject, load_prompts, load_subject
+from benchmarks.loading import check_model
 from benchmarks.models import resolve
 from benchmarks.paths import folder_name
 from benchmarks.threads import fixed_threads, threads_for
@@ -26,9 +26,7 @@ def inspect(options: Options) -> Path:
             a folder with somebody else's page.
     """
     prompts = load_prompts(options)
-    Model.check(
-        resolve(options.model), name=options.model, system=options.system, date=options.date
-    )
+    check_model(resolve(options.model), options.model, options)
     out = options.out or Path("runs") / f"inspect-{folder_name(options.model)}"
     if (out / _PAGE).exists() and not (out / _DATA).exists():
         raise BadInput(f"inspect: {out / _PAGE} is not of an inspection; choose another --out")

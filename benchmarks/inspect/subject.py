@@ -15,15 +15,17 @@ from attacks.attack import Artefact, Behavior
 from attacks.core.answers import answers
 from attacks.core.errors import BadInput
 from attacks.core.interventions import AblateDirection, Intervention
-from attacks.core.model import DATE, Model
+from attacks.core.model import Model
 from attacks.core.refusal import opens_with_refusal, refusal_tokens
 from attacks.core.sites import Site
 from attacks.core.states import last_token, next_token_log_probs
 from attacks.core.survey import Survey, choose_layers
+from attacks.core.template import DATE
 from attacks.ssr import ProbeSSR
 from benchmarks.behaviors import chosen_sets, load_behaviors
 from benchmarks.fitting import fit_openers, fit_survey
 from benchmarks.inspect.linear import Array
+from benchmarks.loading import load_model
 from benchmarks.models import resolve
 from benchmarks.plan import refuse_overlap
 from benchmarks.threads import fixed_threads, threads_for
@@ -185,14 +187,7 @@ def load_subject(options: Options, prompts: Prompts, folders: Sequence[Path]) ->
     Raises:
         BadInput: see `Model.load`; damaged artefact files.
     """
-    model = Model.load(
-        resolve(options.model),
-        name=options.model,
-        device=options.device,
-        dtype=options.dtype,
-        system=options.system,
-        date=options.date,
-    )
+    model = load_model(resolve(options.model), options.model, options)
     with fixed_threads(threads_for(model)):
         found, _ = fit_survey(model, prompts.train, options.seed, folders)
         openers = fit_openers(model, prompts.train, folders)

@@ -15,12 +15,14 @@ from attacks.control_tokens import ControlTokenSteering
 from attacks.core.control import ControlTokens, FirstToken, Force, find_control_tokens
 from attacks.core.errors import BadInput
 from attacks.core.interventions import Context
-from attacks.core.model import DATE, Model
+from attacks.core.model import Model
 from attacks.core.refusal import learn_openers
 from attacks.core.sites import Site
 from attacks.core.states import last_token
+from attacks.core.template import DATE
 from benchmarks.behaviors import chosen_sets, load_behaviors
 from benchmarks.judges import Judge, Verdict, default_judge, load_judge
+from benchmarks.loading import load_model
 from benchmarks.models import resolve
 from benchmarks.plan import refuse_overlap
 
@@ -157,14 +159,7 @@ def load_subject(options: Options) -> Subject:
         raise BadInput(f"tokens: suffix {options.suffix} must not be negative")
     sets = [_load(name, options.limit) for name in (train_name, test_name)]
     refuse_overlap(sets[0], sets[1], train_name, test_name)
-    model = Model.load(
-        resolve(options.model),
-        name=options.model,
-        device=options.device,
-        dtype=options.dtype,
-        system=options.system,
-        date=options.date,
-    )
+    model = load_model(resolve(options.model), options.model, options)
     tokens = find_control_tokens(model)
     judge = default_judge([*sets[0], *sets[1]])
     openers = learn_openers(model, sets[0])

@@ -19,6 +19,7 @@ import pytest
 from attacks import load
 from attacks.attack import Artefact, Behavior, Step
 from attacks.core.refusal import GENERAL_OPENERS
+from attacks.core.template import DATE
 from benchmarks.bench import Setup
 from benchmarks.cells import Cell, Settings, Task
 from benchmarks.runner import run
@@ -197,7 +198,7 @@ def test_a_worker_that_dies_costs_at_most_its_cell(suite: Suite, tmp_path: Path)
         device="auto",
         dtype="auto",
         system=None,
-        date="2024-07-26",
+        date=DATE,
         settings=Settings(4, 1, "never", "phrases", ("phrases",), None),
         openers=GENERAL_OPENERS,
         artefacts=tmp_path,

@@ -9,10 +9,9 @@ import pytest
 
 from attacks.core.behavior import Behavior
 from attacks.core.errors import BadInput
-from attacks.core.model import DATE, Model
+from attacks.core.model import Model
+from attacks.core.template import DATE
 from conftest import tiny
-
-LLAMA = "%d %b %Y"
 
 
 def dated(form: str = "%d %b %Y %H:%M:%S.%f", day: str = DATE) -> Model:
@@ -35,7 +34,7 @@ def test_a_prompt_is_the_same_whenever_it_is_made() -> None:
     assert model.plain(Behavior("b", "a").text).ids.tolist() == model.plain("a").ids.tolist()
 
 
-@pytest.mark.parametrize("form", [LLAMA, "%-d %B %Y", "%A, %Y-%m-%d", "no directive"])
+@pytest.mark.parametrize("form", ["%d %b %Y", "%-d %B %Y", "%A, %Y-%m-%d", "no directive"])
 def test_the_date_is_written_as_the_clock_would_write_it(form: str) -> None:
     text = dated(form, "2025-03-09").chat.render(dated().conversation("a"))
     assert text.startswith(datetime(2025, 3, 9).strftime(form) + "|")
@@ -57,6 +56,14 @@ def test_records_name_the_date_where_a_template_writes_one() -> None:
 def test_a_template_that_draws_at_random_is_refused() -> None:
     with pytest.raises(BadInput, match="another prompt each time"):
         templated("{{ range(100000) | random }}|")
+
+
+def test_several_templates_without_a_default_are_one_line() -> None:
+    plain = tiny("llama")
+    tokenizer = copy.deepcopy(plain.chat.tokenizer)
+    tokenizer.chat_template = {"tool_use": tokenizer.chat_template}
+    with pytest.raises(BadInput, match="model 'named' has several chat templates and no default"):
+        Model(plain.hf, tokenizer, name="named")
 
 
 def test_a_date_that_is_none_is_named() -> None:

@@ -3,6 +3,5 @@
 from attacks.core.model.cache import Prefix
 from attacks.core.model.meter import Work
 from attacks.core.model.model import Model
-from attacks.core.model.template import DATE
 
-__all__ = ["DATE", "Model", "Prefix", "Work"]
+__all__ = ["Model", "Prefix", "Work"]

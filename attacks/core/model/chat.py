@@ -12,7 +12,6 @@ import torch
 from torch import Generator, Tensor
 
 from attacks.core.errors import BadInput
-from attacks.core.model.template import DATE, asks_for_date, frozen_template
 from attacks.core.prompt import (
     GENERATED,
     INSTRUCTION,
@@ -23,6 +22,7 @@ from attacks.core.prompt import (
     Messages,
     Prompt,
 )
+from attacks.core.template import DATE, asks_for_date, frozen_template
 from attacks.core.thinking import Markers, find_markers
 
 _MARK = "\ue001"
@@ -45,7 +45,8 @@ class Chat:
             date: YYYY-MM-DD, what templates that write today's date are told.
 
         Raises:
-            BadInput: no chat template, or no fast tokenizer (offsets are needed); no such date.
+            BadInput: no chat template, or several without a default; no fast tokenizer (offsets are
+                needed); no such date.
         """
         if not getattr(tokenizer, "chat_template", None):
             raise BadInput(f"model '{name}' has no chat template; only chat models can be attacked")
@@ -55,7 +56,11 @@ class Chat:
         self.name = name
         self.vocab_rows = vocab_rows
         self.context = context
-        self.template = frozen_template(tokenizer, date)
+        try:
+            template = tokenizer.get_chat_template()
+        except ValueError as error:
+            raise BadInput(f"model '{name}' has several chat templates and no default") from error
+        self.template = frozen_template(template, date)
         #: The date that the template is told, or nothing where it asks for none.
         self.dated = date if asks_for_date(self.template) else ""
 

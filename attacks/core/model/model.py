@@ -25,9 +25,9 @@ from attacks.core.model.generation import batches, greedy, left_padded, plain_ge
 from attacks.core.model.hooks import by_site, intervening
 from attacks.core.model.loading import load_parts, load_tokenizer
 from attacks.core.model.meter import Meter
-from attacks.core.model.template import DATE
 from attacks.core.prompt import SYSTEM, Messages, Prompt, conversation
 from attacks.core.sites import Site, Trace
+from attacks.core.template import DATE
 from attacks.core.weights import Change, WeightEdit
 
 
@@ -106,8 +106,8 @@ class Model(OnDevice):
         """
         config, tokenizer = load_tokenizer(name_or_path)
         text = config.get_text_config()
-        sizes = {"vocab_rows": text.vocab_size, "context": context_of(text)}
-        chat = Chat(tokenizer, name, **sizes, date=date)
+        context = context_of(text)
+        chat = Chat(tokenizer, name, vocab_rows=text.vocab_size, context=context, date=date)
         chat.try_out(conversation("a", system=system))
 
     @property

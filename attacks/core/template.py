@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import string
 from datetime import date
-from typing import Any
 
 from attacks.core.errors import BadInput
 
@@ -20,8 +19,8 @@ def asks_for_date(template: str) -> bool:
     return _ASKS in template
 
 
-def frozen_template(tokenizer: Any, day: str) -> str:
-    """The chat template of `tokenizer` with `day` (YYYY-MM-DD, midnight) for its clock.
+def frozen_template(template: str, day: str) -> str:
+    """A chat template with `day` (YYYY-MM-DD, midnight) for its clock.
 
     The clock becomes a macro in front of the template, of the name of the function that it shadows:
     a function of ours would not reach the template, as transformers lets only plain data through.
@@ -33,7 +32,6 @@ def frozen_template(tokenizer: Any, day: str) -> str:
         when = date.fromisoformat(day)
     except ValueError:
         raise BadInput(f"date '{day}' is not one; valid: YYYY-MM-DD, such as {DATE}") from None
-    template = str(tokenizer.get_chat_template())
     if not asks_for_date(template):
         return template
     # Without %s, the seconds since 1970, which differ by time zone; %-d is a day without its zero.
