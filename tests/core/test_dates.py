@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from datetime import datetime
+from pathlib import Path
 
 import pytest
 
@@ -51,6 +52,15 @@ def test_records_name_the_date_where_a_template_writes_one() -> None:
     assert dated().revision == "r dated 2024-07-26"
     assert dated(day="2025-03-09").revision == "r dated 2025-03-09"
     assert tiny("llama").revision == "", "its template asks for no date, and its keys stay"
+
+
+def test_other_models_that_an_attack_uses_are_told_the_same_date(tmp_path: Path) -> None:
+    model = dated(day="2025-03-09")
+    model.hf.save_pretrained(tmp_path)
+    model.chat.tokenizer.save_pretrained(tmp_path)
+    other = model.companions.get(str(tmp_path))
+    request = model.conversation("a")
+    assert other.chat.render(request) == model.chat.render(request)
 
 
 def test_a_template_that_draws_at_random_is_refused() -> None:

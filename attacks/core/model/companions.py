@@ -18,7 +18,7 @@ class Companions:
     """
 
     def __init__(self, hf: Any, load: Callable[..., Model]) -> None:
-        """None yet; `load` is `Model.load`."""
+        """None yet; `load` is `Model.load`, with the date that the model itself is told."""
         self._hf = hf
         self._load = load
         self._loaded: dict[str, Model] = {}

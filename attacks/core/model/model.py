@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from copy import copy
+from functools import partial
 from typing import Any
 
 import torch
@@ -59,7 +60,7 @@ class Model(OnDevice):
         self.revision = " ".join(part for part in (revision, dated) if part)
         self.meter = Meter(hf, self.structure.blocks, self.n_layers)
         self._envoy = NNsight(hf)
-        self.companions = Companions(self.hf, Model.load)
+        self.companions = Companions(self.hf, partial(Model.load, date=date))
         self.checks = Checks(self._envoy, self.structure, self.chat, self.n_layers)
         self._changes: tuple[Change, ...] = ()
         self._tables: list[tuple[Tensor, Tensor]] = []
