@@ -1,12 +1,14 @@
-"""Behaviours from JSONL and CSV files, with errors that name file and line."""
+"""Behaviours from files of many formats, with errors that name file and line."""
 
 from __future__ import annotations
 
 import csv
 import io
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
@@ -14,9 +16,7 @@ from pydantic import TypeAdapter, ValidationError
 from attacks.core.behavior import Behavior
 from attacks.core.errors import BadInput
 
-SUFFIXES = (".jsonl", ".csv")
-
-#: CSV columns for each field, preferred ones first; compared without regard to case. The public
+#: Columns for each field, preferred ones first; compared without regard to case. The public
 #: sets use these names; some have both the instruction (`Goal`) and its short title (`Behavior`).
 ALIASES = {
     "id": ("id", "behaviorid"),
@@ -41,23 +41,31 @@ _BEHAVIOR = TypeAdapter(Behavior)
 
 
 def read_file(path: Path) -> list[Behavior]:
-    """The behaviours of a `.jsonl` or `.csv` file, in file order.
+    """The behaviours of a file of one of the `SUFFIXES`, in file order.
 
     Raises:
         BadInput: not readable, another suffix, no row, a malformed row, or an id used twice.
     """
-    readers = {".jsonl": _jsonl, ".csv": _csv}
-    reader = readers.get(path.suffix.lower())
+    reader = _READERS.get(path.suffix.lower())
     if reader is None:
-        raise BadInput(f"behaviour file {path}: must end in {' or '.join(SUFFIXES)}")
+        raise BadInput(f"behaviour file {path}: must end in {', '.join(SUFFIXES)}")
+    return collected(reader(path), f"behaviour file {path}")
+
+
+def collected(found: Iterable[tuple[str, Mapping[str, Any]]], source: str) -> list[Behavior]:
+    """The behaviours made of these (place, fields).
+
+    Raises:
+        BadInput: there are none, a malformed row, or an id used twice.
+    """
     rows: dict[str, Behavior] = {}
-    for place, fields in reader(path):
+    for place, fields in found:
         row = behavior(fields, place)
         if row.id in rows:
             raise BadInput(f"{place}: id '{row.id}' is used twice")
         rows[row.id] = row
     if not rows:
-        raise BadInput(f"behaviour file {path} holds no behaviours")
+        raise BadInput(f"{source} holds no behaviours")
     return list(rows.values())
 
 
@@ -105,20 +113,52 @@ def _jsonl(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
         if not line.strip():
             continue
         place = f"{path}, line {number}"
+        yield place, object_fields(_parsed(line, place), f"{path.stem}-{number}", place)
+
+
+def _json(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """(place, fields) of each object in an array."""
+    rows = _parsed(_text(path), str(path))
+    if not isinstance(rows, list):
+        raise BadInput(f"{path}: not a JSON array of objects; one object a line is .jsonl")
+    yield from _objects(path, rows)
+
+
+def _parquet(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """(place, fields) of each row."""
+    import datasets
+
+    with TemporaryDirectory() as cache:
         try:
-            row = json.loads(line)
-            # A lone surrogate passes as JSON and could be written to no record.
-            json.dumps(row, ensure_ascii=False).encode()
-        except (ValueError, RecursionError) as error:
-            raise BadInput(f"{place}: not valid JSON ({error})") from error
-        if not isinstance(row, dict):
-            raise BadInput(f"{place}: not a JSON object")
-        yield place, _jsonl_fields(row, f"{path.stem}-{number}", place)
+            table = datasets.Dataset.from_parquet(str(path), cache_dir=cache, keep_in_memory=True)
+        # The reader raises errors of several libraries.
+        except Exception as error:
+            reason = " ".join(str(error.__cause__ or error).split())[:200]
+            raise BadInput(f"behaviour file {path}: not a Parquet file ({reason})") from error
+        yield from _objects(path, table.to_list())
 
 
-def _jsonl_fields(row: Mapping[str, Any], default_id: str, place: str) -> Mapping[str, Any]:
-    """Field values of a JSON object: columns may be named, and ids left out, as in CSV files."""
-    by_name = {str(name).strip().lower(): value for name, value in row.items()}
+def _objects(path: Path, rows: list[Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    for number, row in enumerate(rows, start=1):
+        place = f"{path}, row {number}"
+        yield place, object_fields(row, f"{path.stem}-{number}", place)
+
+
+def _parsed(text: str, place: str) -> Any:
+    try:
+        value = json.loads(text)
+        # A lone surrogate passes as JSON and could be written to no record.
+        json.dumps(value, ensure_ascii=False).encode()
+    except (ValueError, RecursionError) as error:
+        raise BadInput(f"{place}: not valid JSON ({error})") from error
+    return value
+
+
+def object_fields(row: Any, default_id: str, place: str) -> dict[str, Any]:
+    """Field values of a row of typed values: names and left-out ids as in CSV files."""
+    if not isinstance(row, dict):
+        raise BadInput(f"{place}: not a JSON object")
+    by_name = {str(key).strip().lower(): value for key, value in row.items() if value is not None}
     fields = {
         field: by_name[name]
         for field, names in ALIASES.items()
@@ -130,6 +170,9 @@ def _jsonl_fields(row: Mapping[str, Any], default_id: str, place: str) -> Mappin
             "instruction"
         )
     fields.setdefault("id", default_id)
+    for name in ("id", "twin"):
+        if type(fields.get(name)) is int:
+            fields[name] = str(fields[name])
     context = fields.pop("context", None)
     if isinstance(fields["text"], str) and isinstance(context, str):
         fields["text"] = with_context(fields["text"], context)
@@ -140,9 +183,10 @@ def _jsonl_fields(row: Mapping[str, Any], default_id: str, place: str) -> Mappin
     return fields
 
 
-def _csv(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
+def _csv(path: Path, *, delimiter: str = ",") -> Iterator[tuple[str, Mapping[str, Any]]]:
     """(place, fields) of each row; rows without an id are numbered from 1."""
-    reader = csv.reader(io.StringIO(_text(path), newline=""), strict=True)
+    text = io.StringIO(_text(path), newline="")
+    reader = csv.reader(text, strict=True, delimiter=delimiter)
     try:
         header = [cell.strip().lower() for cell in next(reader, [])]
         columns = {
@@ -200,3 +244,14 @@ def _text(path: Path) -> str:
     except UnicodeDecodeError as error:
         line = data[: error.start].count(b"\n") + 1
         raise BadInput(f"{path}, line {line}: not UTF-8") from error
+
+
+_Reader = Callable[[Path], Iterator[tuple[str, Mapping[str, Any]]]]
+_READERS: dict[str, _Reader] = {
+    ".jsonl": _jsonl,
+    ".json": _json,
+    ".csv": _csv,
+    ".tsv": partial(_csv, delimiter="\t"),
+    ".parquet": _parquet,
+}
+SUFFIXES = tuple(_READERS)

@@ -11,6 +11,7 @@ from attacks.core.behavior import Behavior
 from attacks.core.errors import BadInput
 from benchmarks import models
 from benchmarks.behavior_files import SUFFIXES, read_file
+from benchmarks.hub_sets import is_hub_set, load_hub
 from benchmarks.paths import data_dir
 from benchmarks.public_sets import PUBLIC_SETS, load_public
 
@@ -24,11 +25,12 @@ def names() -> dict[str, str]:
 
 
 def load_behaviors(name_or_file: str) -> list[Behavior]:
-    """The behaviours of a shipped set, a public set, or a JSONL or CSV file, or of several.
+    """The behaviours of a shipped set, a public set, a file or a data set on the Hub, or of several.
 
     Args:
-        name_or_file: a name or file; `NAME[a:b]` for a part of it, which counts the rows that are
-            nobody's twin, and the twins go with them; or several of these, joined by "+".
+        name_or_file: a name, a file (see `behavior_files.SUFFIXES`), or `owner/name:split` on the
+            Hub (see `hub_sets.load_hub`); `NAME[a:b]` for a part of it, which counts the rows
+            that are nobody's twin, and the twins go with them; or several of these, joined by "+".
 
     Raises:
         BadInput: unknown name, a file that does not hold behaviours, a public set that cannot be
@@ -52,9 +54,12 @@ def load_behaviors(name_or_file: str) -> list[Behavior]:
     path = Path(name_or_file).expanduser()
     if path.suffix.lower() in SUFFIXES or path.exists():
         return read_file(path)
+    if is_hub_set(name_or_file):
+        return load_hub(name_or_file)
     valid = ", ".join([*shipped, *PUBLIC_SETS])
     raise BadInput(
-        f"unknown behaviour set '{name_or_file}'; valid: {valid}, or a {' or '.join(SUFFIXES)} file"
+        f"unknown behaviour set '{name_or_file}'; valid: {valid}, a file ({', '.join(SUFFIXES)}), "
+        "or owner/name:split on the Hub"
     )
 
 

@@ -180,7 +180,7 @@ def load_public(name: str) -> list[Behavior]:
 
 
 def _rows(name: str, entry: PublicSet, part: Part) -> Iterator[Behavior]:
-    table = _download(name, entry, part)
+    table = download(name, entry, part)
     wanted = list(part.columns.values())
     if isinstance(part.harmful, str):
         wanted.append(part.harmful)
@@ -207,8 +207,12 @@ def _rows(name: str, entry: PublicSet, part: Part) -> Iterator[Behavior]:
         yield behavior(fields, place)
 
 
-def _download(name: str, entry: PublicSet, part: Part) -> Any:
-    """The split as a `datasets.Dataset`, from the cache where it is."""
+def download(name: str, entry: PublicSet, part: Part) -> Any:
+    """The split as a `datasets.Dataset`, from the cache where it is.
+
+    Raises:
+        BadInput: as `load_public`.
+    """
     import datasets
 
     try:

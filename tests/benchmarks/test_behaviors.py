@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import datasets
 import pytest
 
 from attacks.core.behavior import Behavior
@@ -109,6 +110,50 @@ def test_a_malformed_line_is_named(tmp_path: Path, line: str, reason: str) -> No
         load_behaviors(str(path))
 
 
+TYPED = [
+    {"id": 0, "goal": "Do x", "label": "safe", "target": None, "category": "one"},
+    {"id": None, "goal": "Do y", "label": None, "target": "Sure", "category": None},
+]
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "json", "csv", "tsv", "parquet"])
+def test_every_format_gives_the_same_behaviours(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"set.{suffix}"
+    table = datasets.Dataset.from_list(TYPED)
+    if suffix == "jsonl":
+        _jsonl(path, *TYPED)
+    elif suffix == "json":
+        path.write_text(json.dumps(TYPED), "utf-8")
+    elif suffix == "parquet":
+        table.to_parquet(str(path))
+    else:
+        table.to_csv(str(path), sep="," if suffix == "csv" else "\t")
+    first, second = load_behaviors(str(path))
+    # A column of CSV in which a number is missing is one of floats to pandas.
+    assert first.id in ("0", "0.0")
+    assert (first.text, first.target, first.category, first.harmful) == ("Do x", None, "one", False)
+    assert second == Behavior("set-2", "Do y", "Sure", "", True)
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "reason"),
+    [
+        ("set.json", '{"text": "t"}', "not a JSON array"),
+        ("set.json", '[{"text": "t"}, 3]', "row 2: not a JSON object"),
+        ("set.json", '[{"text": "t"}', "not valid JSON"),
+        ("set.json", "[]", "holds no behaviours"),
+        ("set.tsv", "text\tid\nDo x", "line 2: 1 fields, the header has 2"),
+        ("set.parquet", "text", "not a Parquet file"),
+    ],
+)
+def test_malformed_files_of_other_formats(
+    tmp_path: Path, file: str, text: str, reason: str
+) -> None:
+    (tmp_path / file).write_text(text)
+    with pytest.raises(BadInput, match=reason):
+        load_behaviors(str(tmp_path / file))
+
+
 def test_csv_with_the_names_of_jsonl(tmp_path: Path) -> None:
     header = list(ROW)
     cells = ["a", ROW["text"], ROW["target"], "kitchen", "false", "", "wax; cloth", "sand"]
@@ -197,7 +242,7 @@ def test_bytes_that_are_no_text_are_named(tmp_path: Path) -> None:
         ("nowhere.jsonl", "No such file"),
         ("empty.jsonl", "holds no behaviours"),
         ("folder.jsonl", "Is a directory"),
-        ("notes.txt", r"must end in \.jsonl or \.csv"),
+        ("notes.txt", r"must end in \.jsonl, \.json, \.csv"),
     ],
 )
 def test_a_set_that_is_none(

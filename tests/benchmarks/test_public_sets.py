@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import datasets
 import pytest
 
 from attacks.core.behavior import Behavior
@@ -103,6 +104,31 @@ def test_the_other_public_sets(
     (row,) = load_behaviors(name)
     category = "" if name == "alpaca" else "c"
     assert (row.text, row.category, row.harmful, row.target) == (text, category, harmful, None)
+
+
+def test_any_data_set_on_the_hub(hub: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [["short", "Do x", "yes", "A"], ["title", "Do y", "no", "B"]]
+    _publish(hub, "plain", test=[["goal", "Request", "is_bad", "Kind"], *rows])
+    load = datasets.load_dataset
+    monkeypatch.setattr(
+        datasets, "load_dataset", lambda path, *args, **kw: load(str(hub / path), *args, **kw)
+    )
+    hub.joinpath("owner").mkdir()
+    hub.joinpath("owner/name").symlink_to(hub)
+    assert [row.text for row in load_behaviors("owner/name:test")] == ["short", "title"]
+    spec = "owner/name:test:config=plain,text=Request,category=Kind,harmful=is_bad"
+    assert load_behaviors(spec) == [
+        Behavior("name-1", "Do x", None, "A", True),
+        Behavior("name-2", "Do y", None, "B", False),
+    ]
+    benign = load_behaviors("owner/name:test:text=Request,harmful=false[1:]")
+    assert [(row.id, row.harmful) for row in benign] == [("name-2", False)]
+    with pytest.raises(BadInput, match="text=None names no column; it has goal, Request, is_bad"):
+        load_behaviors("owner/name:test:text=None")
+    with pytest.raises(BadInput, match="'wrong=Kind' is none of config="):
+        load_behaviors("owner/name:test:wrong=Kind")
+    with pytest.raises(BadInput, match=r"'owner/name:other' .* cannot be loaded"):
+        load_behaviors("owner/name:other")
 
 
 def test_a_changed_column_is_named(hub: Path) -> None:
