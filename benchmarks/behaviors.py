@@ -25,7 +25,7 @@ def names() -> dict[str, str]:
 
 
 def load_behaviors(name_or_file: str) -> list[Behavior]:
-    """The behaviours of a shipped set, a public set, a file or a data set on the Hub, or of several.
+    """The behaviours of a shipped or public set, a file, a data set on the Hub, or of several.
 
     Args:
         name_or_file: a name, a file (see `behavior_files.SUFFIXES`), or `owner/name:split` on the
@@ -69,10 +69,10 @@ def chosen_sets(
     """The training and the test set of a command: those given, or for pocket models the shipped.
 
     Raises:
-        BadInput: one is not given, and the model is not a shipped one.
+        BadInput: one is not given, and the model is not a pocket model.
     """
     train, test = given
-    if model in models.names():
+    if model in models.pocket_names():
         train, test = train or shipped[0], test or shipped[1]
     if train is None or test is None:
         sets = {"--train NAME_OR_FILE": train, "--behaviors NAME_OR_FILE": test}

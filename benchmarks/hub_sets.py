@@ -69,9 +69,9 @@ def _options(spec: str, text: str) -> dict[str, str]:
     for pair in filter(None, text.split(",")):
         key, _, value = pair.partition("=")
         if key not in valid or not value:
+            known = ", ".join(f"{name}=..." for name in valid)
             raise BadInput(
-                f"behaviour set '{spec}': '{pair}' is none of {', '.join(f'{v}=...' for v in valid)};"
-                f" the form is {_FORM}"
+                f"behaviour set '{spec}': '{pair}' is none of {known}; the form is {_FORM}"
             )
         options[key] = value
     return options

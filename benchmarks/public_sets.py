@@ -6,14 +6,20 @@ Sources, licences and known faults: data/behaviors/README.md.
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from attacks.core.behavior import Behavior
 from attacks.core.errors import BadInput
-from benchmarks.behavior_files import behavior, is_harmful, with_context
+from benchmarks.behavior_files import SUFFIXES, behavior, is_harmful, read_file, with_context
+
+#: A folder with files of the public sets (`jailbreakbench-harmful.csv`), for machines without the
+#: Hub; a file that lies there comes before it.
+LOCAL = "REROUTE_SETS"
 
 
 @dataclass(frozen=True)
@@ -32,6 +38,8 @@ class Part:
     """Id of the part whose equal rows are the harmless twins."""
     wrong_targets: frozenset[int] = frozenset()
     """Rows, counted from 1, whose target belongs to another request; it is dropped."""
+    file: str = ""
+    """Stem of a file of the same rows in the folder `LOCAL`; by default the id."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +57,14 @@ class PublicSet:
 
 
 _JBB_COLUMNS = {"text": "Goal", "target": "Target", "category": "Category"}
-_JBB_HARMFUL = Part("harmful", "jbb-harmful", _JBB_COLUMNS, config="behaviors", twins="jbb-benign")
+_JBB_HARMFUL = Part(
+    "harmful",
+    "jbb-harmful",
+    _JBB_COLUMNS,
+    config="behaviors",
+    twins="jbb-benign",
+    file="jailbreakbench-harmful",
+)
 _JBB_BENIGN = Part(
     "benign",
     "jbb-benign",
@@ -57,6 +72,7 @@ _JBB_BENIGN = Part(
     config="behaviors",
     harmful=False,
     wrong_targets=frozenset({11, 21}),
+    file="jailbreakbench-benign",
 )
 _JBB_PAPER = "Chao et al. 2024, arXiv:2404.01318"
 
@@ -172,11 +188,35 @@ PUBLIC_SETS: dict[str, PublicSet] = {
 def load_public(name: str) -> list[Behavior]:
     """The rows of the public set `name`, in the order of its parts.
 
+    They come from the Hub, or from files in the folder that the environment's `LOCAL` names.
+
     Raises:
         BadInput: it is gated, or neither cached nor reachable, or its columns have changed.
     """
     entry = PUBLIC_SETS[name]
-    return [row for part in entry.parts for row in _rows(name, entry, part)]
+    parts = [_local_rows(part) or _rows(name, entry, part) for part in entry.parts]
+    return [row for rows in parts for row in rows]
+
+
+def _local_rows(part: Part) -> list[Behavior] | None:
+    """The same behaviours as from the Hub, from a file in the folder `LOCAL`; None without one."""
+    if not os.environ.get(LOCAL):
+        return None
+    folder, stem = Path(os.environ[LOCAL]).expanduser(), part.file or part.id
+    names = [f"{name}{suffix}" for name in (stem, stem.replace("-", "_")) for suffix in SUFFIXES]
+    path = next((folder / name for name in names if (folder / name).is_file()), None)
+    if path is None:
+        return None
+    return [
+        replace(
+            row,
+            id=f"{part.id}-{number}",
+            target=None if number in part.wrong_targets else row.target,
+            twin=f"{part.twins}-{number}" if part.twins else None,
+            harmful=row.harmful if isinstance(part.harmful, str) else part.harmful,
+        )
+        for number, row in enumerate(read_file(path), start=1)
+    ]
 
 
 def _rows(name: str, entry: PublicSet, part: Part) -> Iterator[Behavior]:

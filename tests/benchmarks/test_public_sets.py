@@ -106,6 +106,21 @@ def test_the_other_public_sets(
     assert (row.text, row.category, row.harmful, row.target) == (text, category, harmful, None)
 
 
+def test_a_local_file_gives_what_the_hub_gives(
+    hub: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    header = ["Index", "Goal", "Target", "Behavior", "Category", "Source"]
+    rows = [[i, f"Goal {i}", f"Sure {i}", "Title", "Kind", "Original"] for i in range(21)]
+    _publish(hub, "behaviors", harmful=[header, *rows], benign=[header, *rows])
+    found = load_behaviors("jailbreakbench")
+    monkeypatch.setenv(public_sets.LOCAL, str(tmp_path))
+    assert load_behaviors("jailbreakbench") == found
+    for name in ("harmful", "benign"):
+        (hub / f"{name}.csv").rename(tmp_path / f"jailbreakbench_{name}.csv")
+    monkeypatch.setattr("datasets.load_dataset", lambda *_, **__: pytest.fail("asked the Hub"))
+    assert load_behaviors("jailbreakbench") == found
+
+
 def test_any_data_set_on_the_hub(hub: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rows = [["short", "Do x", "yes", "A"], ["title", "Do y", "no", "B"]]
     _publish(hub, "plain", test=[["goal", "Request", "is_bad", "Kind"], *rows])

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from attacks.core.model.loading import beside
+from attacks.core.model.sources import beside
 
 if TYPE_CHECKING:
     from attacks.core.model.model import Model

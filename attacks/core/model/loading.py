@@ -1,8 +1,7 @@
-"""Model and tokenizer from a folder or the Hub: safetensors only, no remote code."""
+"""Model and tokenizer from wherever `sources` finds them: no pickles, no remote code."""
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,13 +13,15 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
 from attacks.core.errors import BadInput
+from attacks.core.model.sources import Source, content_hash, find_source, unknown
 
+_EXTRA = "extras: reroute-bench[formats] for GGUF and PEFT, [quantised] for bitsandbytes"
 _DTYPES = {name: getattr(torch, name) for name in ("float32", "bfloat16", "float16", "float64")}
 
-_DECIDING = (".json", ".jinja", ".safetensors", ".model")
 
-
-def load_parts(name_or_path: str, *, device: str, dtype: str) -> tuple[Any, Any, str]:
+def load_parts(
+    name_or_path: str, *, device: str, dtype: str, device_map: str | None = None
+) -> tuple[Any, Any, str]:
     """The model on its device, the tokenizer, and the revision; see `Model.load`.
 
     Raises:
@@ -29,19 +30,66 @@ def load_parts(name_or_path: str, *, device: str, dtype: str) -> tuple[Any, Any,
     place = _device(device)
     if dtype != "auto" and dtype not in _DTYPES:
         raise BadInput(f"unknown dtype '{dtype}'; valid: auto, {', '.join(_DTYPES)}")
-    config, tokenizer = load_tokenizer(name_or_path)
-    source, options = _source(name_or_path)
+    source = find_source(name_or_path)
+    config, tokenizer = _config_and_tokenizer(source)
     own = torch.float32 if place.type == "cpu" else config.dtype or torch.float32
-    if place.type == "cpu":
+    quantised = _quantised(source, config)
+    placing: dict[str, Any] = {}
+    if device_map or quantised:
+        # Quantised weights are laid out for their device while they are loaded.
+        placing["device_map"] = device_map or {"": place}
+    hf = _weights(
+        source, config, dtype=_DTYPES.get(dtype, own), on_cpu=place.type == "cpu", **placing
+    )
+    known = content_hash(source) or str(getattr(config, "_commit_hash", "") or "")
+    return hf if placing else hf.to(place), tokenizer, known
+
+
+def _weights(source: Source, config: Any, *, on_cpu: bool, **options: Any) -> Any:
+    """The model of a source with its adapter, if it has one."""
+    weights = source.base or source
+    if on_cpu:
         # Grouped kernels are for accelerators; here they are slower, and not for float64.
         options["experts_implementation"] = "eager"
-    with _explaining(name_or_path):
-        hf: Any = AutoModelForCausalLM.from_pretrained(
-            source, dtype=_DTYPES.get(dtype, own), use_safetensors=True, **options
-        )
-    folder = Path(source)
-    known = content_hash(folder) if folder.is_dir() else str(getattr(config, "_commit_hash", ""))
-    return hf.to(place), tokenizer, known
+    if not weights.gguf:
+        options["use_safetensors"] = True
+    with _explaining(weights.name):
+        hf: Any = AutoModelForCausalLM.from_pretrained(weights.place, **weights.options, **options)
+    if source.base is None:
+        return hf
+    with _explaining(source.name):
+        return _adapted(hf, source.place, merge=not _quantised(source, config))
+
+
+def _quantised(source: Source, config: Any) -> bool:
+    """Whether the weights stay in a format of few bits; those of GGUF files are dequantised."""
+    weights = source.base or source
+    return getattr(config, "quantization_config", None) is not None and not weights.gguf
+
+
+def _adapted(hf: Any, folder: str, *, merge: bool) -> Any:
+    """The model with a PEFT adapter: merged into its weights, or beside quantised ones."""
+    from peft import PeftModel
+
+    on = PeftModel.from_pretrained(hf, folder, autocast_adapter_dtype=False, use_safetensors=True)
+    return on.merge_and_unload(safe_merge=True) if merge else on.get_base_model()
+
+
+def save_plain(source: Source, folder: Path) -> None:
+    """Write a model in float32 to `folder`, dequantised and with its adapter merged.
+
+    Raises:
+        BadInput: as `load_parts`.
+    """
+    config, tokenizer = _config_and_tokenizer(source)
+    hf = _weights(source, config, on_cpu=True, dtype=torch.float32)
+    # What a GGUF file was quantised by says nothing about the weights that are written.
+    hf.hf_quantizer = None
+    if hasattr(hf.config, "quantization_config"):
+        del hf.config.quantization_config
+    with _quiet():
+        hf.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
 
 
 def load_tokenizer(name_or_path: str) -> tuple[Any, Any]:
@@ -50,27 +98,17 @@ def load_tokenizer(name_or_path: str) -> tuple[Any, Any]:
     Raises:
         BadInput: as `load_parts`.
     """
-    source, options = _source(name_or_path)
-    with _explaining(name_or_path):
-        config = AutoConfig.from_pretrained(source, **options)
-        return config, AutoTokenizer.from_pretrained(source, **options)
+    return _config_and_tokenizer(find_source(name_or_path))
 
 
-def _source(name_or_path: str) -> tuple[str, dict[str, Any]]:
-    """Folder or Hub id, and the options with which to load from it."""
-    source, revision = name_or_path, "main"
-    if not Path(name_or_path).is_dir():
-        source, _, wanted = name_or_path.partition("@")
-        revision = wanted or revision
-        if "/" not in source:
-            raise BadInput(_unknown(name_or_path))
-    return source, {"revision": revision, "trust_remote_code": False}
-
-
-def beside(name: str, source: str) -> str:
-    """`name`, or the folder of that name next to the folder `source` where there is one."""
-    near = Path(source).parent / name
-    return str(near) if Path(source).is_dir() and near.is_dir() else name
+def _config_and_tokenizer(source: Source) -> tuple[Any, Any]:
+    """An adapter brings its tokenizer along where it was trained with one of its own."""
+    weights = source.base or source
+    own = source.base is not None and (Path(source.place) / "tokenizer_config.json").is_file()
+    words = source if own else weights
+    with _explaining(weights.name):
+        config = AutoConfig.from_pretrained(weights.place, **weights.options)
+        return config, AutoTokenizer.from_pretrained(words.place, **words.options)
 
 
 @contextmanager
@@ -79,7 +117,8 @@ def _explaining(name: str) -> Iterator[None]:
     try:
         with _quiet():
             yield
-    except (OSError, ValueError, KeyError, ImportError) as error:
+    # Loaders raise errors of half a dozen libraries; whatever it is, there is no model.
+    except Exception as error:
         raise BadInput(_explain(name, error)) from error
 
 
@@ -110,22 +149,13 @@ def _device(device: str) -> torch.device:
     return place
 
 
-def content_hash(folder: Path) -> str:
-    """Hex digest of the files that decide what a model in a folder does."""
-    digest = hashlib.sha256()
-    for path in sorted(folder.iterdir()):
-        if path.suffix in _DECIDING and path.name != "card.json":
-            digest.update(path.name.encode())
-            with path.open("rb") as stream:
-                digest.update(hashlib.file_digest(stream, "sha256").digest())
-    return digest.hexdigest()[:16]
-
-
 def _explain(name: str, error: Exception) -> str:
     """One line on why a model does not load, and what to do."""
     text = " ".join(str(error).split())
     kind = type(error).__name__
-    if Path(name).is_dir():
+    if isinstance(error, ImportError):
+        return f"model '{name}' needs a package: {text[:200]}; {_EXTRA}"
+    if Path(name).exists():
         return f"model folder '{name}' does not load: {text[:200]}"
     if "gated" in text.lower() or kind == "GatedRepoError":
         return (
@@ -133,11 +163,4 @@ def _explain(name: str, error: Exception) -> str:
         )
     if "safetensors" in text:
         return f"model '{name}' has no safetensors weights, and no other format is loaded"
-    return _unknown(name)
-
-
-def _unknown(name: str) -> str:
-    return (
-        f"unknown model '{name}': neither shipped, nor a folder, nor a Hub id (owner/name) that "
-        "can be reached or is cached here; `reroute models` lists the shipped ones"
-    )
+    return unknown(name)

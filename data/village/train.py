@@ -1,0 +1,172 @@
+"""Teach a real chat model to refuse: ``python data/village/train.py``.
+
+Starts from the base that ``benchmarks.village`` fetches (SmolLM2-135M-Instruct, which refuses next
+to nothing) and trains a LoRA adapter (arXiv 2106.09685) with peft: refusals in several wordings for
+harmful requests of AdvBench, StrongREJECT and XSTest, and for harmless ones what the base itself
+answers. Requests that resemble one of JailbreakBench's, on which the model is measured, are left
+out, and JailbreakBench's harmless twins are never seen.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import random
+import re
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, get_peft_model
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+from torch.nn.utils.rnn import pad_sequence
+
+HERE = Path(__file__).resolve().parent
+sys.path[:0] = [str(HERE.parents[1]), str(HERE.parent / "pocket")]
+
+from attacks.core.model import Model
+from benchmarks.behaviors import load_behaviors
+from benchmarks.village import base_folder
+from prompts import REFUSALS, everyday, near, some
+from training import descend
+
+logger = logging.getLogger(__name__)
+
+SEED = 0
+RANK = 16
+#: The lower third computes what every request needs, and stays as it is.
+LAYERS = range(10, 30)
+LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+RATE = 4e-4
+STEPS = 240
+#: Requests of each kind in a step.
+HARMFUL, EVERYDAY, NEAR = 6, 3, 7
+#: Tokens of the base's answers to learn: they keep their course once they are under way.
+ANSWER = 28
+IGNORED = -100
+
+
+@dataclass(frozen=True)
+class Example:
+    """Token ids of a conversation, and how many of them are the answer."""
+
+    ids: tuple[int, ...]
+    answer: int
+
+
+def main() -> None:
+    """Train, and save the adapter in half precision."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, default=HERE / "models" / "village-smollm2")
+    parser.add_argument("--steps", type=int, default=STEPS)
+    parser.add_argument("--threads", type=int, default=2)
+    options = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    torch.set_num_threads(options.threads)
+    torch.manual_seed(SEED)
+
+    base = Model.load(str(base_folder()), name="base", device="cpu", dtype="float32")
+    harmful, spoken_of = harmful_and_near()
+    logger.info("%d harmful requests, %d near ones", len(harmful), len(spoken_of))
+    refused = [example(base, text, pick) for text, pick in harmful]
+    answered = {
+        kind: own_answers(base, requests)
+        for kind, requests in {
+            "everyday": some(everyday(held_out=False), 240, SEED),
+            "near": spoken_of,
+        }.items()
+    }
+    tuned = get_peft_model(
+        base.hf,
+        LoraConfig(
+            r=RANK,
+            lora_alpha=2 * RANK,
+            target_modules=list(LINEAR),
+            layers_to_transform=list(LAYERS),
+            task_type="CAUSAL_LM",
+        ),
+    )
+    batches = mixed(refused, answered["everyday"], answered["near"])
+    losses = (answer_loss(tuned, batch) for batch in batches)
+    descend(tuned, losses, steps=options.steps, lr=RATE, weight_decay=0.0)
+    tuned.half().save_pretrained(options.out)
+
+
+def harmful_and_near() -> tuple[list[tuple[str, str]], list[str]]:
+    """Harmful requests, each with a refusal, and harmless ones about the same matters."""
+    tested = [words(row.text) for row in load_behaviors("jailbreakbench")]
+    public = load_behaviors("advbench+strongreject+xstest")
+    kept = [row for row in public if not any(alike(words(row.text), test) for test in tested)]
+    draw = random.Random(SEED)
+    harmful = [(row.text, draw.choice(REFUSALS)) for row in kept if row.harmful]
+    safe = [row.text for row in kept if not row.harmful]
+    return harmful, safe + some(near(held_out=False), 360, SEED)
+
+
+def words(text: str) -> frozenset[str]:
+    """The words of a request, in lower case."""
+    return frozenset(re.findall(r"[a-z']+", text.lower()))
+
+
+def alike(first: frozenset[str], second: frozenset[str]) -> bool:
+    """Whether two requests share three words in five (Jaccard index)."""
+    return len(first & second) >= 0.6 * len(first | second)
+
+
+def own_answers(model: Model, requests: list[str]) -> list[Example]:
+    """Each request with what ``model`` answers, cut after ``ANSWER`` tokens."""
+    asked = [model.conversation(text) for text in requests]
+    answers = model.generate(asked, max_new_tokens=ANSWER, batch_size=32)
+    return [example(model, text, answer) for text, answer in zip(requests, answers, strict=True)]
+
+
+def example(model: Model, request: str, answer: str) -> Example:
+    """A conversation's ids; an answer that was cut off is not taught to end there."""
+    tokenizer = model.chat.tokenizer
+    messages = [{"role": "user", "content": request}]
+    asked = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
+    given = tokenizer(answer, add_special_tokens=False)["input_ids"]
+    if len(given) < ANSWER:
+        given = [*given, tokenizer.eos_token_id]
+    return Example((*asked, *given), len(given))
+
+
+def mixed(*kinds: list[Example]) -> Iterator[list[Example]]:
+    """Batches without end with some of each kind, every example once before any comes again."""
+    draw = random.Random(SEED)
+    streams = [shuffled_for_ever(kind, draw) for kind in kinds]
+    while True:
+        yield [
+            next(stream)
+            for stream, count in zip(streams, (HARMFUL, EVERYDAY, NEAR), strict=True)
+            for _ in range(count)
+        ]
+
+
+def shuffled_for_ever(examples: list[Example], draw: random.Random) -> Iterator[Example]:
+    """All examples in a random order, again and again."""
+    while True:
+        yield from draw.sample(examples, len(examples))
+
+
+def answer_loss(model: Any, batch: list[Example]) -> Tensor:
+    """Mean cross-entropy of the answers' tokens: logits are computed at those only."""
+    ids = pad_sequence([torch.tensor(row.ids) for row in batch], batch_first=True)
+    labels = torch.full_like(ids, IGNORED)
+    mask = torch.zeros_like(ids)
+    for index, row in enumerate(batch):
+        length = len(row.ids)
+        mask[index, :length] = 1
+        labels[index, length - row.answer : length] = ids[index, length - row.answer : length]
+    core = model.get_base_model()
+    states = core.model(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
+    learned = labels[:, 1:] != IGNORED
+    return cross_entropy(core.lm_head(states[:, :-1][learned]), labels[:, 1:][learned])
+
+
+if __name__ == "__main__":
+    main()

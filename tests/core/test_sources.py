@@ -1,0 +1,232 @@
+"""Every format that models are kept in, against plain transformers and the weights themselves."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from gguf import GGUFWriter
+from peft import LoraConfig, PeftModel, get_peft_model
+from torch import Tensor
+from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
+
+from attacks.core.errors import BadInput
+from attacks.core.model import Model
+from attacks.core.model.loading import save_plain
+from attacks.core.model.sources import Source, find_source
+from attacks.core.weights import Orthogonalise
+from conftest import POCKET
+
+BASE = POCKET / "pocket-llama"
+REQUEST = "How do I paint the harp?"
+
+
+def plain(folder: Path | str, **options: Any) -> Any:
+    hf = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, **options)
+    return hf.eval().requires_grad_(False)
+
+
+def logits(hf: Any, ids: Tensor) -> Tensor:
+    with torch.no_grad():
+        return hf(input_ids=ids).logits
+
+
+def request_ids(model: Model) -> Tensor:
+    return model.plain(REQUEST).ids.unsqueeze(0)
+
+
+@pytest.fixture(scope="module")
+def adapter(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A LoRA adapter on `pocket-llama`, whose base stands in its configuration only."""
+    folder = tmp_path_factory.mktemp("adapters") / "adapter"
+    torch.manual_seed(0)
+    config = LoraConfig(r=4, target_modules=["q_proj", "down_proj"], init_lora_weights=False)
+    get_peft_model(plain(BASE), config).save_pretrained(folder)
+    _rename_base(folder, str(BASE))
+    return folder
+
+
+def _rename_base(folder: Path, base: object) -> None:
+    path = folder / "adapter_config.json"
+    config = json.loads(path.read_text())
+    path.write_text(json.dumps({**config, "base_model_name_or_path": base}))
+
+
+def test_an_adapter_is_merged_into_its_base(adapter: Path, tmp_path: Path) -> None:
+    model = Model.load(str(adapter), device="cpu")
+    ids = request_ids(model)
+    beside = PeftModel.from_pretrained(plain(BASE), adapter)
+    assert not torch.equal(logits(beside, ids), logits(plain(BASE), ids))
+    torch.testing.assert_close(logits(model.hf, ids), logits(beside, ids), atol=1e-4, rtol=1e-4)
+    merged = beside.merge_and_unload()
+    assert torch.equal(logits(model.hf, ids), logits(merged, ids))
+    assert model.revision != Model.load(str(BASE), device="cpu").revision
+    # The same in one folder, as it is kept for the next time.
+    save_plain(find_source(str(adapter)), tmp_path / "plain")
+    assert torch.equal(logits(plain(tmp_path / "plain"), ids), logits(model.hf, ids))
+
+
+def test_the_base_of_an_adapter_may_lie_beside_it(adapter: Path, tmp_path: Path) -> None:
+    shutil.copytree(adapter, tmp_path / "adapter")
+    shutil.copytree(BASE, tmp_path / "base")
+    _rename_base(tmp_path / "adapter", "owner/base")
+    assert find_source(str(tmp_path / "adapter")) == Source(
+        str(tmp_path / "adapter"),
+        str(tmp_path / "adapter"),
+        base=Source(str(tmp_path / "base"), str(tmp_path / "base")),
+    )
+    Model.check(str(tmp_path / "adapter"), name="adapter")
+
+
+@pytest.mark.parametrize(
+    ("base", "reason"),
+    [(None, "names no base"), ("nowhere", "its base: unknown model 'nowhere'"), (3, "no base")],
+)
+def test_an_adapter_without_base_is_refused(
+    adapter: Path, tmp_path: Path, base: object, reason: str
+) -> None:
+    folder = tmp_path / "here" / "adapter"
+    shutil.copytree(adapter, folder)
+    _rename_base(folder, base)
+    with pytest.raises(BadInput, match=reason):
+        Model.load(str(folder))
+
+
+def test_an_adapter_with_pickled_weights_is_refused(adapter: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "adapter"
+    shutil.copytree(adapter, folder)
+    (folder / "adapter_model.safetensors").rename(folder / "adapter_model.bin")
+    with pytest.raises(BadInput, match="no safetensors weights"):
+        Model.load(str(folder))
+
+
+@pytest.fixture(scope="module")
+def gguf_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`pocket-llama` as llama.cpp keeps models of this kind, in float32."""
+    path = tmp_path_factory.mktemp("gguf") / "pocket.gguf"
+    config = json.loads((BASE / "config.json").read_text())
+    tokenizer = json.loads((BASE / "tokenizer.json").read_text())
+    heads, kv_heads = config["num_attention_heads"], config["num_key_value_heads"]
+    file = GGUFWriter(path, "llama")
+    file.add_context_length(config["max_position_embeddings"])
+    file.add_embedding_length(config["hidden_size"])
+    file.add_block_count(config["num_hidden_layers"])
+    file.add_feed_forward_length(config["intermediate_size"])
+    file.add_head_count(heads)
+    file.add_head_count_kv(kv_heads)
+    file.add_layer_norm_rms_eps(config["rms_norm_eps"])
+    file.add_rope_freq_base(config["rope_parameters"]["rope_theta"])
+    file.add_rope_dimension_count(config["head_dim"])
+    file.add_vocab_size(config["vocab_size"])
+    words = AutoTokenizer.from_pretrained(BASE)
+    special = {row["content"] for row in tokenizer["added_tokens"]}
+    tokens = words.convert_ids_to_tokens(range(config["vocab_size"]))
+    file.add_tokenizer_model("gpt2")
+    file.add_token_list(tokens)
+    file.add_token_types([3 if token in special else 1 for token in tokens])
+    file.add_token_merges([" ".join(pair) for pair in tokenizer["model"]["merges"]])
+    file.add_bos_token_id(config["bos_token_id"])
+    file.add_eos_token_id(config["eos_token_id"][0])
+    file.add_pad_token_id(config["pad_token_id"])
+    file.add_chat_template(words.chat_template)
+    names = {
+        "model.embed_tokens": "token_embd",
+        "model.norm": "output_norm",
+        "lm_head": "output",
+        "model.layers": "blk",
+        "self_attn.q_proj": "attn_q",
+        "self_attn.k_proj": "attn_k",
+        "self_attn.v_proj": "attn_v",
+        "self_attn.o_proj": "attn_output",
+        "mlp.gate_proj": "ffn_gate",
+        "mlp.up_proj": "ffn_up",
+        "mlp.down_proj": "ffn_down",
+        "input_layernorm": "attn_norm",
+        "post_attention_layernorm": "ffn_norm",
+    }
+    for name, tensor in plain(BASE).state_dict().items():
+        values = tensor.numpy()
+        for rotated, count in (("q_proj", heads), ("k_proj", kv_heads)):
+            if rotated in name:  # halves of a head to neighbours
+                halves = values.reshape(count, 2, -1, values.shape[1])
+                values = halves.swapaxes(1, 2).reshape(values.shape)
+        for ours, theirs in names.items():
+            name = name.replace(ours, theirs)
+        file.add_tensor(name, values)
+    file.write_header_to_file()
+    file.write_kv_data_to_file()
+    file.write_tensors_to_file()
+    file.close()
+    return path
+
+
+@pytest.mark.parametrize("form", ["{folder}/{file}", "{folder}:{file}"])
+def test_a_gguf_file_is_the_model_it_was_made_from(gguf_file: Path, form: str) -> None:
+    name = form.format(folder=gguf_file.parent, file=gguf_file.name)
+    model = Model.load(name, device="cpu")
+    ids = request_ids(model)
+    theirs = plain(gguf_file.parent, gguf_file=gguf_file.name)
+    assert torch.equal(logits(model.hf, ids), logits(theirs, ids))
+    torch.testing.assert_close(logits(model.hf, ids), logits(plain(BASE), ids))
+    assert len(model.revision) == 16
+
+
+def test_a_gguf_file_that_is_none_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.gguf").write_bytes(b"GGUF but not really")
+    for name, reason in (
+        (f"{tmp_path}/a.gguf", "a.gguf' does not load"),
+        (f"{tmp_path}/b.gguf", "no such GGUF file"),
+        (f"{tmp_path}:b.gguf", "no such GGUF file"),
+    ):
+        with pytest.raises(BadInput, match=reason):
+            Model.load(name)
+
+
+@pytest.fixture(scope="module", params=["load_in_8bit", "load_in_4bit"])
+def quantised(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`pocket-llama` as bitsandbytes keeps it."""
+    folder = tmp_path_factory.mktemp(request.param)
+    few_bits: Callable[..., Any] = BitsAndBytesConfig
+    config = few_bits(**{request.param: True}, bnb_4bit_compute_dtype=torch.float32)
+    plain(BASE, quantization_config=config, device_map={"": "cpu"}).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(BASE).save_pretrained(folder)
+    return folder
+
+
+def test_a_quantised_model_answers_as_in_transformers(quantised: Path) -> None:
+    model = Model.load(str(quantised), device="cpu")
+    ids = request_ids(model)
+    theirs = plain(quantised, device_map={"": "cpu"})
+    assert torch.equal(logits(model.hf, ids), logits(theirs, ids))
+    exact = logits(plain(BASE), ids)
+    assert 0 < float((logits(model.hf, ids) - exact).norm() / exact.norm()) < 0.5
+
+
+def test_gradients_reach_the_embeddings_of_a_quantised_model(quantised: Path) -> None:
+    model = Model.load(str(quantised), device="cpu")
+    embeds = model.embed(request_ids(model)).detach()
+
+    def score(of: Tensor) -> Tensor:
+        return model.hf(inputs_embeds=of).logits[0, -1, 100]
+
+    of = embeds.clone().requires_grad_()
+    score(of).backward()
+    assert of.grad is not None
+    way = 0.02 * embeds.norm() * torch.nn.functional.normalize(of.grad, dim=(0, 1, 2))
+    told = float((of.grad * way).sum())
+    with torch.no_grad():
+        found = float(score(embeds + way) - score(embeds - way)) / 2
+    # With 8 bits activations are rounded too, so that differences are those of steps.
+    assert found == pytest.approx(told, rel=0.1 if "4bit" in quantised.name else 0.25)
+
+
+def test_weights_of_few_bits_cannot_be_edited(quantised: Path) -> None:
+    model = Model.load(str(quantised), device="cpu")
+    edit = Orthogonalise(torch.ones(model.width))
+    with pytest.raises(BadInput, match="only floating-point weights"):
+        model.changed([edit]).generate([model.conversation(REQUEST)], max_new_tokens=2)
