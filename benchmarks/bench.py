@@ -42,6 +42,7 @@ class Setup:
     """What to load."""
     name: str
     device: str
+    device_map: str | None
     dtype: str
     system: str | None
     date: str

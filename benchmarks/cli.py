@@ -142,6 +142,7 @@ def _add_subject(group: argparse._ActionsContainer, train: str, behaviors: str) 
         ("--system", "TEXT", "system prompt"),
         ("--date", "YYYY-MM-DD", "for chat templates that write today's"),
         ("--device", "D", "auto, cpu, cuda, ..."),
+        ("--device-map", "MAP", "spread one model over several GPUs: auto, balanced, ..."),
         ("--dtype", "T", "auto, float32, bfloat16, ..."),
     ):
         group.add_argument(flag, metavar=meta, help=text)

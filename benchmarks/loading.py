@@ -13,6 +13,8 @@ class How(Protocol):
     @property
     def device(self) -> str: ...
     @property
+    def device_map(self) -> str | None: ...
+    @property
     def dtype(self) -> str: ...
     @property
     def system(self) -> str | None: ...
@@ -27,7 +29,13 @@ def load_model(source: str, name: str, how: How) -> Model:
         BadInput: see `Model.load`.
     """
     return Model.load(
-        source, name=name, device=how.device, dtype=how.dtype, system=how.system, date=how.date
+        source,
+        name=name,
+        device=how.device,
+        device_map=how.device_map,
+        dtype=how.dtype,
+        system=how.system,
+        date=how.date,
     )
 
 

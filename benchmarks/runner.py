@@ -145,6 +145,7 @@ class _Run:
             source=source,
             name=name,
             device=suite.device,
+            device_map=suite.device_map,
             dtype=suite.dtype,
             system=suite.system,
             date=suite.date,

@@ -53,6 +53,8 @@ class Suite:
     harmless: bool = False
     """Also answer the harmless twins of the attacked behaviours, by attacks that do not search."""
     device: str = "auto"
+    device_map: str | None = None
+    """How one model is spread over several devices, such as "auto"; see `Model.load`."""
     dtype: str = "auto"
     date: str = DATE
     """YYYY-MM-DD, what chat templates that write today's date are told."""

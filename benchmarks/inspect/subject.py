@@ -49,6 +49,7 @@ class Options:
     limit: int = LIMIT
     seed: int = 0
     device: str = "auto"
+    device_map: str | None = None
     dtype: str = "auto"
     system: str | None = None
     date: str = DATE

@@ -196,6 +196,7 @@ def test_a_worker_that_dies_costs_at_most_its_cell(suite: Suite, tmp_path: Path)
         source=suite.models[0],
         name="tiny",
         device="auto",
+        device_map=None,
         dtype="auto",
         system=None,
         date=DATE,

@@ -16,9 +16,11 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
 from attacks.core.errors import BadInput
+from attacks.core.interventions import AblateDirection
 from attacks.core.model import Model
 from attacks.core.model.loading import save_plain
 from attacks.core.model.sources import Source, find_source
+from attacks.core.sites import Site
 from attacks.core.weights import Orthogonalise
 from conftest import POCKET
 
@@ -230,3 +232,43 @@ def test_weights_of_few_bits_cannot_be_edited(quantised: Path) -> None:
     edit = Orthogonalise(torch.ones(model.width))
     with pytest.raises(BadInput, match="only floating-point weights"):
         model.changed([edit]).generate([model.conversation(REQUEST)], max_new_tokens=2)
+
+
+def test_a_model_spread_over_places_gives_what_one_in_one_place_gives() -> None:
+    """Blocks that lie on disk between their passes stand for those on another device."""
+    whole = Model.load(str(BASE), device="cpu")
+    parts = ["model.embed_tokens", "model.norm", "model.rotary_emb", "lm_head"]
+    spread = Model.load(
+        str(BASE),
+        device="cpu",
+        device_map={
+            **dict.fromkeys(parts, "cpu"),
+            **{f"model.layers.{at}": "cpu" if at < 3 else "disk" for at in range(6)},
+        },
+    )
+    assert spread.hf.model.layers[4].mlp.up_proj.weight.is_meta
+    ids = request_ids(whole)
+    last = (ids.shape[1] - 1,)
+    reads = [Site(1, "resid_post", last), Site(4, "resid_post", last), Site(-1, "logits", last)]
+    direction = AblateDirection(torch.ones(whole.width), whole.n_layers)
+    results = []
+    for model in (whole, spread):
+        embeds = model.embed(ids).detach().requires_grad_()
+        trace = model.trace(embeds, reads, interventions=[direction])
+        torch.stack([value.sum() for value in trace.values()]).sum().backward()
+        start = model.prefix(ids[0, :7])
+        cached = model.trace(ids[:, 7:], reads, prefix=start)
+        results.append([*trace.values(), embeds.grad, *cached.values()])
+    for one, other in zip(*results, strict=True):
+        assert torch.equal(one, other)
+    asked = [whole.conversation(REQUEST)]
+    answers = [
+        model.generate(asked, max_new_tokens=8, interventions=[direction])
+        for model in (whole, spread)
+    ]
+    assert answers[0] == answers[1]
+
+
+def test_an_unknown_device_map_is_refused() -> None:
+    with pytest.raises(BadInput, match="unknown device map 'many'; valid: auto, balanced"):
+        Model.load(str(BASE), device_map="many")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,11 +16,13 @@ from attacks.core.errors import BadInput
 from attacks.core.model.sources import Source, content_hash, find_source, unknown
 
 _EXTRA = "extras: reroute-bench[formats] for GGUF and PEFT, [quantised] for bitsandbytes"
+#: Strategies of accelerate.
+_MAPS = ("auto", "balanced", "balanced_low_0", "sequential")
 _DTYPES = {name: getattr(torch, name) for name in ("float32", "bfloat16", "float16", "float64")}
 
 
 def load_parts(
-    name_or_path: str, *, device: str, dtype: str, device_map: str | None = None
+    name_or_path: str, device: str, dtype: str, device_map: str | Mapping[str, Any] | None = None
 ) -> tuple[Any, Any, str]:
     """The model on its device, the tokenizer, and the revision; see `Model.load`.
 
@@ -38,6 +40,8 @@ def load_parts(
     if device_map or quantised:
         # Quantised weights are laid out for their device while they are loaded.
         placing["device_map"] = device_map or {"": place}
+    if isinstance(device_map, str) and device_map not in _MAPS:
+        raise BadInput(f"unknown device map '{device_map}'; valid: {', '.join(_MAPS)}")
     hf = _weights(
         source, config, dtype=_DTYPES.get(dtype, own), on_cpu=place.type == "cpu", **placing
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import copy
 from functools import partial
@@ -75,28 +75,29 @@ class Model(OnDevice):
         name: str | None = None,
         device: str = "auto",
         dtype: str = "auto",
+        device_map: str | Mapping[str, Any] | None = None,
         system: str | None = None,
         date: str = DATE,
     ) -> Model:
-        """Load a Hugging Face causal chat model from a folder or by Hub id (safetensors only).
+        """Load a Hugging Face causal chat model: safetensors or GGUF, and never remote code.
 
         Args:
-            name_or_path: folder or Hub id, the latter optionally with `@revision`.
+            name_or_path: folder, Hub id, GGUF file or PEFT adapter; see `sources.find_source`.
             name: what records call it; by default `name_or_path`.
             device: a torch device; "auto" is CUDA where present.
             dtype: float32, bfloat16, float16 or float64; "auto" is float32 on the CPU and the
                 checkpoint's own elsewhere.
+            device_map: for one model on several devices, accelerate's "auto" or another map.
             system: system prompt of every conversation.
-            date: YYYY-MM-DD, what chat templates that write today's date are told; records name it
-                in their revision.
+            date: YYYY-MM-DD, what chat templates that write today's date are told.
 
         Raises:
-            BadInput: not found, gated, not safetensors, no chat template, unknown device or dtype,
-                no such date, or a template without system role when `system` is given.
+            BadInput: not found, gated, pickled, no chat template, unknown device or dtype, a
+                package that is missing, no such date, or no system role when `system` is given.
         """
-        hf, tokenizer, revision = load_parts(name_or_path, device=device, dtype=dtype)
+        hf, words, known = load_parts(name_or_path, device, dtype, device_map)
         name = name or name_or_path
-        return cls(hf, tokenizer, name=name, revision=revision, system=system, date=date)
+        return cls(hf, words, name=name, revision=known, system=system, date=date)
 
     @staticmethod
     def check(name_or_path: str, *, name: str, system: str | None = None, date: str = DATE) -> None:
@@ -282,7 +283,8 @@ class Model(OnDevice):
             head_rows=len(plan.head),
             backward=embeds.requires_grad,
         )
-        return trace
+        # Where blocks lie on several devices, what they gave is read on one.
+        return {site: value.to(self.device) for site, value in trace.items()}
 
     # Answers ---------------------------------------------------------------------------------
 
