@@ -85,8 +85,7 @@ class Model(OnDevice):
             name_or_path: folder, Hub id, GGUF file or PEFT adapter; see `sources.find_source`.
             name: what records call it; by default `name_or_path`.
             device: a torch device; "auto" is CUDA where present.
-            dtype: float32, bfloat16, float16 or float64; "auto" is float32 on the CPU and the
-                checkpoint's own elsewhere.
+            dtype: float32, bfloat16, float16, float64; "auto" is float32 on the CPU, else its own.
             device_map: for one model on several devices, accelerate's "auto" or another map.
             system: system prompt of every conversation.
             date: YYYY-MM-DD, what chat templates that write today's date are told.
