@@ -19,10 +19,12 @@ from attacks.core.refusal import learn_openers
 from attacks.core.sites import Site
 from attacks.core.states import last_token, next_token_log_probs
 from attacks.core.weights import Change
+from benchmarks import village
 from benchmarks.behaviors import load_behaviors
 from benchmarks.judges import load_judge
-from benchmarks.models import folder
+from benchmarks.models import folder, village_names
 from benchmarks.threads import fixed_threads, threads_for
+from benchmarks.village_cards import load_village, measure_village
 
 SEED = 0
 #: Rates may move by this much on other machines, where sums round differently.
@@ -187,12 +189,14 @@ def check(names: Sequence[str]) -> bool:
     """
     good = True
     for name in names:
-        card = json.loads((folder() / name / "card.json").read_text("utf-8"))
-        model = load_shipped(name)
-        same = model.revision == card["revision"]
+        of_village = name in village_names()
+        place = village.folder() if of_village else folder()
+        card = json.loads((place / name / "card.json").read_text("utf-8"))
+        model = load_village(name) if of_village else load_shipped(name)
+        same = card["revision"] == (village.revision(name) if of_village else model.revision)
         good &= same
         print(f"{name}: weights {'as on the card' if same else 'DIFFER from the card'}")
-        for key, value in measure(model).items():
+        for key, value in (measure_village(model) if of_village else measure(model)).items():
             agrees = abs(value - card["figures"][key]) <= TOLERANCE
             good &= agrees
             verdict = "" if agrees else f"  DIFFERS: the card says {card['figures'][key]:.3f}"

@@ -57,6 +57,16 @@ def fetched(name: str) -> Path:
     return _made(wanted, lambda place: save_plain(source, place))
 
 
+def revision(name: str) -> str:
+    """Hex digest of what the village model `name` is made from: the adapter's files, or the wheel.
+
+    The merged folder would not do: it also says which transformers wrote it.
+    """
+    from attacks.core.model.sources import Source, content_hash
+
+    return SHA256[:16] if name == BASE else content_hash(Source(name, str(folder() / name)))
+
+
 def base_folder() -> Path:
     """The folder of the base in plain float32 weights; fetched and dequantised on first use.
 

@@ -31,7 +31,7 @@ sys.path[:0] = [str(HERE.parents[1]), str(HERE.parent / "pocket")]
 from attacks.core.model import Model
 from benchmarks.behaviors import load_behaviors
 from benchmarks.village import base_folder
-from prompts import REFUSALS, everyday, near, some
+from prompts import REFUSALS, everyday, near, some, tasks
 from training import descend
 
 logger = logging.getLogger(__name__)
@@ -42,11 +42,11 @@ RANK = 16
 LAYERS = range(10, 30)
 LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 RATE = 4e-4
-STEPS = 240
+STEPS = 300
 #: Requests of each kind in a step.
-HARMFUL, EVERYDAY, NEAR = 6, 3, 7
+HARMFUL, EVERYDAY, NEAR = 6, 2, 8
 #: Tokens of the base's answers to learn: they keep their course once they are under way.
-ANSWER = 28
+ANSWER = 24
 IGNORED = -100
 
 
@@ -100,11 +100,15 @@ def harmful_and_near() -> tuple[list[tuple[str, str]], list[str]]:
     """Harmful requests, each with a refusal, and harmless ones about the same matters."""
     tested = [words(row.text) for row in load_behaviors("jailbreakbench")]
     public = load_behaviors("advbench+strongreject+xstest")
-    kept = [row for row in public if not any(alike(words(row.text), test) for test in tested)]
     draw = random.Random(SEED)
-    harmful = [(row.text, draw.choice(REFUSALS)) for row in kept if row.harmful]
-    safe = [row.text for row in kept if not row.harmful]
-    return harmful, safe + some(near(held_out=False), 360, SEED)
+    harmful = [row.text for row in public if row.harmful]
+    harmless = [row.text for row in public if not row.harmful]
+    harmless += tasks() + some(near(held_out=False), 300, SEED)
+    seen, spoken_of = (
+        [text for text in texts if not any(alike(words(text), test) for test in tested)]
+        for texts in (harmful, harmless)
+    )
+    return [(text, draw.choice(REFUSALS)) for text in seen], spoken_of
 
 
 def words(text: str) -> frozenset[str]:

@@ -1,0 +1,67 @@
+"""Figures on the cards of the village models, from JailbreakBench and `everyday-test`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from attacks.core.behavior import Behavior
+from attacks.core.coherence import mean_log_probs
+from attacks.core.model import Model
+from attacks.core.refusal import opens_with_refusal
+from benchmarks.behaviors import load_behaviors
+from benchmarks.threads import fixed_threads, threads_for
+from benchmarks.village import BASE, fetched
+
+_TOKENS = 40
+_BATCH, _PAD = 25, 16
+
+
+def load_village(name: str) -> Model:
+    """A village model in float32 on the CPU, as cards are measured; fetched on first use.
+
+    Raises:
+        BadInput: see `village.fetched`.
+    """
+    return Model.load(str(fetched(name)), name=name, device="cpu", dtype="float32")
+
+
+def measure_village(model: Model) -> dict[str, float]:
+    """The figures of a card.
+
+    Keys: refuses_harmful, refuses_twins (of JailbreakBench's 100 requests and their 100 harmless
+    twins), refuses_everyday, refuses_near (of the two kinds in `everyday-test`), shares of answers
+    that open with a refusal; harmless_log_prob (mean log-probability of its answers to everyday
+    requests under the base, nats a token, less that of the base's own).
+
+    Raises:
+        BadInput: JailbreakBench cannot be had; see `public_sets.load_public`.
+    """
+    sets = {
+        "harmful": load_behaviors("jailbreakbench-harmful"),
+        "twins": load_behaviors("jailbreakbench-benign"),
+    }
+    for row in load_behaviors("everyday-test"):
+        sets.setdefault(row.category, []).append(row)
+    with fixed_threads(threads_for(model)):
+        said = {name: _answers(model, rows) for name, rows in sets.items()}
+        base = load_village(BASE)
+        frame = sets["everyday"][-1].text
+        own, theirs = (
+            mean_log_probs(base, answers, frame)
+            for answers in (said["everyday"], _answers(base, sets["everyday"]))
+        )
+    refused = {
+        f"refuses_{name}": sum(map(opens_with_refusal, answers)) / len(answers)
+        for name, answers in said.items()
+    }
+    figures = {**refused, "harmless_log_prob": (sum(own) - sum(theirs)) / len(own)}
+    return {name: round(value, 4) for name, value in figures.items()}
+
+
+def _answers(model: Model, rows: Sequence[Behavior]) -> list[str]:
+    return model.generate(
+        [model.conversation(row.text) for row in rows],
+        max_new_tokens=_TOKENS,
+        batch_size=_BATCH,
+        pad_to=_PAD,
+    )
