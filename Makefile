@@ -13,7 +13,7 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 RACE := .race-venv
 
-.PHONY: demo test check speed race board pocket clean
+.PHONY: demo test check speed race gpu board pocket village clean
 
 demo: $(STAMP)  ## Attack the shipped pocket models and print a leaderboard.
 	$(BIN)/reroute run quickstart --workers $(WORKERS) --out runs/quickstart
@@ -32,6 +32,9 @@ speed: $(STAMP)  ## Time the parts of a search step.
 race: $(STAMP) $(RACE)/.installed  ## Race against nanoGCG, which has an environment of its own.
 	$(BIN)/python -m benchmarks.race --peer $(RACE)/bin/python --rounds $(ROUNDS) --steps $(STEPS)
 
+gpu: $(STAMP)  ## Exactness, speed, race and a board on a graphics card, in 9 minutes.
+	$(BIN)/python -m benchmarks.gpu
+
 BOARDS := pocket-board pocket-rerouting pocket-interventions
 
 board: $(STAMP)  ## Run the committed boards and refresh README's tables.
@@ -49,6 +52,11 @@ pocket: $(STAMP)  ## Train the pocket models again and recompute their cards.
 	$(BIN)/python data/pocket/mixture.py
 	$(BIN)/python data/pocket/recipes.py
 	$(BIN)/python data/pocket/card.py
+
+village: $(STAMP)  ## Train the adapter of the village model again and recompute the cards.
+	$(BIN)/python data/village/prompts.py
+	$(BIN)/python data/village/train.py
+	$(BIN)/python data/village/card.py
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv

