@@ -80,17 +80,18 @@ def load(name: str, **params: Any) -> Attack:
         raise BadInput(f"{who}: {why}") from error
 
 
-def parse_spec(spec: str) -> Attack:
+def parse_spec(spec: str, numbers: Mapping[str, Any] | None = None) -> Attack:
     """The attack that `name` or `name:key=value,...` describes; values are TOML.
 
-    Several of these joined by `+` are a combination: `gcg:steps=8+refusal-direction`.
+    Several of these joined by `+` are a combination: `gcg:steps=8+refusal-direction`. `numbers` are
+    parameters of searches that have them, in place of their defaults.
 
     Raises:
         BadInput: as `load`, or parameters that are not TOML.
     """
     parts = _parts(spec)
     if len(parts) > 1:
-        return Composed(tuple(parse_spec(part) for part in parts))
+        return Composed(tuple(parse_spec(part, numbers) for part in parts))
     name, _, text = spec.partition(":")
     try:
         params = tomllib.loads(f"params = {{{text}}}")["params"]
@@ -99,7 +100,10 @@ def parse_spec(spec: str) -> Attack:
             f"attack '{spec}': the parameters after ':' must be key=value,... with TOML values "
             f"({error})"
         ) from error
-    return load(name, **params)
+    cls = ATTACKS.find(name)
+    known = {field.name for field in dataclasses.fields(cls)} if cls.searches else set()
+    defaults = {key: value for key, value in (numbers or {}).items() if key in known}
+    return load(name, **{**defaults, **params})
 
 
 def _parts(spec: str) -> list[str]:

@@ -118,6 +118,12 @@ def _add_run(sub: argparse.ArgumentParser) -> None:
         ("--max-new-tokens", "length of the answers"),
     ):
         what.add_argument(flag, type=int, metavar="N", help=text)
+    what.add_argument(
+        "--preset",
+        metavar="P",
+        help="numbers of the searches: quick (16 steps of 64), standard (100 of 256), paper "
+        "(500 of 512)",
+    )
     what.add_argument("--seed", dest="seeds", type=int, nargs="+", metavar="S")
     what.add_argument("--seconds", type=float, metavar="X", help="budget of each search")
     what.add_argument("--stop", choices=("never", "first-success"), help="when a search ends")

@@ -23,6 +23,13 @@ from benchmarks.records import digest
 Count = Annotated[int, Field(ge=1)]
 Names = Annotated[tuple[str, ...], Field(min_length=1)]
 
+#: For a first look on a CPU, for a comparison on one GPU, and as published (Zou et al. 2023).
+PRESETS = {
+    "quick": {"steps": 16, "width": 64, "topk": 64, "slots": 10},
+    "standard": {"steps": 100, "width": 256, "topk": 256, "slots": 20},
+    "paper": {"steps": 500, "width": 512, "topk": 256, "slots": 20},
+}
+
 
 @with_config(ConfigDict(extra="forbid"))
 @dataclass(frozen=True)
@@ -41,6 +48,8 @@ class Suite:
     limit: Count | None = None
     """How many of the attacked behaviours, in file order."""
     seeds: Annotated[tuple[int, ...], Field(min_length=1)] = (0,)
+    preset: Literal["quick", "standard", "paper"] | None = None
+    """Numbers of the searches where an attack's parameters do not say otherwise; see `PRESETS`."""
     steps: Count | None = None
     """Sets `steps` of every attack that has it, and so is part of the attack's identity."""
     seconds: Annotated[float, Field(gt=0)] | None = None
@@ -119,7 +128,7 @@ def suite_attacks(suite: Suite) -> tuple[Attack, ...]:
     """
     unique: dict[str, Attack] = {}
     for spec in suite.attacks:
-        attack = parse_spec(spec)
+        attack = parse_spec(spec, PRESETS[suite.preset] if suite.preset else None)
         if suite.steps is not None:
             attack = _with_steps(attack, suite.steps)
         unique.setdefault(attack_hash(attack), attack)

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from attacks import BadInput
+from attacks import BadInput, load
 from attacks.core.behavior import Behavior
 from benchmarks.plan import check, choose
-from benchmarks.suites import Suite, load_suite, suite_attacks, suite_names
+from benchmarks.suites import Suite, load_suite, suite_attacks, suite_from, suite_names
 from conftest import SHIPPED
 from runs import write_behaviors
 
@@ -186,3 +186,16 @@ def test_the_limit_does_not_change_the_judge(base: Suite, tmp_path: Path) -> Non
     suite = dataclasses.replace(base, behaviors=str(path))
     judges = {check(dataclasses.replace(suite, limit=n)).settings.stop_judge for n in (1, 2)}
     assert judges == {"phrases"}
+
+
+def test_a_preset_gives_the_numbers_that_a_spec_leaves_open() -> None:
+    specs = ["gcg:steps=3", "refusal-direction", "pgd", "gcg:width=8+refusal-direction"]
+    values = {"name": "s", "models": ["m"], "attacks": specs, "behaviors": "pocket-test"}
+    gcg, direction, pgd, both = suite_attacks(suite_from({**values, "preset": "paper"}, "s"))
+    assert gcg == load("gcg", steps=3, width=512, topk=256, slots=20)
+    assert direction == load("refusal-direction")
+    assert pgd == load("pgd", steps=500, slots=20)
+    assert both.parts[0] == load("gcg", steps=500, width=8, topk=256, slots=20)
+    assert suite_attacks(suite_from(values, "s"))[0] == load("gcg", steps=3)
+    with pytest.raises(BadInput, match="'preset'"):
+        suite_from({**values, "preset": "huge"}, "s")
