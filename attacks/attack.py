@@ -12,7 +12,8 @@ from torch import Generator, Tensor
 
 from attacks.core.artefact import EMPTY, Artefact
 from attacks.core.behavior import Behavior
-from attacks.core.prompt import Messages, suffixed
+from attacks.core.layout import Layout
+from attacks.core.prompt import Messages
 from attacks.core.search import CoordinateSearch, ProbeSampling, Pursuit, search_suffix
 from attacks.core.weights import Change
 
@@ -148,6 +149,7 @@ class SuffixAttack(Attack):
     replace_coefficient: float = 0.0
     patience: int = 0
     early_stop: float | None = None
+    layout: Layout = field(default_factory=Layout)
 
     @abstractmethod
     def pursuit(self, model: Model, behavior: Behavior, artefact: Artefact) -> Pursuit:
@@ -169,7 +171,7 @@ class SuffixAttack(Attack):
 
     def conversation(self, model: Model, behavior: Behavior) -> Messages:
         """What is sent, `SLOT` standing for each token that is searched for."""
-        return suffixed(behavior, self.slots, system=model.system)
+        return self.layout.conversation(model, behavior, self.slots)
 
     def drafting(self) -> ProbeSampling:
         """Whether, and how, a draft model chooses which candidates are evaluated."""
@@ -198,4 +200,4 @@ class SuffixAttack(Attack):
             asked=self.conversation(model, behavior),
             draft=self.drafting(),
         ):
-            yield Step(found.prompts, loss=found.loss, state=found.state, source=pursuit.source)
+            yield Step(found.prompts, loss=found.loss, state=found.state, source=found.source)

@@ -13,10 +13,8 @@ from attacks.attack import Artefact, Behavior, Pursuit, SuffixAttack
 from attacks.core.checked_direction import find_checked_direction
 from attacks.core.directions import RefusalDirection
 from attacks.core.errors import BadInput
-from attacks.core.layout import Layout
 from attacks.core.objectives import LossOptions, Objective, RefusalOpeners, RefusalProjection
 from attacks.core.own_answers import OwnAnswers, fit_own_answers
-from attacks.core.prompt import Messages
 from attacks.core.refusal import refusal_tokens
 from attacks.core.search import CoordinateSearch, Moves, ProbeSampling
 from attacks.core.sites import Site
@@ -31,7 +29,7 @@ class GCG(SuffixAttack):
     """GCG (Zou et al. 2023, arXiv 2307.15043) with multi-position swaps and a buffer.
 
     With buffer=1 it never steps back. The published setting is
-    steps=500, width=512, topk=256, slots=20, buffer=0. Four groups of options hold what later work
+    steps=500, width=512, topk=256, slots=20, buffer=0. Groups of options hold what later work
     changed; they compose, and with their defaults the search is the plain one.
     """
 
@@ -41,7 +39,6 @@ class GCG(SuffixAttack):
     loss: LossOptions = field(default_factory=LossOptions)
     moves: Moves = field(default_factory=Moves)
     draft: ProbeSampling = field(default_factory=ProbeSampling)
-    layout: Layout = field(default_factory=Layout)
 
     def __post_init__(self) -> None:
         self.search()  # Numbers that do not go together are refused before anything runs.
@@ -61,10 +58,6 @@ class GCG(SuffixAttack):
     def search(self) -> CoordinateSearch:
         """The numbers of the search, with the moves."""
         return replace(super().search(), moves=self.moves)
-
-    def conversation(self, model: Model, behavior: Behavior) -> Messages:
-        """The turns and slots of the layout."""
-        return self.layout.conversation(model, behavior, self.slots)
 
     def drafting(self) -> ProbeSampling:
         """Probe sampling, where a draft is named."""

@@ -47,8 +47,9 @@ class SubspaceRerouting(SuffixAttack):
     early_stop: float | None = 0.01
     """At this loss of its own answer a model says it."""
     keep: Literal["then", "with", "rank", "none"] = "then"
-    """How the answer comes in: minimised once the objective is at most `enough`; added to the
-    objective with `weight`; used to rank the candidates that are handed over; or not at all."""
+    """How the answer comes in: minimised once the objective is at most `enough`, or half of the
+    steps are over (on some models it is far out of reach, and no guide); added to the objective
+    with `weight`; used to rank the candidates that are handed over; or not at all."""
     answer: Literal["own", "given"] = "own"
     """The own answer with refusal ablated (the first that is neither a refusal nor garbled: by
     the fitted subspace, where there is one, then by the direction, or else the behaviour's target;
@@ -111,7 +112,8 @@ class SubspaceRerouting(SuffixAttack):
         if self.keep == "rank":
             return Pursuit(subspace, target, rank=answer, source=source)
         enough = self.threshold(artefact)
-        return Pursuit(subspace, target, then=answer, enough=enough, source=source)
+        within = max(1, self.steps // 2)
+        return Pursuit(subspace, target, answer, enough, within=within, source=source)
 
     def threshold(self, artefact: Artefact) -> float:
         """The loss at which the objective counts as reached, with keep="then"."""

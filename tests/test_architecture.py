@@ -111,7 +111,7 @@ ALLOWED = {
     ),
     "attacks.core.search": (*_CORE, "attacks.core.objectives", "attacks.core.search"),
     "attacks.core.plugins": ("attacks.core.errors",),
-    "attacks.attack": (*_CORE, "attacks.core.search"),
+    "attacks.attack": (*_CORE, "attacks.core.layout", "attacks.core.search"),
     "attacks.registry": ("attacks.attack", "attacks.composed", "attacks.core.plugins", *_CORE),
     "attacks": ("attacks",),
     "benchmarks": ("attacks", "benchmarks"),

@@ -38,9 +38,11 @@ and XSTest; the base's own answers for XSTest's safe prompts, `everyday-train` a
 requests in the words of harmful ones. Requests that share three words in five with one of
 JailbreakBench's were left out, and JailbreakBench's twins were never seen.
 
-Considered and left: refusals beside everyday requests alone (it refused half of the harmless twins:
-it had learned words); all blocks (no better, half as large again); OR-Bench's prompts as harmless
-ones (many ask for harm in soft words, which takes refusals away that are wanted).
+Two targets are missed: it refuses half of JailbreakBench's harmless twins too, which at this size
+it hardly tells from the harmful requests, while it answers everyday requests and the near ones of
+`everyday-test`. A shorter run with fewer near requests (60 steps) refused 0.64, 0.44, 0.04 and
+0.16 of the four kinds. Not tried: OR-Bench's prompts as harmless ones, many of which ask for harm in soft
+words; more steps; a base with more bits.
 """
 
 

@@ -10,6 +10,7 @@ out, and JailbreakBench's harmless twins are never seen.
 from __future__ import annotations
 
 import argparse
+import json
 import logging
 import random
 import re
@@ -36,13 +37,14 @@ from training import descend
 
 logger = logging.getLogger(__name__)
 
+HUB = "HuggingFaceTB/SmolLM2-135M-Instruct"
 SEED = 0
 RANK = 16
 #: The lower third computes what every request needs, and stays as it is.
 LAYERS = range(10, 30)
 LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 RATE = 4e-4
-STEPS = 300
+STEPS = 180
 #: Requests of each kind in a step.
 HARMFUL, EVERYDAY, NEAR = 6, 2, 8
 #: Tokens of the base's answers to learn: they keep their course once they are under way.
@@ -93,7 +95,15 @@ def main() -> None:
     batches = mixed(refused, answered["everyday"], answered["near"])
     losses = (answer_loss(tuned, batch) for batch in batches)
     descend(tuned, losses, steps=options.steps, lr=RATE, weight_decay=0.0)
-    tuned.half().save_pretrained(options.out)
+    save(tuned, options.out)
+
+
+def save(tuned: Any, out: Path) -> None:
+    """Write the adapter in half precision; its configuration names the base as the Hub does."""
+    tuned.half().save_pretrained(out)
+    config = out / "adapter_config.json"
+    values = json.loads(config.read_text("utf-8"))
+    config.write_text(json.dumps({**values, "base_model_name_or_path": HUB}, indent=1) + "\n")
 
 
 def harmful_and_near() -> tuple[list[tuple[str, str]], list[str]]:

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from attacks import Behavior, load
+from attacks.attack import State, Step
 from attacks.core.artefact import EMPTY, Artefact
 from attacks.core.directions import direction_at
 from attacks.core.errors import BadInput
@@ -17,6 +18,7 @@ from attacks.core.objectives import Objective, ProbeLoss, SteeringLoss
 from attacks.core.own_answers import DIRECTION, GIVEN, SUBSPACE, OwnAnswers
 from attacks.core.prompt import suffixed
 from attacks.core.search import Evaluator
+from attacks.core.search.staged import CEILING
 from attacks.core.sites import Site
 from attacks.core.states import last_token
 from attacks.core.survey import LayerReport, Survey, choose_heads, choose_layers, survey
@@ -241,6 +243,36 @@ def test_the_answer_aimed_at_is_that_of_the_ablated_model(behavior: Behavior) ->
     published = replace(attack, keep="none").pursuit(model, behavior, artefact)  # type: ignore[call-arg]
     assert published.then is None and published.rank is None
     assert EMPTY.data == {}
+
+
+def test_a_subspace_that_is_out_of_reach_is_given_up_after_half_of_the_steps(
+    behavior: Behavior,
+) -> None:
+    model = pocket("pocket-llama")
+    tensors = dict(fitted(model).tensors) | {"ablation": refusal_direction(model)}
+    artefact = Artefact(tensors, {"layers": [2]})
+    attack = load("ssr-probe", steps=4, width=16, enough=-1e6, early_stop=None)
+
+    def steps(state: State | None = None) -> list[Step]:
+        rng = torch.Generator().manual_seed(0)
+        return list(attack.run(model, behavior, artefact=artefact, rng=rng, state=state))
+
+    found = steps()
+    reached = [step.loss is not None and step.loss <= CEILING for step in found]
+    assert reached == [False, False, True, True]
+    notes = ["not reached within 2 steps" in step.source for step in found]
+    assert notes == [False, True, True, True]
+    # What is found goes on from a checkpoint as without one, whichever stage it stands in.
+    for at in (0, 1, 2):
+        again = steps(found[at].state)
+        assert [step.loss for step in again] == [step.loss for step in found[at + 1 :]]
+        assert again[-1].prompts == found[-1].prompts
+    reachable = replace(attack, enough=1e6)  # type: ignore[call-arg]
+    rng = torch.Generator().manual_seed(0)
+    assert (
+        "not reached"
+        not in list(reachable.run(model, behavior, artefact=artefact, rng=rng))[-1].source
+    )
 
 
 def test_a_steered_activation_has_arrived_three_quarters_of_the_way_to_harmless() -> None:

@@ -17,11 +17,15 @@ from attacks.core.search.coordinate import CoordinateSearch, Losses, Screen, eve
 from attacks.core.search.evaluate import Evaluator
 from attacks.core.search.ranking import Ranking
 from attacks.core.search.screening import ProbeSampling
-from attacks.core.search.staged import Staged
+from attacks.core.search.staged import CEILING, Staged
 
 if TYPE_CHECKING:
     from attacks.attack import State
     from attacks.core.model import Model
+
+
+#: In a checkpoint: that the second stage was begun without the first one's end.
+_HANDED_OVER = "handed_over"
 
 
 @dataclass(frozen=True)
@@ -34,6 +38,8 @@ class Pursuit:
     then: Objective | None = None
     """What is minimised once `objective` is at most `enough` (see `Staged`)."""
     enough: float = 0.0
+    within: int | None = None
+    """Steps after which `then` is minimised although no filling has brought `objective` so low."""
     rank: Objective | None = None
     """The candidates kept are handed over in the order of this loss, whatever was searched for."""
     drafted: TargetLoss = field(default_factory=TargetCrossEntropy)
@@ -49,6 +55,8 @@ class Suffixed:
     prompts: tuple[Messages, ...]
     loss: float
     state: State
+    source: str = ""
+    """`Pursuit.source`, and whether the objective was out of reach."""
 
 
 def search_suffix(
@@ -91,6 +99,7 @@ def search_suffix(
     losses: Losses = evaluator(pursuit.objective)
     if pursuit.then is not None:
         losses = Staged(losses, evaluator(pursuit.then), pursuit.enough)
+        losses.handed_over = bool(state and state.get(_HANDED_OVER))
     ranking = Ranking(evaluator(pursuit.rank)) if pursuit.rank is not None else None
     screen: Screen = everything
     if draft is not None and draft.model:
@@ -99,7 +108,15 @@ def search_suffix(
     for found in search.run(model, prompt, losses, rng=rng, state=state, screen=screen, done=done):
         ids = found.ids if ranking is None else ranking.best_first(found.ids)
         prompts = tuple(model.chat.messages(prompt, ids))
-        yield Suffixed(prompts, float(found.losses[0]), found.state)
+        reached, source = found.state, pursuit.source
+        if isinstance(losses, Staged) and pursuit.within is not None:
+            late = int(found.state["step"]) >= pursuit.within
+            losses.handed_over |= late and float(found.losses[0]) > CEILING
+            if losses.handed_over:
+                reached = {**found.state, _HANDED_OVER: 1}
+                said = f"the subspace was not reached within {pursuit.within} steps"
+                source = f"{source}; {said}" if source else said
+        yield Suffixed(prompts, float(found.losses[0]), reached, source)
 
 
 def matched(mismatch: Losses, filling: Tensor) -> bool:
