@@ -22,6 +22,7 @@ from attacks.core.refusal import OPENER_TOKENS, opens_with_refusal
 from attacks.registry import params_of
 from benchmarks import artefacts
 from benchmarks.cells import Cell, ModelId, Settings
+from benchmarks.checkpoints import Checkpoints
 from benchmarks.failures import Failure, one_line
 from benchmarks.judges import load_judge
 from benchmarks.loading import load_model
@@ -52,6 +53,8 @@ class Setup:
     concurrency: int
     coherence: Coherence | None = None
     """What a coherent answer is for this model; None without training behaviours."""
+    checkpoints: Checkpoints | None = None
+    """Where searches that are under way are kept; None: nowhere."""
 
     def load(self) -> Model:
         """The model.
@@ -80,6 +83,8 @@ class Tally:
     first_success: FirstSuccess | None = None
     target: str | None = None
     source: str = ""
+    peak_memory: int = 0
+    """Bytes, of the processes that the cell went on from."""
 
     def add_step(self, step: Step) -> None:
         """Counts a step.
@@ -230,7 +235,7 @@ class Bench:
             first_token_kl=first_token_kl,
             failure=Failure(status, reason),
             seconds=clock.seconds,
-            peak_memory_bytes=self.model.peak_memory(),
+            peak_memory_bytes=max(tally.peak_memory, self.model.peak_memory()),
         )
 
 

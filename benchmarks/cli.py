@@ -131,6 +131,9 @@ def _add_run(sub: argparse.ArgumentParser) -> None:
     how.add_argument("--out", type=Path, metavar="DIR", help="results (default: runs/SUITE)")
     how.add_argument("--workers", type=int, default=1, metavar="W", help="cells at a time")
     how.add_argument("--artefacts", type=Path, metavar="DIR", help="fitted values to reuse")
+    how.add_argument(
+        "--checkpoint", type=float, default=10.0, metavar="X", help="seconds between checkpoints"
+    )
     how.add_argument("--dry-run", action="store_true", help="only list what would be done")
 
 

@@ -124,7 +124,12 @@ def run(args: Namespace) -> int:
     suite = suite_from({**base, **given}, "command line")
     out = args.out or Path("runs") / suite.name
     complete = runner.run(
-        suite, out, workers=args.workers, artefacts=args.artefacts, dry_run=args.dry_run
+        suite,
+        out,
+        workers=args.workers,
+        artefacts=args.artefacts,
+        dry_run=args.dry_run,
+        checkpoint=args.checkpoint,
     )
     if args.dry_run:
         return 0

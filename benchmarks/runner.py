@@ -24,6 +24,7 @@ from benchmarks.bench import (
 )
 from benchmarks.budget import answers
 from benchmarks.cells import Cell, Task, cell_key
+from benchmarks.checkpoints import CHECKPOINTS, EVERY, Checkpoints
 from benchmarks.engine import execute, split
 from benchmarks.estimate import estimate
 from benchmarks.failures import failure_of, one_line
@@ -43,11 +44,12 @@ def run(
     workers: int = 1,
     artefacts: Path | None = None,
     dry_run: bool = False,
+    checkpoint: float = EVERY,
 ) -> bool:
     """Runs what is missing of `suite` in the results folder `out`; true if no cell failed.
 
-    A run can be killed at any moment; the next one goes on. Progress goes to stderr, the lines of
-    a dry run to stdout.
+    A run can be killed at any moment; the next one goes on, also inside a search. Progress goes to
+    stderr, the lines of a dry run to stdout.
 
     Args:
         suite: what to run.
@@ -55,12 +57,15 @@ def run(
         workers: local processes; results do not depend on their number.
         artefacts: a further folder to take fitted artefacts from.
         dry_run: list the cells and estimate the time; writes nothing.
+        checkpoint: seconds between two checkpoints of a search.
 
     Raises:
         BadInput: see `plan.check`, `Store` and `Model.load`.
     """
     if workers < 1:
         raise BadInput(f"{workers} workers; valid: 1 or more")
+    if not 0 <= checkpoint < float("inf"):
+        raise BadInput(f"a checkpoint every {checkpoint} seconds; valid: 0 or more")
     if artefacts is not None and not artefacts.is_dir():
         raise BadInput(f"artefact folder '{artefacts}' does not exist")
     plan = check(suite)
@@ -72,14 +77,16 @@ def run(
         return True
     with ExitStack() as stack:
         store = stack.enter_context(Store(out))
-        for note in store.notes:
+        checkpoints = Checkpoints((out / CHECKPOINTS).resolve(), checkpoint)
+        finished = {key for key, record in store.records.items() if record.status == "ok"}
+        for note in (*store.notes, *checkpoints.tidy(finished)):
             say(note)
         pool = stack.enter_context(Pool(workers, say)) if workers > 1 else None
         bar = stack.enter_context(
             tqdm(total=plan.n_cells, unit="cell", desc=one_line(suite.name), disable=None)
         )
         folders = (out / "artefacts", *([artefacts] if artefacts else []))
-        going = _Run(plan, store, pool, workers, folders, bar)
+        going = _Run(plan, store, checkpoints, pool, workers, folders, bar)
         for name, source in plan.models.items():
             going.run_model(name, source)
     say(f"records: {out / RECORDS}; leaderboard: reroute leaderboard {out}")
@@ -130,6 +137,7 @@ class _Progress:
 class _Run:
     plan: Plan
     store: Store
+    checkpoints: Checkpoints
     pool: Pool | None
     workers: int
     folders: Sequence[Path]
@@ -152,6 +160,7 @@ class _Run:
             openers=(),
             artefacts=self.folders[0],
             concurrency=self.workers,
+            checkpoints=self.checkpoints,
         )
         model = setup.load()
         identity = model_id(model)
@@ -245,6 +254,9 @@ class _Run:
         for outcome in outcomes:
             record = outcome.record
             self.store.add(*outcome)
+            if record.status in ("ok", "budget"):
+                # What has failed is tried again, and goes on from there.
+                self.checkpoints.remove(record.key)
             self.bar.update()
             progress = self.progress[record.attack_hash]
             progress.add(outcome)
