@@ -79,6 +79,7 @@ def run(
         store = stack.enter_context(Store(out))
         checkpoints = Checkpoints((out / CHECKPOINTS).resolve(), checkpoint)
         finished = {key for key, record in store.records.items() if record.status == "ok"}
+        finished |= {path.stem for path in (out / "artefacts").glob("*.json")}
         for note in (*store.notes, *checkpoints.tidy(finished)):
             say(note)
         pool = stack.enter_context(Pool(workers, say)) if workers > 1 else None
@@ -200,7 +201,9 @@ class _Run:
             progress = self.progress.setdefault(
                 attack_hash(attack), _Progress(f"{identity.name} · {attack.name}")
             )
-            fitted = fit_attack(bench.model, attack, self.plan.train, seed, self.folders)
+            fitted = fit_attack(
+                bench.model, attack, self.plan.train, seed, self.folders, self.checkpoints
+            )
             settings, openers = self.plan.settings, bench.setup.openers
             pending = []
             for behavior in self.plan.behaviors(attack):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator
 from functools import cache
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,11 +21,13 @@ from attacks.core.refusal import GENERAL_OPENERS
 from attacks.core.template import DATE
 from attacks.random_search import RandomSearch
 from attacks.registry import ATTACKS
+from benchmarks import artefacts
 from benchmarks.behaviors import load_behaviors
 from benchmarks.bench import Bench, Setup, model_id
 from benchmarks.cells import Cell, Settings, Task, cell_key
 from benchmarks.checkpoints import Checkpoint, Checkpoints
 from benchmarks.engine import execute
+from benchmarks.fitting import fit_attack
 from benchmarks.records import Record
 from benchmarks.resuming import Resumable
 from conftest import pocket
@@ -147,6 +150,56 @@ def test_a_killed_search_ends_as_an_undisturbed_one(spec: str, tmp_path: Path) -
     # Everything that a search goes on from is equal to the bit, its generator included.
     assert resumed.last is not None and whole.last.state.keys() == resumed.last.state.keys()
     assert all(same(whole.last.state[name], resumed.last.state[name]) for name in whole.last.state)
+
+
+def test_a_killed_fit_ends_as_an_undisturbed_one(tmp_path: Path) -> None:
+    """Of a universal suffix, killed in each of its stages and after its last step."""
+    model = pocket("pocket-llama")
+    attack = load("universal-gcg", steps=5, width=8, topk=8, slots=3, behaviors=2, stage=3)
+
+    def fit(kill_at: int = 0, state: State | None = None) -> list[Any]:
+        rng = torch.Generator().manual_seed(1)
+        steps = attack.fitting(model, train(), rng=rng, state=state)
+        return list(islice(steps, kill_at or None))
+
+    whole = fit()
+    assert (
+        whole[-1].hash == attack.prepare(model, train(), rng=torch.Generator().manual_seed(1)).hash
+    )
+    for kill_at in (1, 3, 4, 5):
+        state = fit(kill_at)[-1]
+        checkpoint = load_checkpoint(tmp_path / "at", Checkpoint(state))
+        assert fit(state=checkpoint.state)[-1].hash == whole[-1].hash
+
+
+def test_a_fit_keeps_its_checkpoint_until_it_is_done(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    attack = load("universal-gcg", steps=3, width=8, topk=8, slots=3, behaviors=1)
+    checkpoints = Checkpoints(tmp_path / "checkpoints", 0.0)
+    model, whole = pocket("pocket-llama"), tmp_path / "whole"
+    fitted = fit_attack(model, attack, train(), 0, [whole], Checkpoints(tmp_path / "other", 0.0))
+    with monkeypatch.context() as patch:
+        patch.setattr(artefacts, "save", killed)
+        with pytest.raises(Killed):
+            fit_attack(model, attack, train(), 0, [tmp_path / "out"], checkpoints)
+    assert checkpoints.path(fitted.identity).is_file()
+    again = fit_attack(model, attack, train(), 0, [tmp_path / "out"], checkpoints)
+    assert again == fitted
+    assert not list(checkpoints.folder.iterdir())
+
+
+def killed(*_: object) -> None:
+    raise Killed
+
+
+def load_checkpoint(folder: Path, checkpoint: Checkpoint) -> Checkpoint:
+    """As it comes back from a file."""
+    checkpoints = Checkpoints(folder)
+    checkpoints.keeper("key").save(checkpoint)
+    found = checkpoints.load("key", torch.device("cpu"))
+    assert found is not None
+    return found
 
 
 SHORT = "gcg:steps=4,width=8,slots=4"
