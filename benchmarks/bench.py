@@ -55,6 +55,10 @@ class Setup:
     """What a coherent answer is for this model; None without training behaviours."""
     checkpoints: Checkpoints | None = None
     """Where searches that are under way are kept; None: nowhere."""
+    threads: int = 1
+    """That one operation is computed on (`threads_for`), in all processes the same."""
+    weights: int = 0
+    """Bytes of the model."""
 
     def load(self) -> Model:
         """The model.

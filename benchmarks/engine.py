@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import os
+import sys
 from collections.abc import Iterator, Sequence
+from contextlib import redirect_stdout
 from dataclasses import dataclass, field
 
 import torch
@@ -45,11 +48,17 @@ def execute(bench: Bench, task: Task, on_step: OnStep) -> list[Outcome]:
     Raises:
         BadInput: damaged artefact files.
     """
+    process = os.getpid()
     artefact = bench.artefact(task.cells[0])
-    if task.attack.searches:
-        outcomes = [_Search(bench, cell, artefact, on_step).run() for cell in task.cells]
-    else:
-        outcomes = _answer_all(bench, task.cells, artefact)
+    # What an attack prints is no part of what a command prints.
+    with redirect_stdout(sys.stderr):
+        if task.attack.searches:
+            outcomes = [_Search(bench, cell, artefact, on_step).run() for cell in task.cells]
+        else:
+            outcomes = _answer_all(bench, task.cells, artefact)
+    if os.getpid() != process:
+        # An attack has forked, and its child would do all over again what its parent does.
+        os._exit(1)
     if any(outcome.record.status == "out_of_memory" for outcome in outcomes):
         release_memory()
     return outcomes
