@@ -150,6 +150,15 @@ def run(args: Namespace) -> int:
     return 0
 
 
+def merge(args: Namespace) -> int:
+    """`merge`: says what there is now."""
+    from benchmarks.merge import merge
+
+    added = merge(args.folders, args.out)
+    print(f"{added} records added to {args.out}")
+    return 0
+
+
 def leaderboard(args: Namespace) -> int:
     """`leaderboard`: printed, unless it goes into a file."""
     from benchmarks.leaderboard import read_rows, render, update_block

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import secrets
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -47,14 +48,18 @@ class RayEngine(Engine):
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         try:
             if machinery.address is None:
+                # Nobody else on this machine may use it, and no file is written for that.
+                os.environ.setdefault("RAY_AUTH_MODE", "token")
+                os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
                 # Ray shares cores out, and would let workers wait that the user has asked for.
                 cores = max(os.cpu_count() or 1, machinery.size)
                 ray.init(address="local", num_cpus=cores, include_dashboard=False)
             else:
                 ray.init(address=machinery.address)
-        except (ConnectionError, ValueError, RuntimeError) as error:
+        except Exception as error:  # Ray raises plain ones too.
+            where = f" at '{machinery.address}'" if machinery.address else ""
             reason = one_line(str(error))[:200]
-            raise BadInput(f"no Ray cluster at '{machinery.address}': {reason}") from error
+            raise BadInput(f"no Ray cluster{where}: {reason}") from error
 
     def __exit__(self, *_: object) -> None:
         ray.shutdown()
