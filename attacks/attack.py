@@ -83,6 +83,17 @@ class Attack(ABC):
         """Fit what `run` needs, once for each model; see `Artefact`."""
         return EMPTY
 
+    def fitting(
+        self,
+        model: Model,
+        train: Sequence[Behavior],
+        *,
+        rng: Generator,
+        state: State | None = None,
+    ) -> Iterator[State | Artefact]:
+        """`prepare` in steps, for fits that take long: checkpoints, and the artefact at last."""
+        yield self.prepare(model, train, rng=rng)
+
     @abstractmethod
     def run(
         self,

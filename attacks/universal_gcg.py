@@ -7,13 +7,13 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar
 
 import torch
-from torch import Generator
+from torch import Generator, Tensor
 
 from attacks.attack import Artefact, Attack, Behavior, State, Step, ThreatModel
 from attacks.core.errors import BadInput
 from attacks.core.objectives import LossOptions
 from attacks.core.search import CoordinateSearch, Moves
-from attacks.core.search.universal import Universal, goals_for, search_universal
+from attacks.core.search.universal import goals_for, search_universal
 
 if TYPE_CHECKING:
     from attacks.core.model import Model
@@ -69,29 +69,49 @@ class UniversalGCG(Attack):
             BadInput: no harmful training behaviours, a further model that does not load or has
                 another tokenizer.
         """
+        *_, fitted = self.fitting(model, train, rng=rng)
+        assert isinstance(fitted, Artefact)
+        return fitted
+
+    def fitting(
+        self,
+        model: Model,
+        train: Sequence[Behavior],
+        *,
+        rng: Generator,
+        state: State | None = None,
+    ) -> Iterator[State | Artefact]:
+        """A checkpoint after each step of the search, and what `prepare` returns."""
         harmful = [behavior for behavior in train if behavior.harmful]
         if not harmful:
             raise BadInput(f"{self.name} needs harmful training behaviours")
         order = torch.randperm(len(harmful), generator=rng)[: self.behaviors].tolist()
         chosen = [harmful[at] for at in order]
         models = [model, *(model.companions.get(name) for name in self.models)]
-        before = [each.meter.snapshot() for each in models]
+        before = _flops(models)
         objective = self.loss.objective()
         goals = [goals_for(models, behavior, objective, self.slots, rng) for behavior in chosen]
-        found: list[Universal] = list(
-            search_universal(goals, self.search(), stage=self.stage, rng=rng)
-        )
-        last, prompt = found[-1], goals[0][0].prompt
-        (messages,) = model.chat.messages(prompt, last.ids.unsqueeze(0))
-        work = [each.meter.snapshot() - start for each, start in zip(models, before, strict=True)]
+        losses = torch.empty(0, dtype=torch.float64)
+        if state is not None:
+            # What setting up takes is among the operations so far.
+            before = _flops(models) - int(state["flops"])
+            losses = _tensor(state, "losses")
+        at = state
+        for found in search_universal(goals, self.search(), stage=self.stage, rng=rng, state=state):
+            losses = torch.cat([losses, torch.tensor([found.loss], dtype=torch.float64)])
+            at = {**found.state, "losses": losses, "flops": _flops(models) - before}
+            yield at
+        assert at is not None
+        best = _tensor(at, "best_ids")[:1]
+        (messages,) = model.chat.messages(goals[0][0].prompt, best)
         data = {
             "suffix": messages[-1].content.removeprefix(chosen[0].text),
             "behaviors": [behavior.id for behavior in chosen],
-            "taken_in": last.active,
-            "losses": [at.loss for at in found],
-            "flops": sum(each.flops for each in work),
+            "taken_in": int(at["active"]),
+            "losses": losses.tolist(),
+            "flops": _flops(models) - before,
         }
-        return Artefact({"suffix_ids": last.ids}, data)
+        yield Artefact({"suffix_ids": best[0]}, data)
 
     def run(
         self,
@@ -104,3 +124,14 @@ class UniversalGCG(Attack):
     ) -> Iterator[Step]:
         """One step: the request with the suffix behind it."""
         yield Step((model.conversation(f"{behavior.text}{artefact.data['suffix']}"),))
+
+
+def _flops(models: Sequence[Model]) -> int:
+    """What all of them have computed so far."""
+    return sum(model.meter.snapshot().flops for model in models)
+
+
+def _tensor(state: State, name: str) -> Tensor:
+    value = state[name]
+    assert isinstance(value, Tensor)
+    return value

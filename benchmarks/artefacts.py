@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable
 from pathlib import Path
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
+from safetensors.torch import save as serialised
 
 from attacks.attack import Artefact
 from attacks.core.errors import BadInput
+from benchmarks.files import write_whole
 
 
 def save(folder: Path, identity: str, artefact: Artefact) -> None:
@@ -22,10 +23,7 @@ def save(folder: Path, identity: str, artefact: Artefact) -> None:
             name: tensor.detach().cpu().contiguous().clone()
             for name, tensor in artefact.tensors.items()
         }
-        target = folder / f"{identity}.safetensors"
-        save_file(tensors, target.with_suffix(".safetensors.tmp"))
-        _settle(target)
-    target = folder / f"{identity}.json"
+        write_whole(folder / f"{identity}.safetensors", serialised(tensors))
     content = {
         "data": artefact.data,
         "tensors": sorted(artefact.tensors),
@@ -33,8 +31,7 @@ def save(folder: Path, identity: str, artefact: Artefact) -> None:
         "hash": artefact.hash,
         **({"check": artefact.check} if artefact.check else {}),
     }
-    target.with_suffix(".json.tmp").write_text(json.dumps(content, indent=1), encoding="utf-8")
-    _settle(target)
+    write_whole(folder / f"{identity}.json", json.dumps(content, indent=1).encode())
 
 
 def load(folder: Path, identity: str) -> Artefact | None:
@@ -66,11 +63,3 @@ def find(identity: str, folders: Iterable[Path]) -> Artefact | None:
         BadInput: as `load`.
     """
     return next((found for folder in folders if (found := load(folder, identity))), None)
-
-
-def _settle(target: Path) -> None:
-    """Gives a finished temporary file its name: a kill leaves the whole file or none."""
-    temporary = target.with_suffix(target.suffix + ".tmp")
-    with temporary.open("rb+") as file:
-        os.fsync(file.fileno())
-    temporary.replace(target)

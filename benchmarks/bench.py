@@ -22,6 +22,7 @@ from attacks.core.refusal import OPENER_TOKENS, opens_with_refusal
 from attacks.registry import params_of
 from benchmarks import artefacts
 from benchmarks.cells import Cell, ModelId, Settings
+from benchmarks.checkpoints import Checkpoints
 from benchmarks.failures import Failure, one_line
 from benchmarks.judges import load_judge
 from benchmarks.loading import load_model
@@ -53,6 +54,12 @@ class Setup:
     concurrency: int
     coherence: Coherence | None = None
     """What a coherent answer is for this model; None without training behaviours."""
+    checkpoints: Checkpoints | None = None
+    """Where searches that are under way are kept; None: nowhere."""
+    threads: int = 1
+    """That one operation is computed on (`threads_for`), in all processes the same."""
+    weights: int = 0
+    """Bytes of the model."""
 
     def load(self) -> Model:
         """The model.
@@ -81,6 +88,8 @@ class Tally:
     first_success: FirstSuccess | None = None
     target: str | None = None
     source: str = ""
+    peak_memory: int = 0
+    """Bytes, of the processes that the cell went on from."""
 
     def add_step(self, step: Step) -> None:
         """Counts a step.
@@ -231,7 +240,7 @@ class Bench:
             first_token_kl=first_token_kl,
             failure=Failure(status, reason),
             seconds=clock.seconds,
-            peak_memory_bytes=self.model.peak_memory(),
+            peak_memory_bytes=max(tally.peak_memory, self.model.peak_memory()),
         )
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from benchmarks import commands
+from benchmarks.signals import Terminated
 
 _GO_ON = "interrupted; what is done is kept, and running the same command again goes on from there"
 
@@ -33,8 +34,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         code: int = args.command(args)
         sys.stdout.flush()
         return code
-    except KeyboardInterrupt:
-        return _fail(_GO_ON, 130)
+    except KeyboardInterrupt as interrupt:
+        return _fail(_GO_ON, 143 if isinstance(interrupt, Terminated) else 130)
     except BrokenPipeError:
         # The reader has had enough. Python would complain when it flushes stdout at the end.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -71,6 +72,10 @@ def _parser() -> argparse.ArgumentParser:
             )
             sub.set_defaults(command=commands.models)
     _add_run(add("run", help="run a suite, or attacks on a model"))
+    together = add("merge", help="put the results of shards into one folder")
+    together.add_argument("folders", nargs="+", type=Path, metavar="DIR", help="output of a run")
+    together.add_argument("--out", type=Path, required=True, metavar="DIR", help="results")
+    together.set_defaults(command=commands.merge)
     board = add("leaderboard", help="tabulate the results in folders")
     board.add_argument("folders", nargs="+", type=Path, metavar="DIR", help="output of a run")
     board.add_argument("--format", choices=("md", "csv", "json"), default="md")
@@ -136,7 +141,22 @@ def _add_run(sub: argparse.ArgumentParser) -> None:
     how = sub.add_argument_group("how to run it")
     how.add_argument("--out", type=Path, metavar="DIR", help="results (default: runs/SUITE)")
     how.add_argument("--workers", type=int, default=1, metavar="W", help="cells at a time")
+    how.add_argument("--engine", default="local", metavar="E", help="local or ray")
+    how.add_argument("--devices", metavar="D,D,...", help="of the local workers, in turn")
+    how.add_argument("--address", metavar="A", help="of a Ray cluster (default: one for this run)")
+    how.add_argument("--gpus", type=float, metavar="X", help="of each Ray worker, also fractions")
+    how.add_argument("--shard", metavar="I/N", help="only the I-th of N parts (see merge)")
+    how.add_argument(
+        "--deadline",
+        type=float,
+        default=3600.0,
+        metavar="X",
+        help="seconds without a step after which a worker is taken to hang",
+    )
     how.add_argument("--artefacts", type=Path, metavar="DIR", help="fitted values to reuse")
+    how.add_argument(
+        "--checkpoint", type=float, default=10.0, metavar="X", help="seconds between checkpoints"
+    )
     how.add_argument("--dry-run", action="store_true", help="only list what would be done")
 
 

@@ -104,6 +104,7 @@ def run(args: Namespace) -> int:
     """`run`: the suite with the settings given on the command line, and then its leaderboard."""
     from attacks.core.errors import BadInput
     from benchmarks import runner
+    from benchmarks.signals import interruptible
     from benchmarks.suites import Suite, load_suite, suite_from
 
     fields = [field.name for field in dataclasses.fields(Suite)]
@@ -123,9 +124,21 @@ def run(args: Namespace) -> int:
             raise BadInput(f"run: name a suite, or add {', '.join(missing)}")
     suite = suite_from({**base, **given}, "command line")
     out = args.out or Path("runs") / suite.name
-    complete = runner.run(
-        suite, out, workers=args.workers, artefacts=args.artefacts, dry_run=args.dry_run
-    )
+    with interruptible():
+        complete = runner.run(
+            suite,
+            out,
+            workers=args.workers,
+            artefacts=args.artefacts,
+            dry_run=args.dry_run,
+            checkpoint=args.checkpoint,
+            shard=args.shard,
+            engine=args.engine,
+            devices=tuple(args.devices.split(",")) if args.devices else (),
+            deadline=args.deadline,
+            address=args.address,
+            gpus=args.gpus,
+        )
     if args.dry_run:
         return 0
     from benchmarks.leaderboard import read_rows, render
@@ -134,6 +147,15 @@ def run(args: Namespace) -> int:
     if not complete:
         message = f"some cells failed: see 'status' and 'error' in {out / 'records.jsonl'}"
         print("reroute:", message, file=sys.stderr)
+    return 0
+
+
+def merge(args: Namespace) -> int:
+    """`merge`: says what there is now."""
+    from benchmarks.merge import merge
+
+    added = merge(args.folders, args.out)
+    print(f"{added} records added to {args.out}")
     return 0
 
 

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import dataclasses
+import os
+import sys
 from collections.abc import Iterator, Sequence
+from contextlib import redirect_stdout
 from dataclasses import dataclass, field
 
 import torch
 
-from attacks.attack import Artefact, Step
+from attacks.attack import Artefact, State, Step
 from attacks.core.prompt import Messages
 from attacks.core.states import first_token_kl
 from attacks.core.weights import Change
 from benchmarks.bench import Bench, OnStep, Outcome, Tally, release_memory
 from benchmarks.budget import exhausted, verification_due
 from benchmarks.cells import Cell, Task, cell_generator
-from benchmarks.failures import Failure, failure_of
+from benchmarks.failures import CONTAINED, Failure, failure_of
 from benchmarks.records import FirstSuccess, Status
+from benchmarks.resuming import Resumable
 from benchmarks.timing import Clock
 
 #: Shape of the batches in which attacks without search are answered: a constant of the suite, so
@@ -44,11 +48,17 @@ def execute(bench: Bench, task: Task, on_step: OnStep) -> list[Outcome]:
     Raises:
         BadInput: damaged artefact files.
     """
+    process = os.getpid()
     artefact = bench.artefact(task.cells[0])
-    if task.attack.searches:
-        outcomes = [_Search(bench, cell, artefact, on_step).run() for cell in task.cells]
-    else:
-        outcomes = _answer_all(bench, task.cells, artefact)
+    # What an attack prints is no part of what a command prints.
+    with redirect_stdout(sys.stderr):
+        if task.attack.searches:
+            outcomes = [_Search(bench, cell, artefact, on_step).run() for cell in task.cells]
+        else:
+            outcomes = _answer_all(bench, task.cells, artefact)
+    if os.getpid() != process:
+        # An attack has forked, and its child would do all over again what its parent does.
+        os._exit(1)
     if any(outcome.record.status == "out_of_memory" for outcome in outcomes):
         release_memory()
     return outcomes
@@ -70,6 +80,7 @@ class _Search:
     def __post_init__(self) -> None:
         self.clock = Clock(self.bench.model.synchronise)
         self.clock.charge("prepare", self.artefact.seconds)
+        self.resumable = Resumable(self.bench, self.cell)
 
     def run(self) -> Outcome:
         """Search, verification, answers, judgements."""
@@ -84,8 +95,11 @@ class _Search:
             with self.clock.phase("judge"):
                 garbled = bench.garbled(prompts, completions)
             judgements = bench.judged(cell, completions, self.clock, garbled=garbled, target=target)
-        except Exception as error:
+        except CONTAINED as error:
             failure = failure_of(error)
+        except KeyboardInterrupt:
+            self.resumable.save()
+            raise
         else:
             record = bench.record(
                 cell,
@@ -103,24 +117,13 @@ class _Search:
         return _failed(bench, cell, self.tally, self.clock, failure)
 
     def _search(self) -> Status:
-        settings, model, tally = self.bench.setup.settings, self.bench.model, self.tally
-        with self.clock.phase("search"):
-            steps = iter(
-                self.cell.attack.run(
-                    model,
-                    self.cell.behavior.for_attack(),
-                    artefact=self.artefact,
-                    rng=cell_generator(self.cell.attack, self.cell.behavior.id, self.cell.seed),
-                )
-            )
+        settings = self.bench.setup.settings
+        steps, step = self._begun()
         status: Status = "ok"
-        while True:
-            before = model.meter.snapshot()
-            with self.clock.phase("search"):
-                step = next(steps, None)
-            tally.add_work(model.meter.snapshot() - before)
-            if step is None:
-                break
+        while step is not None:
+            if self.latest is not None:
+                self.resumable.at(self.latest.state, self.tally, self.clock.seconds, step)
+            tally = self.tally
             tally.add_step(step)
             self.latest = step
             self.on_step(tally.steps, step.loss)
@@ -131,11 +134,45 @@ class _Search:
             if exhausted(self.clock.spent("search", "verify"), settings.seconds):
                 status = "budget"
                 break
+            step = self._next(steps)
         if self.latest is None:
             raise RuntimeError("the attack yielded no step")
-        if self.verified[0] != tally.steps:
+        if self.verified[0] != self.tally.steps:
             self._verify(self.latest)
         return status
+
+    def _begun(self) -> tuple[Iterator[Step], Step | None]:
+        """The attack's steps and the first of them, from the checkpoint on where there is one.
+
+        The step after a checkpoint is taken twice, by a process that has ended and by this one, and
+        counts as what it cost the first.
+        """
+        saved = self.resumable.load()
+        if saved is not None:
+            steps = self._steps(saved.state)
+            step = self.resumable.again(steps, saved)
+            if step is not None:
+                self.tally = saved.tally
+                self.clock = Clock(self.bench.model.synchronise, saved.seconds)
+                return steps, step
+        with self.clock.phase("search"):
+            steps = self._steps(None)
+        return steps, self._next(steps)
+
+    def _steps(self, state: State | None) -> Iterator[Step]:
+        attack, behavior = self.cell.attack, self.cell.behavior
+        rng = cell_generator(attack, behavior.id, self.cell.seed)
+        shown = behavior.for_attack()
+        return iter(
+            attack.run(self.bench.model, shown, artefact=self.artefact, rng=rng, state=state)
+        )
+
+    def _next(self, steps: Iterator[Step]) -> Step | None:
+        before = self.bench.model.meter.snapshot()
+        with self.clock.phase("search"):
+            step = next(steps, None)
+        self.tally.add_work(self.bench.model.meter.snapshot() - before)
+        return step
 
     def _verify(self, step: Step) -> None:
         """One greedy answer to the best candidate, for the stop judge."""
@@ -199,7 +236,7 @@ def _single_step(bench: Bench, cell: Cell, artefact: Artefact) -> _Pending:
         item.interventions = step.interventions
     except StopIteration:
         item.failure = Failure("error", "RuntimeError: the attack yielded no step")
-    except Exception as error:
+    except CONTAINED as error:
         item.failure = failure_of(error)
     item.tally.add_work(bench.model.meter.snapshot() - before)
     return item
@@ -249,7 +286,7 @@ def _answer(bench: Bench, group: Sequence[_Pending]) -> dict[str, list[str]]:
                 pad_to=PAD_TO,
                 batch_size=BATCH_SIZE,
             )
-    except Exception as error:
+    except CONTAINED as error:
         failure = failure_of(error)
     if failure is not None:
         if len(group) == 1:
@@ -288,7 +325,7 @@ def _finish(bench: Bench, item: _Pending, completions: Sequence[str]) -> Outcome
             # Of the plain request: behind an opening the next token is all but certain.
             asked = bench.model.conversation(cell.behavior.text)
             divergence = first_token_kl(bench.model, asked, item.interventions)
-    except Exception as error:
+    except CONTAINED as error:
         return _failed(bench, cell, tally, clock, failure_of(error))
     record = bench.record(
         cell,

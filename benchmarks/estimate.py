@@ -42,8 +42,9 @@ def estimate(plan: Plan, out: Path, *, workers: int) -> list[str]:
     for name, source in plan.models.items():
         model: Model | None = None
         for attack in plan.attacks:
+            pair = (name, attack_hash(attack))
             wanted = [
-                (name, attack_hash(attack), behavior.id, seed)
+                (*pair, behavior.id, seed)
                 for behavior in plan.behaviors(attack)
                 for seed in plan.seeds
             ]
@@ -51,7 +52,7 @@ def estimate(plan: Plan, out: Path, *, workers: int) -> list[str]:
             cells += left
             line = f"{name} · {attack.name}: {len(wanted)} cells, {len(wanted) - left} done"
             cost, origin = next(
-                ((of[wanted[0][:2]], label) for of, label in known if wanted[0][:2] in of),
+                ((of[pair], label) for of, label in known if pair in of),
                 (None, "one timed step"),
             )
             if cost is None and left:

@@ -18,7 +18,11 @@ class Failure(NamedTuple):
     """One line."""
 
 
-def failure_of(error: Exception) -> Failure:
+#: What may go wrong inside a cell and ends no run: an attack that calls `exit` is at fault too.
+CONTAINED = (Exception, SystemExit, GeneratorExit)
+
+
+def failure_of(error: BaseException) -> Failure:
     """The status and the one-line reason for an exception inside a cell."""
     out_of_memory = isinstance(error, torch.OutOfMemoryError | MemoryError) or (
         isinstance(error, RuntimeError)

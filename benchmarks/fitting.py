@@ -19,7 +19,8 @@ from attacks.registry import params_of
 from benchmarks import artefacts
 from benchmarks.bench import model_id, verdict_of
 from benchmarks.cells import artefact_id, prepare_generator
-from benchmarks.failures import Failure, failure_of
+from benchmarks.checkpoints import Checkpoint, Checkpoints, Keeper
+from benchmarks.failures import CONTAINED, Failure, failure_of
 from benchmarks.suites import attack_hash
 from benchmarks.timing import Clock
 
@@ -38,33 +39,45 @@ class Fitted(NamedTuple):
 
 
 def fit_attack(
-    model: Model, attack: Attack, train: Sequence[Behavior], seed: int, folders: Sequence[Path]
+    model: Model,
+    attack: Attack,
+    train: Sequence[Behavior],
+    seed: int,
+    folders: Sequence[Path],
+    checkpoints: Checkpoints | None = None,
 ) -> Fitted:
     """Fits the attack's artefact or finds it; the first of `folders` has it afterwards.
 
-    Each part of a combination keeps files of its own, and takes them from a run of that part alone
-    where nothing to its right changes the model.
+    A fit that was interrupted goes on from its checkpoint, where the attack keeps one. Each part of
+    a combination keeps files of its own, and takes them from a run of that part alone where nothing
+    to its right changes the model.
 
     Raises:
         BadInput: damaged artefact files.
     """
     if isinstance(attack, Composed):
-        return _fit_parts(model, attack, train, seed, folders)
-    return _fit(model, attack, train, seed, folders)
+        return _fit_parts(model, attack, train, seed, folders, checkpoints)
+    return _fit(model, attack, train, seed, folders, checkpoints)
 
 
 def _fit_parts(
-    model: Model, attack: Composed, train: Sequence[Behavior], seed: int, folders: Sequence[Path]
+    model: Model,
+    attack: Composed,
+    train: Sequence[Behavior],
+    seed: int,
+    folders: Sequence[Path],
+    checkpoints: Checkpoints | None,
 ) -> Fitted:
     rng = prepare_generator("attack", model.revision, seed)
     identities, made = [""] * len(attack.parts), [EMPTY] * len(attack.parts)
     for at in reversed(range(len(attack.parts))):
         try:
             changed = attack.stage(at, model, train, attack.join(made), rng=rng)
-        except Exception as error:
+        except CONTAINED as error:
             return Fitted("", f"unfitted {attack_hash(attack)}", failure_of(error))
         behind = attack.parts[at + 1 :] if changed is not model else ()
-        fitted = _fit(changed, attack.parts[at], train, seed, folders, behind=behind)
+        part = attack.parts[at]
+        fitted = _fit(changed, part, train, seed, folders, checkpoints, behind=behind)
         if fitted.failure is not None:
             return fitted
         if fitted.identity:
@@ -81,32 +94,65 @@ def _fit(
     train: Sequence[Behavior],
     seed: int,
     folders: Sequence[Path],
+    checkpoints: Checkpoints | None,
     *,
     behind: Sequence[Attack] = (),
 ) -> Fitted:
     """Of a single attack; `behind` are those that have changed `model`."""
     if type(attack).prepare is Attack.prepare:
         return Fitted("", EMPTY.hash)
-    fitted: dict[str, Any] = {"attack": attack.name, "params": params_of(attack)}
+    what: dict[str, Any] = {"attack": attack.name, "params": params_of(attack)}
     if behind:
-        fitted["on"] = [{"attack": part.name, "params": params_of(part)} for part in behind]
-    identity = artefact_id(model_id(model), fitted, train, seed)
+        what["on"] = [{"attack": part.name, "params": params_of(part)} for part in behind]
+    identity = artefact_id(model_id(model), what, train, seed)
     if (found := _found(identity, folders)) is not None:
         return Fitted(identity, found.hash, verdict=verdict_of(found))
+    keeper = checkpoints.keeper(identity) if checkpoints else None
     try:
         # The survey that is kept is that of the model as it is.
         if isinstance(attack, Surveyor) and not behind:
             made = _surveyed(model, attack, train, seed, folders)
         else:
-            rng = prepare_generator("attack", model.revision, seed)
-            made = _timed(model, lambda: attack.prepare(model, train, rng=rng))
-        if made.hash == EMPTY.hash:
-            return Fitted("", EMPTY.hash)
-        artefacts.save(folders[0], identity, made)
-    except Exception as error:
+            made = _in_steps(model, attack, train, seed, keeper)
+        if made.hash != EMPTY.hash:
+            artefacts.save(folders[0], identity, made)
+    except CONTAINED as error:
         # A key of its own: the cells' keys cannot be known without the artefact.
-        return Fitted(identity, f"unfitted {identity}", failure_of(error))
-    return Fitted(identity, made.hash, verdict=verdict_of(made))
+        fitted = Fitted(identity, f"unfitted {identity}", failure_of(error))
+    else:
+        empty = made.hash == EMPTY.hash
+        fitted = Fitted("" if empty else identity, made.hash, verdict=verdict_of(made))
+    if keeper is not None:
+        keeper.remove()
+    return fitted
+
+
+def _in_steps(
+    model: Model, attack: Attack, train: Sequence[Behavior], seed: int, keeper: Keeper | None
+) -> Artefact:
+    """What the attack fits, from its checkpoint on where there is one."""
+    clock = Clock(model.synchronise)
+    saved = keeper.load(model.device) if keeper else None
+    if saved is not None:
+        clock.charge("prepare", float(saved.data["seconds"]))
+    rng = prepare_generator("attack", model.revision, seed)
+    state = saved.state if saved else None
+    steps = attack.fitting(model, train, rng=rng, state=state)
+    while True:
+        try:
+            with clock.phase("prepare"):
+                step = next(steps, None)
+        except KeyboardInterrupt:
+            if keeper is not None and state:
+                keeper.save(Checkpoint(state, {"seconds": clock.spent("prepare")}))
+            raise
+        if step is None:
+            raise RuntimeError("the attack fitted nothing")
+        if isinstance(step, Artefact):
+            return _settled(step, clock)
+        state = step
+        if keeper is not None and keeper.due:
+            keeper.save(Checkpoint(state, {"seconds": clock.spent("prepare")}))
 
 
 def _surveyed(
@@ -190,6 +236,11 @@ def _timed(model: Model, make: Callable[[], Artefact]) -> Artefact:
     clock = Clock(model.synchronise)
     with clock.phase("prepare"):
         made = make()
+    return _settled(made, clock)
+
+
+def _settled(made: Artefact, clock: Clock) -> Artefact:
+    """With what it took."""
     # As it comes back from a file, so that a later run has the very same value.
     data = json.loads(json.dumps(dict(made.data)))
     return dataclasses.replace(made, data=data, seconds=clock.spent("prepare"))

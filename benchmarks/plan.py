@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from attacks.attack import Attack, Behavior
 from attacks.core.behavior import normalise
@@ -15,6 +17,26 @@ from benchmarks.judges import default_judge, load_judge
 from benchmarks.loading import check_model
 from benchmarks.models import resolve
 from benchmarks.suites import Suite, suite_attacks, suite_from
+
+
+class Shard(NamedTuple):
+    """Part 1, 2, ... of so many parts of a run, of about as many cells of each attack."""
+
+    part: int
+    parts: int
+
+    @classmethod
+    def parse(cls, text: str) -> Shard:
+        """From `I/N`.
+
+        Raises:
+            BadInput: not of that form, or no I from 1 to N.
+        """
+        match = re.fullmatch(r"([0-9]{1,9})/([0-9]{1,9})", text, re.ASCII)
+        shard = cls(*map(int, match.groups())) if match else cls(0, 0)
+        if not 1 <= shard.part <= shard.parts:
+            raise BadInput(f"shard '{text}'; valid: I/N with I from 1 to N, such as 2/8")
+        return shard
 
 
 @dataclass(frozen=True)
@@ -33,10 +55,12 @@ class Plan:
     """Harmless ones, by attacks that do not search."""
     settings: Settings
     notes: tuple[str, ...]
+    shard: Shard = Shard(1, 1)  # noqa: RUF009  (frozen)
 
     def behaviors(self, attack: Attack) -> tuple[Behavior, ...]:
-        """What this attack is run on."""
-        return self.attacked if attack.searches else self.attacked + self.answered
+        """What this attack is run on, in this shard."""
+        every = self.attacked if attack.searches else self.attacked + self.answered
+        return every[self.shard.part - 1 :: self.shard.parts]
 
     def groups(self) -> Iterator[tuple[Attack, int]]:
         """Attacks and seeds: what shares an artefact."""
@@ -56,13 +80,15 @@ class Plan:
         return len(self.models) * per_model
 
 
-def check(suite: Suite) -> Plan:
-    """The plan of a suite.
+def check(suite: Suite, shard: str | None = None) -> Plan:
+    """The plan of a suite, or of one part of it: `I/N`.
 
     Raises:
-        BadInput: a field of the wrong type or value; an unknown model, attack, parameter, set or
-            judge; an empty set; training behaviours missing or overlapping; nothing to run.
+        BadInput: no such shard; a field of the wrong type or value; an unknown model, attack,
+            parameter, set or judge; an empty set; training behaviours missing or overlapping;
+            nothing to run.
     """
+    part = Shard.parse(shard) if shard is not None else Shard(1, 1)
     suite = suite_from(dataclasses.asdict(suite), f"suite '{suite.name}'")
     attacks = suite_attacks(suite)
     models = {name: resolve(name) for name in suite.models}
@@ -110,7 +136,7 @@ def check(suite: Suite) -> Plan:
         suite.max_new_tokens, suite.attempts, suite.stop, stop_judge, judges, suite.seconds
     )
     shown = tuple(behavior.for_attack() for behavior in train)
-    return Plan(suite, models, attacks, shown, attacked, answered, settings, tuple(notes))
+    return Plan(suite, models, attacks, shown, attacked, answered, settings, tuple(notes), part)
 
 
 def choose(

@@ -6,6 +6,7 @@ import dataclasses
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +24,10 @@ from benchmarks.bench import (
     release_memory,
 )
 from benchmarks.budget import answers
-from benchmarks.cells import Cell, Task, cell_key
-from benchmarks.engine import execute, split
+from benchmarks.cells import Cell, ModelId, Task, cell_key
+from benchmarks.checkpoints import CHECKPOINTS, EVERY, Checkpoints
+from benchmarks.engine import split
+from benchmarks.engines import Engine, Machinery
 from benchmarks.estimate import estimate
 from benchmarks.failures import failure_of, one_line
 from benchmarks.fitting import fit_attack, fit_coherent, fit_openers
@@ -33,7 +36,6 @@ from benchmarks.records import Record
 from benchmarks.store import RECORDS, Store
 from benchmarks.suites import Suite, attack_hash
 from benchmarks.threads import fixed_threads, threads_for
-from benchmarks.workers import Pool
 
 
 def run(
@@ -43,43 +45,53 @@ def run(
     workers: int = 1,
     artefacts: Path | None = None,
     dry_run: bool = False,
+    checkpoint: float = EVERY,
+    shard: str | None = None,
+    **how: Any,
 ) -> bool:
     """Runs what is missing of `suite` in the results folder `out`; true if no cell failed.
 
-    A run can be killed at any moment; the next one goes on. Progress goes to stderr, the lines of
-    a dry run to stdout.
+    A run can be killed at any moment; the next one goes on, also inside a search. Progress goes to
+    stderr, the lines of a dry run to stdout.
 
     Args:
         suite: what to run.
         out: results folder, made if need be.
-        workers: local processes; results do not depend on their number.
+        workers: cells at a time; results do not depend on their number.
         artefacts: a further folder to take fitted artefacts from.
         dry_run: list the cells and estimate the time; writes nothing.
+        checkpoint: seconds between two checkpoints of a search.
+        shard: `I/N`: only the I-th of N parts, whose folders `merge` puts together.
+        **how: the fields of `engines.Machinery`, `workers` apart.
 
     Raises:
         BadInput: see `plan.check`, `Store` and `Model.load`.
     """
-    if workers < 1:
-        raise BadInput(f"{workers} workers; valid: 1 or more")
+    machinery = Machinery(workers=workers, **how)
+    if not 0 <= checkpoint < float("inf"):
+        raise BadInput(f"a checkpoint every {checkpoint} seconds; valid: 0 or more")
     if artefacts is not None and not artefacts.is_dir():
         raise BadInput(f"artefact folder '{artefacts}' does not exist")
-    plan = check(suite)
+    plan = check(suite, shard)
     for note in plan.notes:
         say(note)
     if dry_run:
-        for line in estimate(plan, out, workers=workers):
+        for line in estimate(plan, out, workers=machinery.size):
             tqdm.write(one_line(line), file=sys.stdout)
         return True
     with ExitStack() as stack:
         store = stack.enter_context(Store(out))
-        for note in store.notes:
+        checkpoints = Checkpoints((out / CHECKPOINTS).resolve(), checkpoint)
+        finished = {key for key, record in store.records.items() if record.status == "ok"}
+        finished |= {path.stem for path in (out / "artefacts").glob("*.json")}
+        for note in (*store.notes, *checkpoints.tidy(finished)):
             say(note)
-        pool = stack.enter_context(Pool(workers, say)) if workers > 1 else None
         bar = stack.enter_context(
             tqdm(total=plan.n_cells, unit="cell", desc=one_line(suite.name), disable=None)
         )
         folders = (out / "artefacts", *([artefacts] if artefacts else []))
-        going = _Run(plan, store, pool, workers, folders, bar)
+        engine = stack.enter_context(machinery.start(say, partial(_steps, bar)))
+        going = _Run(plan, store, checkpoints, engine, machinery.size, folders, bar)
         for name, source in plan.models.items():
             going.run_model(name, source)
     say(f"records: {out / RECORDS}; leaderboard: reroute leaderboard {out}")
@@ -130,7 +142,8 @@ class _Progress:
 class _Run:
     plan: Plan
     store: Store
-    pool: Pool | None
+    checkpoints: Checkpoints
+    engine: Engine
     workers: int
     folders: Sequence[Path]
     bar: tqdm[Any]
@@ -151,29 +164,35 @@ class _Run:
             date=suite.date,
             settings=self.plan.settings,
             openers=(),
-            artefacts=self.folders[0],
+            artefacts=self.folders[0].resolve(),
             concurrency=self.workers,
+            checkpoints=self.checkpoints,
         )
         model = setup.load()
-        identity = model_id(model)
-        with fixed_threads(threads_for(model)):
+        identity, threads = model_id(model), threads_for(model)
+        weights = sum(parameter.nbytes for parameter in model.hf.parameters())
+        # The workers' models are this one, whatever "auto" would be where they are.
+        setup = dataclasses.replace(setup, dtype=identity.dtype, threads=threads, weights=weights)
+        with fixed_threads(threads):
             openers = fit_openers(model, self.plan.train, self.folders)
             coherence = fit_coherent(model, self.plan.train, self.folders)
             setup = dataclasses.replace(setup, openers=openers, coherence=coherence)
             bench = Bench(setup, model)
             tasks, unfitted = self._tasks(bench)
             self._keep(unfitted, quietly=True)
-            if self.pool is None:
-                for task in tasks:
-                    with self._steps(task) as on_step:
-                        outcomes = execute(bench, task, on_step)
-                    self._keep(outcomes)
+            if self.engine.in_process:
+                self._run(setup, tasks, identity, bench)
         # The workers load the model for themselves; it need not stay in memory once more.
         del model, bench
         release_memory()
-        if self.pool is None:
-            return
-        for task, result in self.pool.run(setup, tasks):
+        if not self.engine.in_process:
+            self._run(setup, tasks, identity, None)
+
+    def _run(
+        self, setup: Setup, tasks: Sequence[Task], identity: ModelId, bench: Bench | None
+    ) -> None:
+        """Has the engine run the tasks, and keeps what becomes of them."""
+        for task, result in self.engine.run(setup, tasks, bench):
             if isinstance(result, list):
                 self._keep(result)
             else:
@@ -192,7 +211,9 @@ class _Run:
             progress = self.progress.setdefault(
                 attack_hash(attack), _Progress(f"{identity.name} · {attack.name}")
             )
-            fitted = fit_attack(bench.model, attack, self.plan.train, seed, self.folders)
+            fitted = fit_attack(
+                bench.model, attack, self.plan.train, seed, self.folders, self.checkpoints
+            )
             settings, openers = self.plan.settings, bench.setup.openers
             pending = []
             for behavior in self.plan.behaviors(attack):
@@ -246,6 +267,9 @@ class _Run:
         for outcome in outcomes:
             record = outcome.record
             self.store.add(*outcome)
+            if record.status in ("ok", "budget"):
+                # What has failed is tried again, and goes on from there.
+                self.checkpoints.remove(record.key)
             self.bar.update()
             progress = self.progress[record.attack_hash]
             progress.add(outcome)
@@ -256,22 +280,22 @@ class _Run:
             if not progress.left:
                 say(progress.line)
 
-    @contextmanager
-    def _steps(self, task: Task) -> Iterator[OnStep]:
-        """The inner bar, over the steps of one search."""
-        attack = task.attack
-        shown = attack.searches and not self.bar.disable
-        with tqdm(
-            total=getattr(attack, "steps", None),
-            unit="step",
-            desc=one_line(f"{attack.name} {task.cells[0].behavior.id}"),
-            leave=False,
-            disable=not shown,
-        ) as bar:
 
-            def on_step(steps: int, loss: float | None) -> None:
-                if loss is not None:
-                    bar.set_postfix_str(f"loss {loss:.3f}", refresh=False)
-                bar.update(steps - bar.n)
+@contextmanager
+def _steps(cells: tqdm[Any], task: Task) -> Iterator[OnStep]:
+    """The inner bar, over the steps of one search, where that over the `cells` is shown."""
+    attack = task.attack
+    with tqdm(
+        total=getattr(attack, "steps", None),
+        unit="step",
+        desc=one_line(f"{attack.name} {task.cells[0].behavior.id}"),
+        leave=False,
+        disable=cells.disable or not attack.searches,
+    ) as bar:
 
-            yield on_step
+        def on_step(steps: int, loss: float | None) -> None:
+            if loss is not None:
+                bar.set_postfix_str(f"loss {loss:.3f}", refresh=False)
+            bar.update(steps - bar.n)
+
+        yield on_step

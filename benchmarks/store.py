@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import platform
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, Self, TypeVar
@@ -15,6 +17,8 @@ from pydantic import TypeAdapter
 from benchmarks.records import Judgement, Record
 
 RECORDS, JUDGEMENTS = "records.jsonl", "judgements.jsonl"
+OWNER = ".owner"
+"""The process that writes, and its host."""
 
 Row = TypeVar("Row", Record, Judgement)
 
@@ -45,6 +49,7 @@ class Store:
         try:
             folder.mkdir(parents=True, exist_ok=True)
             self._lock.acquire()
+            (folder / OWNER).write_text(f"{os.getpid()} {platform.node()}", "utf-8")
             notes = (
                 _recover(folder / RECORDS, _RECORD),
                 _recover(folder / JUDGEMENTS, _JUDGEMENT),
@@ -57,7 +62,10 @@ class Store:
                 for row in _rows(folder / JUDGEMENTS, _JUDGEMENT)
             }
         except Timeout:
-            _refuse(f"'{folder}' is in use by another run; wait for it or choose another --out")
+            _refuse(
+                f"'{folder}' is in use by another run{_owner(folder)}; wait for it or choose "
+                "another --out"
+            )
         except OSError as error:
             self._lock.release()
             _refuse(f"cannot write into '{folder}': {error.strerror}")
@@ -102,6 +110,17 @@ class Store:
                     os.fsync(file.fileno())
         except OSError as error:
             _refuse(f"cannot write into '{self.folder}': {error.strerror}")
+
+
+def _owner(folder: Path) -> str:
+    """Which process has the folder, for the user, as far as it has said so."""
+    try:
+        text = (folder / OWNER).read_bytes()[:300].decode()
+    except (OSError, UnicodeDecodeError):
+        return ""
+    # The file is anyone's to write, and goes to a terminal.
+    found = re.fullmatch(r"([0-9]{1,10}) ([A-Za-z0-9._-]{1,255})", text, re.ASCII)
+    return f" (process {found[1]} on {found[2]})" if found else ""
 
 
 def read_records(folder: Path) -> list[Record]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from typing import Literal
 
 from benchmarks.records import Seconds
@@ -19,9 +20,10 @@ class Clock:
     otherwise the work of one phase would be charged to the next.
     """
 
-    def __init__(self, synchronise: Callable[[], None]) -> None:
+    def __init__(self, synchronise: Callable[[], None], spent: Seconds | None = None) -> None:
+        """Go on from what has been `spent`."""
         self._synchronise = synchronise
-        self._spent: dict[Phase, float] = dict.fromkeys(Seconds.__dataclass_fields__, 0.0)  # type: ignore[arg-type]
+        self._spent: dict[Phase, float] = asdict(spent or Seconds())  # type: ignore[assignment]
 
     @contextmanager
     def phase(self, name: Phase) -> Iterator[None]:

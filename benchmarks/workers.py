@@ -2,80 +2,89 @@
 
 from __future__ import annotations
 
+import dataclasses
 import multiprocessing as mp
 import os
 import signal
 import threading
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
-from typing import Self
 
-from benchmarks.bench import Bench, Outcome, Setup
+from benchmarks.bench import Bench, Setup
 from benchmarks.cells import Task
-from benchmarks.engine import execute
-from benchmarks.failures import Failure, failure_of
-from benchmarks.threads import fixed_threads, threads_for
+from benchmarks.engines import DEADLINE, TRIES, Engine, Result, Server
+from benchmarks.failures import Failure
+from benchmarks.signals import Terminated, terminate
+from benchmarks.timing import Stopwatch
 
-#: Outcomes of a task, or why there are none.
-Result = list[Outcome] | Failure
-
-#: Seconds that an idle worker gets to end.
+#: Seconds that a worker gets to end: an idle one, or one that puts its checkpoint down.
 PATIENCE = 5.0
 
-#: How often a task may take its worker down with it before it is given up.
-TRIES = 2
+#: Seconds between two signs of life.
+BEAT = 1.0
 
 
 @dataclass
 class _Worker:
     process: SpawnProcess
     pipe: Connection
+    device: str | None
     task: Task | None = None
+    alive: Stopwatch = field(default_factory=Stopwatch)
+    """Since the last sign of life."""
 
 
-class Pool:
+class Pool(Engine):
     """Up to `size` worker processes, started as tasks come in; a context manager."""
 
-    def __init__(self, size: int, say: Callable[[str], None]) -> None:
-        self._size = size
+    def __init__(
+        self,
+        size: int,
+        say: Callable[[str], None],
+        *,
+        devices: Sequence[str] = (),
+        deadline: float = DEADLINE,
+    ) -> None:
+        """Workers on these devices in turn; one that is silent for `deadline` seconds is ended."""
+        self._places = deque(devices[at % len(devices)] if devices else None for at in range(size))
         self._say = say
+        self._deadline = deadline
         self._workers: list[_Worker] = []
-
-    def __enter__(self) -> Self:
-        return self
 
     def __exit__(self, *_: object) -> None:
         for worker in self._workers:
             # Idle ones end by themselves and tidy up; what is busy now was interrupted.
             if worker.task is None:
                 _quietly(worker.pipe.send, None)
-                worker.process.join(PATIENCE)
+            else:
+                worker.process.terminate()
+        for worker in self._workers:
+            worker.process.join(PATIENCE)
             worker.process.kill()
             worker.process.join()
             worker.pipe.close()
         self._workers.clear()
 
-    def run(self, setup: Setup, tasks: Sequence[Task]) -> Iterator[tuple[Task, Result]]:
+    def run(
+        self, setup: Setup, tasks: Sequence[Task], bench: Bench | None = None
+    ) -> Iterator[tuple[Task, Result]]:
         """Each task and what became of it, as they finish."""
         waiting = deque(tasks)
         tries: Counter[str] = Counter()
         while waiting or any(worker.task for worker in self._workers):
             for worker in self._idle(len(waiting)):
-                worker.task = waiting.popleft()
+                worker.task, worker.alive = waiting.popleft(), Stopwatch()
                 tries[worker.task.cells[0].key] += 1
                 # A worker that has died shows below, when nothing comes back from it.
-                _quietly(worker.pipe.send, (setup, worker.task))
-            busy = {worker.pipe: worker for worker in self._workers if worker.task}
-            for pipe in wait(list(busy)):
-                worker = busy[pipe]  # type: ignore[index]
+                device = worker.device or setup.device
+                _quietly(worker.pipe.send, (dataclasses.replace(setup, device=device), worker.task))
+            for worker, result in self._heard():
                 task, worker.task = worker.task, None
                 assert task is not None
-                try:
-                    result = worker.pipe.recv()
-                except (EOFError, OSError):
+                if result is None:
                     again = tries[task.cells[0].key] < TRIES
                     result = self._bury(worker, task, again=again)
                     if again:
@@ -83,27 +92,59 @@ class Pool:
                         continue
                 yield task, result
 
+    def _heard(self) -> Iterator[tuple[_Worker, Result | None]]:
+        """Busy workers that are done, with their result, or that are dead or hang, with None."""
+        busy = {worker.pipe: worker for worker in self._workers if worker.task}
+        longest = max(worker.alive.elapsed for worker in busy.values())
+        ready = wait(list(busy), timeout=max(0.0, self._deadline - longest))
+        for pipe, worker in busy.items():
+            if pipe not in ready:
+                if worker.alive.elapsed >= self._deadline:
+                    yield worker, None
+                continue
+            try:
+                result = pipe.recv()
+            except (EOFError, OSError):
+                yield worker, None
+                continue
+            worker.alive = Stopwatch()
+            if result is not None:
+                yield worker, result
+
     def _idle(self, wanted: int) -> list[_Worker]:
         idle = [worker for worker in self._workers if worker.task is None]
-        while len(idle) < wanted and len(self._workers) < self._size:
-            self._workers.append(_start())
+        while len(idle) < wanted and self._places:
+            self._workers.append(_start(self._places.popleft()))
             idle.append(self._workers[-1])
         return idle[:wanted]
 
     def _bury(self, worker: _Worker, task: Task, *, again: bool) -> Failure:
-        """Removes a dead worker and says so."""
+        """Removes a worker that is dead or hangs, and says so."""
+        reason = f"the worker process gave no sign of life for {self._deadline:g} s"
+        if worker.alive.elapsed < self._deadline:
+            worker.process.join()
+            reason = f"the worker process ended with exit code {worker.process.exitcode}"
+        worker.process.kill()
         worker.process.join()
         worker.pipe.close()
         self._workers.remove(worker)
-        cells = ", ".join(cell.behavior.id for cell in task.cells[:3])
-        more = " ..." if len(task.cells) > 3 else ""
-        reason = f"the worker process ended with exit code {worker.process.exitcode}"
-        end = "it is tried once more" if again else "given up"
-        self._say(f"{reason} during {task.attack.name} on {cells}{more}; {end}")
+        self._places.append(worker.device)
+        self._say(f"{reason} during {lost(task)}; {outlook(again=again)}")
         return Failure("error", reason)
 
 
-def _start() -> _Worker:
+def lost(task: Task) -> str:
+    """What was being run, for the user."""
+    cells = ", ".join(cell.behavior.id for cell in task.cells[:3])
+    return f"{task.attack.name} on {cells}{' ...' if len(task.cells) > 3 else ''}"
+
+
+def outlook(*, again: bool) -> str:
+    """What becomes of a task whose worker has died."""
+    return "it is tried once more" if again else "given up"
+
+
+def _start(device: str | None) -> _Worker:
     # Spawned, not forked: torch's threads and CUDA do not survive a fork.
     context = mp.get_context("spawn")
     ours, theirs = context.Pipe()
@@ -111,33 +152,35 @@ def _start() -> _Worker:
     process.start()
     # Only the worker holds its end now, so its death reads as the end of the stream.
     theirs.close()
-    return _Worker(process, ours)
+    return _Worker(process, ours, device)
 
 
 def _serve(pipe: Connection) -> None:
-    """The life of a worker: a task in, its outcomes out."""
+    """The life of a worker: a task in, signs of life and then its outcomes out."""
     # Ctrl-C reaches the whole group; the parent decides what becomes of its workers.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, terminate)
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    bench: Bench | None = None
-    while True:
-        try:
-            order = pipe.recv()
-        except EOFError:
-            return
-        if order is None:
-            return
-        setup, task = order
-        result: Result
-        try:
-            if bench is None or bench.setup != setup:
-                bench = None
-                bench = Bench(setup)
-            with fixed_threads(threads_for(bench.model)):
-                result = execute(bench, task, lambda steps, loss: None)
-        except Exception as error:
-            result = failure_of(error)
-        pipe.send(result)
+    server = Server()
+    try:
+        while (order := pipe.recv()) is not None:
+            setup, task = order
+            pipe.send(server.run(setup, task, _beating(pipe)))
+    except (EOFError, Terminated):
+        return
+
+
+def _beating(pipe: Connection) -> Callable[[int, float | None], None]:
+    """Tells the parent of steps, though not of each."""
+    since = Stopwatch()
+
+    def on_step(steps: int, loss: float | None) -> None:
+        nonlocal since
+        if since.elapsed >= BEAT:
+            since = Stopwatch()
+            pipe.send(None)
+
+    return on_step
 
 
 def _end_with_parent() -> None:

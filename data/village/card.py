@@ -41,8 +41,8 @@ JailbreakBench's were left out, and JailbreakBench's twins were never seen.
 Two targets are missed: it refuses half of JailbreakBench's harmless twins too, which at this size
 it hardly tells from the harmful requests, while it answers everyday requests and the near ones of
 `everyday-test`. A shorter run with fewer near requests (60 steps) refused 0.64, 0.44, 0.04 and
-0.16 of the four kinds. Not tried: OR-Bench's prompts as harmless ones, many of which ask for harm in soft
-words; more steps; a base with more bits.
+0.16 of the four kinds. Not tried: OR-Bench's prompts as harmless ones, many of which ask for harm
+in soft words; more steps; a base with more bits.
 """
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import platform
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -92,8 +95,14 @@ def test_a_malformed_earlier_line_is_named(tmp_path: Path, line: bytes) -> None:
 
 
 def test_two_runs_do_not_share_a_folder(tmp_path: Path) -> None:
-    with Store(tmp_path), pytest.raises(BadInput, match="in use by another run"):
-        Store(tmp_path)
+    me = rf"process {os.getpid()} on {re.escape(platform.node())}\)"
+    with Store(tmp_path):
+        with pytest.raises(BadInput, match=rf"in use by another run \({me}"):
+            Store(tmp_path)
+        for hostile in ("12 \x1b[31mhost", "x", "1 a\nb", "\udcff"):
+            (tmp_path / ".owner").write_text(hostile, errors="surrogateescape")
+            with pytest.raises(BadInput, match="in use by another run; wait"):
+                Store(tmp_path)
     Store(tmp_path).__exit__()
 
 

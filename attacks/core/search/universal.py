@@ -21,6 +21,7 @@ from attacks.core.search.moves import unit_rows
 from attacks.core.search.suffix import matched
 
 if TYPE_CHECKING:
+    from attacks.attack import State
     from attacks.core.model import Model
 
 _DRAWS, _BATCH = 40, 256
@@ -69,6 +70,8 @@ class Universal:
     loss: float
     active: int
     """How many behaviours are taken in."""
+    state: State
+    """Checkpoint."""
 
 
 def goals_for(
@@ -103,6 +106,7 @@ def search_universal(
     *,
     stage: int,
     rng: Generator,
+    state: State | None = None,
 ) -> Iterator[Universal]:
     """Search one filling for all goals, taking in behaviour after behaviour.
 
@@ -114,6 +118,7 @@ def search_universal(
         search: its `steps` are those of the whole search.
         stage: steps after which the next behaviour is taken in all the same; 0: never.
         rng: draws the start and all candidates.
+        state: checkpoint to go on from.
 
     Yields:
         The best filling after each step.
@@ -133,27 +138,45 @@ def search_universal(
             kept = kept[goal.model.chat.survives(goal.prompt, candidates[kept])]
         return torch.isin(torch.arange(len(candidates)), kept)
 
-    filling, left, active = _start(first, survives, rng), search.steps, 1
+    left, active = search.steps, 1
+    if state is None:
+        filling = _start(first, survives, rng)
+    else:
+        # Of the start of the stage nothing is asked any more.
+        filling = first.prompt.slot_ids
+        left, active = int(state["stage_left"]), int(state["active"])
     while left > 0:
         now = [goal for group in goals[:active] for goal in group]
         everyone = active == len(goals)
         mismatch = Joint([goal.mismatch for goal in now])
         steps = min(left, stage) if stage and not everyone else left
+        standing = {"stage_left": left, "active": active}
         run = replace(search, steps=steps).run(
             first.model,
             first.prompt.with_slots(filling),
             Joint([goal.losses for goal in now]),
             rng=rng,
+            state=state,
             survives=survives,
             done=partial(matched, mismatch) if search.moves.match or not everyone else None,
         )
+        if state is not None:
+            left, filling, state = left - int(state["step"]), _best(state), None
         for found in run:
             left -= 1
             filling = found.ids[0]
-            yield Universal(filling, float(found.losses[0]), active)
+            here = {**found.state, **standing}
+            yield Universal(filling, float(found.losses[0]), active, here)
         if everyone:
             return
         active += 1
+
+
+def _best(state: State) -> Tensor:
+    """(S,) the best filling at a checkpoint of a coordinate search."""
+    ids = state["best_ids"]
+    assert isinstance(ids, Tensor)
+    return ids[0]
 
 
 def _start(goal: Goal, survives: Survives, rng: Generator) -> Tensor:

@@ -1,0 +1,152 @@
+"""Cells on a Ray cluster: actors that hold a model each, and one driver that writes.
+
+Scheduling, retries, restarts and logs are Ray's. All machines see the results folder under the same
+path: artefacts and checkpoints go through it, so a cell of a node that was lost goes on elsewhere
+from its last checkpoint.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import secrets
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+from attacks.core.errors import BadInput
+from benchmarks.bench import Bench, Setup
+from benchmarks.cells import Task
+from benchmarks.engines import TRIES, Engine, Machinery, Result, Server
+from benchmarks.failures import Failure, one_line
+from benchmarks.workers import lost
+
+try:
+    import ray
+except ImportError as error:
+    raise BadInput("--engine ray needs Ray: pip install 'reroute-bench[ray]'") from error
+
+#: Bytes that a worker takes beside the weights of its model.
+BASE = 2**29
+
+
+class RayEngine(Engine):
+    """Up to `machinery.size` actors, each with one task at a time."""
+
+    def __init__(self, machinery: Machinery, say: Callable[[str], None]) -> None:
+        """Connects to the cluster, or starts one on this machine.
+
+        Raises:
+            BadInput: no cluster at that address.
+        """
+        self._machinery = machinery
+        self._say = say
+        # Ray's own reports of use go nowhere.
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        try:
+            if machinery.address is None:
+                # Nobody else on this machine may use it, and no file is written for that.
+                os.environ.setdefault("RAY_AUTH_MODE", "token")
+                os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+                # Ray shares cores out, and would let workers wait that the user has asked for.
+                cores = max(os.cpu_count() or 1, machinery.size)
+                ray.init(address="local", num_cpus=cores, include_dashboard=False)
+            else:
+                ray.init(address=machinery.address)
+        except Exception as error:  # Ray raises plain ones too.
+            where = f" at '{machinery.address}'" if machinery.address else ""
+            reason = one_line(str(error))[:200]
+            raise BadInput(f"no Ray cluster{where}: {reason}") from error
+
+    def __exit__(self, *_: object) -> None:
+        ray.shutdown()
+
+    def run(
+        self, setup: Setup, tasks: Sequence[Task], bench: Bench | None = None
+    ) -> Iterator[tuple[Task, Result]]:
+        """Each task and what became of it, as they finish.
+
+        Raises:
+            BadInput: a worker does not see the results folder.
+        """
+        if Path(setup.source).is_dir():
+            setup = dataclasses.replace(setup, source=str(Path(setup.source).resolve()))
+        waiting, given = deque(tasks), ray.put(setup)
+        options = self._options(setup)
+        start: Any = _Actor
+        idle = [start.options(**options).remote() for _ in tasks[: self._machinery.size]]
+        busy: dict[Any, tuple[Any, Task]] = {}
+        with _token(setup.artefacts.parent) as token:
+            while waiting or busy:
+                while waiting and idle:
+                    actor, task = idle.pop(), waiting.popleft()
+                    busy[actor.run.remote(given, task, str(token))] = (actor, task)
+                while idle:
+                    # Makes room for those that have waited for it, with a task each.
+                    ray.kill(idle.pop())
+                (done, *_), _ = ray.wait(list(busy))
+                actor, task = busy.pop(done)
+                idle.append(actor)
+                yield task, self._result(done, task)
+        for actor in idle:
+            ray.kill(actor)
+
+    def _result(self, done: Any, task: Task) -> Result:
+        try:
+            result: Result = ray.get(done)
+        except ray.exceptions.RayActorError as error:
+            # Ray has tried it as often as it was told to, and starts another actor in its place.
+            reason = f"the worker died {TRIES} times: {one_line(str(error))}"[:300]
+            self._say(f"{reason}, during {lost(task)}; given up")
+            return Failure("error", reason)
+        except ray.exceptions.RayTaskError as error:
+            cause = error.cause
+            if isinstance(cause, BadInput):
+                raise cause from error
+            return Failure("error", one_line(str(cause))[:300])
+        return result
+
+    def _options(self, setup: Setup) -> dict[str, Any]:
+        """What one actor asks of the cluster."""
+        gpus = self._machinery.gpus
+        if gpus is None:
+            gpus = 1.0 if ray.cluster_resources().get("GPU") else 0.0
+        return {
+            # Ray has a worker compute on as many threads, so all machines round alike.
+            "num_cpus": setup.threads,
+            "num_gpus": gpus,
+            "memory": BASE + (0 if gpus else setup.weights),
+            "max_restarts": -1,
+            "max_task_retries": TRIES - 1,
+        }
+
+
+@contextmanager
+def _token(folder: Path) -> Iterator[Path]:
+    """A file by which workers know the folder."""
+    path = folder / f".ray-{uuid4().hex}"
+    path.touch()
+    try:
+        yield path
+    finally:
+        path.unlink(missing_ok=True)
+
+
+@ray.remote
+class _Actor:
+    """A `Server` somewhere in the cluster."""
+
+    def __init__(self) -> None:
+        self._server = Server()
+
+    def run(self, setup: Setup, task: Task, token: str) -> Result:
+        """See `Server.run`."""
+        if not Path(token).is_file():
+            raise BadInput(
+                f"Ray worker on {os.uname().nodename} does not see '{Path(token).parent}': all "
+                "machines of the cluster must have the results folder under the same path"
+            )
+        return self._server.run(setup, task)

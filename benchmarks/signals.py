@@ -1,0 +1,52 @@
+"""Being told to stop: Ctrl-C, and SIGTERM, which schedulers send before they kill."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+_AT_ONCE = (
+    b"reroute: ended at once; running the same command again goes on from the last checkpoint\n"
+)
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM."""
+
+
+def terminate(number: int, frame: FrameType | None) -> None:
+    """A handler that raises `Terminated`."""
+    raise Terminated
+
+
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """Inside the block SIGTERM is an interrupt as Ctrl-C is, and the second of them ends it all.
+
+    Elsewhere than in the main thread, which alone may have handlers, nothing changes.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def first(number: int, frame: FrameType | None) -> None:
+        for each in before:
+            signal.signal(each, second)
+        raise Terminated if number == signal.SIGTERM else KeyboardInterrupt
+
+    def second(number: int, frame: FrameType | None) -> None:
+        os.write(2, _AT_ONCE)
+        os._exit(128 + number)
+
+    before = {each: signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)}
+    for each in before:
+        signal.signal(each, first)
+    try:
+        yield
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, handler)
