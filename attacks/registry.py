@@ -5,19 +5,21 @@ from __future__ import annotations
 import dataclasses
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from attacks.attack import Attack
-from attacks.composed import Composed
+from attacks.core.declared import Declared
 from attacks.core.errors import BadInput
 from attacks.core.plugins import Registry
 
-ATTACKS = Registry(
+if TYPE_CHECKING:
+    from attacks.attack import Attack
+
+ATTACKS: Registry[Attack] = Registry(
     "attack",
     "reroute_bench.attacks",
-    Attack,  # type: ignore[type-abstract]
+    "attacks.attack:Attack",
     {
         "direct": "attacks.direct:Direct",
         "prefill": "attacks.prefill:Prefill",
@@ -48,6 +50,11 @@ def sources() -> dict[str, str]:
     return ATTACKS.sources()
 
 
+def describe() -> dict[str, Declared]:
+    """What every attack declares, by name: imports none of the shipped ones."""
+    return ATTACKS.describe()
+
+
 def available() -> dict[str, type[Attack]]:
     """Every attack class by name."""
     return ATTACKS.all()
@@ -64,6 +71,8 @@ def load(name: str, **params: Any) -> Attack:
             together.
     """
     if "+" in name:
+        from attacks.composed import Composed  # Here, for it brings torch along.
+
         parts = name.split("+")
         _refuse_unknown(f"attack '{name}'", params, parts)
         return Composed(tuple(load(part, **params.get(part, {})) for part in parts))
@@ -91,6 +100,8 @@ def parse_spec(spec: str, numbers: Mapping[str, Any] | None = None) -> Attack:
     """
     parts = _parts(spec)
     if len(parts) > 1:
+        from attacks.composed import Composed  # Here, for it brings torch along.
+
         return Composed(tuple(parse_spec(part, numbers) for part in parts))
     name, _, text = spec.partition(":")
     try:
@@ -136,6 +147,8 @@ def params_of(attack: Attack) -> Mapping[str, Any]:
     identity of no attack that does not use it. Those of a combination are nested under the names
     of its parts.
     """
+    from attacks.composed import Composed  # Here, for it brings torch along.
+
     if isinstance(attack, Composed):
         return {part.name: params_of(part) for part in attack.parts}
     adapter = TypeAdapter(type(attack))
@@ -144,14 +157,6 @@ def params_of(attack: Attack) -> Mapping[str, Any]:
     groups = _groups(type(attack))
     kept = {key: changed.get(key, {}) if key in groups else value for key, value in every.items()}
     return {key: value for key, value in kept.items() if key not in groups or value}
-
-
-def options_of(cls: type[Attack]) -> dict[str, Mapping[str, Any]]:
-    """The groups of options of an attack: the name and the default of each option in them."""
-    return {
-        name: TypeAdapter(group).dump_python(group(), mode="json")
-        for name, group in _groups(cls).items()
-    }
 
 
 def _groups(cls: Any) -> dict[str, type[Any]]:

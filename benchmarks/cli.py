@@ -10,6 +10,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import NoReturn
 
+from attacks.core.errors import BadInput
 from benchmarks import commands
 from benchmarks.signals import Terminated
 
@@ -40,13 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         # The reader has had enough. Python would complain when it flushes stdout at the end.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except (_UsageError, OSError) as error:
-        return _fail(str(error), 2)
-    except ValueError as error:
-        from attacks.core.errors import BadInput  # Here, for its package brings torch along.
-
-        if not isinstance(error, BadInput):
-            raise
+    except (_UsageError, BadInput, OSError) as error:
         return _fail(str(error), 2)
 
 

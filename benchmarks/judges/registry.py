@@ -8,10 +8,10 @@ from attacks.core.behavior import Behavior
 from attacks.core.plugins import Registry
 from benchmarks.judges.judge import Judge
 
-JUDGES = Registry(
+JUDGES: Registry[Judge] = Registry(
     "judge",
     "reroute_bench.judges",
-    Judge,  # type: ignore[type-abstract]
+    "benchmarks.judges.judge:Judge",
     {
         "reference": "benchmarks.judges.reference:Reference",
         "phrases": "benchmarks.judges.phrases:Phrases",
