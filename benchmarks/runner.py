@@ -36,6 +36,10 @@ from benchmarks.records import Record
 from benchmarks.store import RECORDS, Store
 from benchmarks.suites import Suite, attack_hash
 from benchmarks.threads import fixed_threads, threads_for
+from benchmarks.timing import Stopwatch
+
+#: Seconds of preparation from which its end is said.
+_WORTH_SAYING = 10.0
 
 
 def run(
@@ -174,6 +178,7 @@ class _Run:
         # The workers' models are this one, whatever "auto" would be where they are.
         setup = dataclasses.replace(setup, dtype=identity.dtype, threads=threads, weights=weights)
         with fixed_threads(threads):
+            self.bar.set_postfix_str("reading how the model answers")
             openers = fit_openers(model, self.plan.train, self.folders)
             coherence = fit_coherent(model, self.plan.train, self.folders)
             setup = dataclasses.replace(setup, openers=openers, coherence=coherence)
@@ -211,9 +216,14 @@ class _Run:
             progress = self.progress.setdefault(
                 attack_hash(attack), _Progress(f"{identity.name} · {attack.name}")
             )
+            self.bar.set_postfix_str(f"preparing {attack.name}")
+            watch = Stopwatch()
             fitted = fit_attack(
                 bench.model, attack, self.plan.train, seed, self.folders, self.checkpoints
             )
+            self.bar.set_postfix_str("")
+            if fitted.failure is None and watch.elapsed >= _WORTH_SAYING:
+                say(f"{progress.title}: prepared in {watch.elapsed:.0f} s")
             settings, openers = self.plan.settings, bench.setup.openers
             pending = []
             for behavior in self.plan.behaviors(attack):
