@@ -22,6 +22,7 @@ from attacks.core.refusal import OPENER_TOKENS, opens_with_refusal
 from attacks.registry import params_of
 from benchmarks import artefacts
 from benchmarks.cells import Cell, ModelId, Settings
+from benchmarks.context import behavior_hash
 from benchmarks.failures import Failure, one_line
 from benchmarks.judges import load_judge
 from benchmarks.loading import load_model
@@ -52,6 +53,8 @@ class Setup:
     concurrency: int
     coherence: Coherence | None = None
     """What a coherent answer is for this model; None without training behaviours."""
+    speech: str = ""
+    """`Record.speech` of this model."""
 
     def load(self) -> Model:
         """The model.
@@ -273,6 +276,8 @@ def make_record(
         source=tally.source,
         verdict=verdict,
         target=tally.target,
+        behavior_hash=behavior_hash(cell.behavior),
+        speech=setup.speech,
         losses=tuple(tally.losses),
         steps=tally.steps,
         verifications=tally.verifications,

@@ -10,7 +10,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import NoReturn
 
-from benchmarks import commands
+from benchmarks import commands, judge_commands
 
 _GO_ON = "interrupted; what is done is kept, and running the same command again goes on from there"
 
@@ -71,6 +71,7 @@ def _parser() -> argparse.ArgumentParser:
             )
             sub.set_defaults(command=commands.models)
     _add_run(add("run", help="run a suite, or attacks on a model"))
+    judge_commands.add(add)
     board = add("leaderboard", help="tabulate the results in folders")
     board.add_argument("folders", nargs="+", type=Path, metavar="DIR", help="output of a run")
     board.add_argument("--format", choices=("md", "csv", "json"), default="md")

@@ -24,11 +24,13 @@ from benchmarks.bench import (
 )
 from benchmarks.budget import answers
 from benchmarks.cells import Cell, Task, cell_key
+from benchmarks.context import note_behaviors, note_speech
 from benchmarks.engine import execute, split
 from benchmarks.estimate import estimate
 from benchmarks.failures import failure_of, one_line
 from benchmarks.fitting import fit_attack, fit_coherent, fit_openers
 from benchmarks.plan import Plan, check
+from benchmarks.progress import say
 from benchmarks.records import Record
 from benchmarks.store import RECORDS, Store
 from benchmarks.suites import Suite, attack_hash
@@ -74,6 +76,7 @@ def run(
         store = stack.enter_context(Store(out))
         for note in store.notes:
             say(note)
+        note_behaviors(out, (*plan.attacked, *plan.answered))
         pool = stack.enter_context(Pool(workers, say)) if workers > 1 else None
         bar = stack.enter_context(
             tqdm(total=plan.n_cells, unit="cell", desc=one_line(suite.name), disable=None)
@@ -84,11 +87,6 @@ def run(
             going.run_model(name, source)
     say(f"records: {out / RECORDS}; leaderboard: reroute leaderboard {out}")
     return not going.failed
-
-
-def say(line: str) -> None:
-    """A line for the user, above the progress bars."""
-    tqdm.write(one_line(line), file=sys.stderr)
 
 
 @dataclasses.dataclass
@@ -158,7 +156,8 @@ class _Run:
         with fixed_threads(threads_for(model)):
             openers = fit_openers(model, self.plan.train, self.folders)
             coherence = fit_coherent(model, self.plan.train, self.folders)
-            setup = dataclasses.replace(setup, openers=openers, coherence=coherence)
+            speech = note_speech(self.store.folder, openers, model.chat.markers)
+            setup = dataclasses.replace(setup, openers=openers, coherence=coherence, speech=speech)
             bench = Bench(setup, model)
             tasks, unfitted = self._tasks(bench)
             self._keep(unfitted, quietly=True)

@@ -111,8 +111,12 @@ ALLOWED = {
     ),
     "attacks.core.search": (*_CORE, "attacks.core.objectives", "attacks.core.search"),
     "attacks.core.plugins": ("attacks.core.errors",),
+    "attacks.core.specs": ("attacks.core.errors",),
     "attacks.attack": (*_CORE, "attacks.core.search"),
-    "attacks.registry": ("attacks.attack", "attacks.composed", "attacks.core.plugins", *_CORE),
+    "attacks.registry": (
+        *("attacks.attack", "attacks.composed", "attacks.core.plugins", "attacks.core.specs"),
+        *_CORE,
+    ),
     "attacks": ("attacks",),
     "benchmarks": ("attacks", "benchmarks"),
 }
