@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-import tomllib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import TypeAdapter
 
 from attacks.core.declared import Declared
-from attacks.core.errors import BadInput
 from attacks.core.plugins import Registry
+from attacks.core.specs import build, option_groups, refuse_unknown, split
 
 if TYPE_CHECKING:
     from attacks.attack import Attack
@@ -74,19 +73,9 @@ def load(name: str, **params: Any) -> Attack:
         from attacks.composed import Composed  # Here, for it brings torch along.
 
         parts = name.split("+")
-        _refuse_unknown(f"attack '{name}'", params, parts)
+        refuse_unknown(f"attack '{name}'", params, parts)
         return Composed(tuple(load(part, **params.get(part, {})) for part in parts))
-    cls = ATTACKS.find(name)
-    _check_names(f"attack '{name}'", cls, params)
-    try:
-        return TypeAdapter(cls).validate_python(params)
-    except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"])
-        who = f"attack '{name}', parameter '{place}'" if place else f"attack '{name}'"
-        # An attack that names itself is not named twice.
-        why = first["msg"].removeprefix("Value error, ").removeprefix(f"{name}: ")
-        raise BadInput(f"{who}: {why}") from error
+    return build(f"attack '{name}'", ATTACKS.find(name), params, name=name)
 
 
 def parse_spec(spec: str, numbers: Mapping[str, Any] | None = None) -> Attack:
@@ -103,14 +92,7 @@ def parse_spec(spec: str, numbers: Mapping[str, Any] | None = None) -> Attack:
         from attacks.composed import Composed  # Here, for it brings torch along.
 
         return Composed(tuple(parse_spec(part, numbers) for part in parts))
-    name, _, text = spec.partition(":")
-    try:
-        params = tomllib.loads(f"params = {{{text}}}")["params"]
-    except tomllib.TOMLDecodeError as error:
-        raise BadInput(
-            f"attack '{spec}': the parameters after ':' must be key=value,... with TOML values "
-            f"({error})"
-        ) from error
+    name, params = split("attack", spec)
     cls = ATTACKS.find(name)
     known = {field.name for field in dataclasses.fields(cls)} if cls.searches else set()
     defaults = {key: value for key, value in (numbers or {}).items() if key in known}
@@ -154,35 +136,6 @@ def params_of(attack: Attack) -> Mapping[str, Any]:
     adapter = TypeAdapter(type(attack))
     every = adapter.dump_python(attack, mode="json")
     changed = adapter.dump_python(attack, mode="json", exclude_defaults=True)
-    groups = _groups(type(attack))
+    groups = option_groups(type(attack))
     kept = {key: changed.get(key, {}) if key in groups else value for key, value in every.items()}
     return {key: value for key, value in kept.items() if key not in groups or value}
-
-
-def _groups(cls: Any) -> dict[str, type[Any]]:
-    """The fields that hold a group of options, and the dataclass of each."""
-    made: dict[str, Any] = {each.name: each.default_factory for each in dataclasses.fields(cls)}
-    return {
-        name: factory
-        for name, factory in made.items()
-        if isinstance(factory, type) and dataclasses.is_dataclass(factory)
-    }
-
-
-def _check_names(who: str, cls: Any, params: Mapping[str, Any], path: str = "") -> None:
-    """Make sure that all parameters exist, those in groups of options too.
-
-    Raises:
-        BadInput: the first that does not.
-    """
-    valid = [path + field.name for field in dataclasses.fields(cls)]
-    _refuse_unknown(who, [path + key for key in params], valid)
-    for name, group in _groups(cls).items():
-        if isinstance(given := params.get(name), Mapping):
-            _check_names(who, group, given, f"{path}{name}.")
-
-
-def _refuse_unknown(who: str, names: Iterable[str], valid: Sequence[str]) -> None:
-    for name in names:
-        if name not in valid:
-            raise BadInput(f"{who} has no parameter '{name}'; valid: {', '.join(valid) or 'none'}")

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from attacks.core.errors import BadInput
-from benchmarks import commands
+from benchmarks import commands, judge_commands
 from benchmarks.signals import Terminated
 
 _GO_ON = "interrupted; what is done is kept, and running the same command again goes on from there"
@@ -71,6 +71,7 @@ def _parser() -> argparse.ArgumentParser:
     together.add_argument("folders", nargs="+", type=Path, metavar="DIR", help="output of a run")
     together.add_argument("--out", type=Path, required=True, metavar="DIR", help="results")
     together.set_defaults(command=commands.merge)
+    judge_commands.add(add)
     board = add("leaderboard", help="tabulate the results in folders")
     board.add_argument("folders", nargs="+", type=Path, metavar="DIR", help="output of a run")
     board.add_argument("--format", choices=("md", "csv", "json"), default="md")

@@ -131,6 +131,13 @@ def run(args: Namespace) -> int:
     if args.dry_run:
         return 0
     from benchmarks.leaderboard import read_rows, render
+    from benchmarks.plan import split_judges
+
+    if later := split_judges(suite.judges)[1]:
+        # Here, when no attacked model is in memory any more.
+        from benchmarks.judging import judge_folders
+
+        judge_folders([out], later)
 
     print(render(read_rows([out]), "md"), end="")
     if not complete:

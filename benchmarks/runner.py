@@ -26,12 +26,14 @@ from benchmarks.bench import (
 from benchmarks.budget import answers
 from benchmarks.cells import Cell, ModelId, Task, cell_key
 from benchmarks.checkpoints import CHECKPOINTS, EVERY, Checkpoints
+from benchmarks.context import note_behaviors, note_speech
 from benchmarks.engine import split
 from benchmarks.engines import Engine, Machinery
 from benchmarks.estimate import estimate
 from benchmarks.failures import failure_of, one_line
 from benchmarks.fitting import fit_attack, fit_coherent, fit_openers
 from benchmarks.plan import Plan, check
+from benchmarks.progress import say
 from benchmarks.records import Record
 from benchmarks.store import RECORDS, Store
 from benchmarks.suites import Suite, attack_hash
@@ -90,6 +92,7 @@ def run(
         finished |= {path.stem for path in (out / "artefacts").glob("*.json")}
         for note in (*store.notes, *checkpoints.tidy(finished)):
             say(note)
+        note_behaviors(out, (*plan.attacked, *plan.answered))
         bar = stack.enter_context(
             tqdm(total=plan.n_cells, unit="cell", desc=one_line(suite.name), disable=None)
         )
@@ -100,11 +103,6 @@ def run(
             going.run_model(name, source)
     say(f"records: {out / RECORDS}; leaderboard: reroute leaderboard {out}")
     return not going.failed
-
-
-def say(line: str) -> None:
-    """A line for the user, above the progress bars."""
-    tqdm.write(one_line(line), file=sys.stderr)
 
 
 @dataclasses.dataclass
@@ -181,7 +179,8 @@ class _Run:
             self.bar.set_postfix_str("reading how the model answers")
             openers = fit_openers(model, self.plan.train, self.folders)
             coherence = fit_coherent(model, self.plan.train, self.folders)
-            setup = dataclasses.replace(setup, openers=openers, coherence=coherence)
+            speech = note_speech(self.store.folder, openers, model.chat.markers)
+            setup = dataclasses.replace(setup, openers=openers, coherence=coherence, speech=speech)
             bench = Bench(setup, model)
             tasks, unfitted = self._tasks(bench)
             self._keep(unfitted, quietly=True)

@@ -112,9 +112,11 @@ ALLOWED = {
     "attacks.core.search": (*_CORE, "attacks.core.objectives", "attacks.core.search"),
     "attacks.core.declared": (),
     "attacks.core.plugins": ("attacks.core.declared", "attacks.core.errors"),
+    "attacks.core.specs": ("attacks.core.errors",),
     "attacks.attack": (*_CORE, "attacks.core.layout", "attacks.core.search"),
     "attacks.registry": (
         *("attacks.attack", "attacks.composed", "attacks.core.declared", "attacks.core.plugins"),
+        "attacks.core.specs",
         *_CORE,
     ),
     "attacks": ("attacks",),
