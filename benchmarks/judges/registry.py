@@ -17,6 +17,7 @@ JUDGES = Registry(
         "reference": "benchmarks.judges.reference:Reference",
         "phrases": "benchmarks.judges.phrases:Phrases",
         "target": "benchmarks.judges.target:Target",
+        "vote": "benchmarks.judges.vote:Vote",
     },
 )
 
