@@ -1,4 +1,4 @@
-"""Where judges disagree, and whether it changes which attack is the better one. Imports no torch."""
+"""Where judges disagree, and whether that changes the order of attacks. Imports no torch."""
 
 from __future__ import annotations
 

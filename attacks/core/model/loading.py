@@ -20,8 +20,12 @@ _DTYPES = {name: getattr(torch, name) for name in ("float32", "bfloat16", "float
 _DECIDING = (".json", ".jinja", ".safetensors", ".model")
 
 
-def load_parts(name_or_path: str, *, device: str, dtype: str) -> tuple[Any, Any, str]:
+def load_parts(
+    name_or_path: str, *, device: str, dtype: str, auto: Any = AutoModelForCausalLM
+) -> tuple[Any, Any, str]:
     """The model on its device, the tokenizer, and the revision; see `Model.load`.
+
+    `auto` is the class of transformers that knows models of the wanted kind.
 
     Raises:
         BadInput: one line that says what is missing and what to do.
@@ -36,12 +40,16 @@ def load_parts(name_or_path: str, *, device: str, dtype: str) -> tuple[Any, Any,
         # Grouped kernels are for accelerators; here they are slower, and not for float64.
         options["experts_implementation"] = "eager"
     with _explaining(name_or_path):
-        hf: Any = AutoModelForCausalLM.from_pretrained(
+        hf: Any = auto.from_pretrained(
             source, dtype=_DTYPES.get(dtype, own), use_safetensors=True, **options
         )
+    return hf.to(place), tokenizer, revision_of(source, config)
+
+
+def revision_of(source: str, config: Any) -> str:
+    """What tells one state of a model from another: a folder's content, or the Hub's commit."""
     folder = Path(source)
-    known = content_hash(folder) if folder.is_dir() else str(getattr(config, "_commit_hash", ""))
-    return hf.to(place), tokenizer, known
+    return content_hash(folder) if folder.is_dir() else str(getattr(config, "_commit_hash", ""))
 
 
 def load_tokenizer(name_or_path: str) -> tuple[Any, Any]:
