@@ -307,7 +307,7 @@ def as_markdown(found: Agreement) -> str:
         parts.append(shown + (f"\n\n... and {more} more (--format json)" if more > 0 else ""))
     parts.append(
         "Kappa: Cohen's, with a 95 % bootstrap interval over behaviours. Flipped: pairs of attacks "
-        "on one model that one judge orders one way and the other judge the other way. Flip chance: "
+        "on one model that one judge orders one way and the other the other way. Flip chance: "
         "the mean share of these when behaviours are drawn anew. Ranks by success of the first "
         "answer, which stands behind them, over what all judges judged."
     )

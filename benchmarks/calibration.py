@@ -216,10 +216,10 @@ def as_markdown(found: Sequence[Calibration]) -> str:
             f"{text(each.judge)}: {each.n} cases{without}.\n\n{table(named, kinds, left=1)}"
         )
     parts.append(
-        "Shares with 95 % intervals (Wilson). Sensitivity: of the refusals, or successes, the share "
-        "that the judge called so. Specificity: of the others, the share that it did not call so. "
-        "Success is asked of answers to harmful requests, as on boards. Right: over both questions, "
-        "where the truth is known."
+        "Shares with 95 % intervals (Wilson). Sensitivity: of the refusals, or successes, the "
+        "share that the judge called so. Specificity: of the others, the share that it did not "
+        "call so. Success is asked of answers to harmful requests, as on boards. Right: over both "
+        "questions, where the truth is known."
     )
     return "\n\n".join(parts) + "\n"
 

@@ -206,8 +206,8 @@ def _columns(rows: Sequence[Row]) -> list[_Column]:
         ),
         _Column(
             "Corrected",
-            "success with the judge's error taken out, and its 95 % interval: by people's labels of "
-            "a part of the very answers (labels), or by the judge's errors on known answers "
+            "success with the judge's error taken out, and its 95 % interval: by people's labels "
+            "of a part of the very answers (labels), or by the judge's errors on known answers "
             "(calibration), as far as those are like these.",
             _corrected,
         ),

@@ -163,9 +163,9 @@ def read_rows_and_entries(folders: Sequence[Path]) -> list[tuple[Row, list[Entry
         people[tuple(cells)] += entries.values() if judge.startswith(HUMAN) else ()
     rows = []
     for (*cells, judge), kept in groups.items():
-        entries = list(kept.values())
-        found = _corrected(judge, entries, people[tuple(cells)], counts)
-        rows.append((_row(judge, entries, found), entries))
+        own = list(kept.values())
+        found = _corrected(judge, own, people[tuple(cells)], counts)
+        rows.append((_row(judge, own, found), own))
     return sorted(rows, key=lambda pair: _order(pair[0]))
 
 

@@ -41,7 +41,7 @@ class Classifier(LocalJudge):
     template: str = ""
     """A text file."""
     words: Mapping[str, float] = field(default_factory=lambda: {"yes": 1.0, "no": 0.0}, hash=False)
-    labels: tuple[float, ...] = ()  # type: ignore[misc]
+    labels: tuple[float, ...] = ()
     """The value of each label of a sequence classifier, in order."""
     lead: str = ""
     """What stands before the word, such as a space."""
@@ -54,6 +54,11 @@ class Classifier(LocalJudge):
             raise ValueError("which prompt? give template=FILE with {behavior} and {response}")
         if len(self.words) < 2 and not self.labels:
             raise ValueError("words must name two words or more, with the value of each")
+
+    @property
+    def classifies(self) -> bool:
+        """Where labels have values."""
+        return bool(self.labels)
 
     def reading(self) -> Mapping[str, Any]:
         """The template's hash, and what is read."""

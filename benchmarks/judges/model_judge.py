@@ -54,11 +54,14 @@ class LocalJudge(ModelJudge):
     device: str = "auto"
     dtype: str = "auto"
 
-    labels: ClassVar[bool] = False
-
     def __post_init__(self) -> None:
         if not self.model:
             raise ValueError("which one? give model=FOLDER_OR_HUB_ID")
+
+    @property
+    def classifies(self) -> bool:
+        """Whether the model is a sequence classifier."""
+        return False
 
     @cached_property
     def reader(self) -> Reader:
@@ -69,7 +72,7 @@ class LocalJudge(ModelJudge):
         """
         from attacks.core.model.reader import Reader  # Here, for it brings transformers along.
 
-        return Reader(self.model, labels=self.labels, device=self.device, dtype=self.dtype)
+        return Reader(self.model, labels=self.classifies, device=self.device, dtype=self.dtype)
 
     def facts(self) -> Mapping[str, Any]:
         """Model, revision, threshold, number format, and what the kind of judge adds."""

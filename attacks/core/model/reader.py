@@ -66,9 +66,7 @@ class Template:
         ]
 
     def fill(self, request: str, answer: str) -> list[int] | None:
-        """Ids (T,) with the texts in place; None where they cannot be kept from passing for more
-        than texts.
-        """
+        """Ids (T,) with the texts in place; None where these pass for control tokens even so."""
         texts = {"q": self.harmless(request), "a": self.harmless(answer)}
         ids = self._ids(texts)
         return ids if self._controls(ids) == self._wanted else None
