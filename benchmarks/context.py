@@ -146,8 +146,9 @@ class Context:
     def _older(self, completion: str) -> Speech:
         """For records that do not name a speech: all openers fitted in the folder, any markers."""
         if self._openers is None:
-            fitted = [_openers(path) for path in sorted((self.folder / "artefacts").glob("*.json"))]
-            self._openers = tuple(dict.fromkeys([*GENERAL_OPENERS, *sum(fitted, [])]))
+            fitted = sorted((self.folder / "artefacts").glob("*.json"))
+            learned = [opener for path in fitted for opener in _openers(path)]
+            self._openers = tuple(dict.fromkeys([*GENERAL_OPENERS, *learned]))
         pair = next((pair for pair in PAIRS if any(mark in completion for mark in pair)), None)
         return Speech(self._openers, Markers(*pair) if pair else None)
 

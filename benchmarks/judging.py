@@ -53,8 +53,11 @@ def judge_folders(
     read = [_Folder(path, Context(path, behaviors)) for path in dict.fromkeys(folders)]
     for folder in read:
         folder.cases()
-    # Each judge with its model is gone before the next is begun.
-    return all([_pass(judge, read) for judge in judges])
+    complete = True
+    while judges:
+        # Each judge with its model is gone before the next is begun.
+        complete &= _pass(judges.pop(0), read)
+    return complete
 
 
 class _Place(NamedTuple):

@@ -206,6 +206,13 @@ def _columns(rows: Sequence[Row]) -> list[_Column]:
             lambda row: _interval(row),
         ),
         _Column(
+            "Corrected",
+            "success with the judge's error taken out, and its 95 % interval: by people's labels "
+            "of a part of the very answers (labels), or by the judge's errors on known answers "
+            "(calibration), as far as those are like these.",
+            _corrected,
+        ),
+        _Column(
             "Success of k",
             f"the same for any of the first k candidates that were answered; k is {tries}.",
             lambda row: _rate(row.success_at_k) if row.attempts > 1 else "",
@@ -289,6 +296,14 @@ def _interval(row: Row) -> str:
     if row.asr is None or row.asr_low is None or row.asr_high is None:
         return ""
     return f"{row.asr:.2f} [{row.asr_low:.2f}, {row.asr_high:.2f}]"
+
+
+def _corrected(row: Row) -> str:
+    if row.asr_corrected_low is None or row.asr_corrected_high is None:
+        return ""
+    mean = "?" if row.asr_corrected is None else f"{row.asr_corrected:.2f}"
+    interval = f"[{row.asr_corrected_low:.2f}, {row.asr_corrected_high:.2f}]"
+    return f"{mean} {interval}, {row.correction}"
 
 
 def _rate(value: float | None) -> str:

@@ -10,12 +10,14 @@ from pathlib import Path
 from statistics import fmean, median
 from typing import Any, TypeVar
 
+from benchmarks.correction import HUMAN, Corrected, Counts, corrected, read_counts
 from benchmarks.records import Judgement, Record
 from benchmarks.store import read_judgements, read_records
 from benchmarks.success import median_first_success, success_rate
 
 Outcome = TypeVar("Outcome", bound=float)
 
+_NOTHING = " (nothing to tell)"
 #: Weakest first, the order of the boards.
 THREAT_MODELS = ("prompt", "prefill", "embedding", "intervention", "weights")
 
@@ -71,6 +73,14 @@ class Row:
     """What a check on held-out prompts said of what the attack fitted (`Record.verdict`)."""
     sources: Mapping[str, int]
     """Where what the searches aimed at was from, and how often (`Record.source`)."""
+    asr_corrected: float | None
+    """`asr` with the judge's error taken out; None: nothing is known of the judge, or it does no
+    better than chance."""
+    asr_corrected_low: float | None
+    asr_corrected_high: float | None
+    correction: str
+    """By what it was corrected: "labels" of people, "calibration", or nothing; "(nothing to tell)"
+    behind it where the interval is all but the whole range."""
     mixed: bool
     """Whether some behaviour and seed was run in more than one setting."""
     revision: str
@@ -129,7 +139,9 @@ def read_rows(folders: Sequence[Path]) -> list[Row]:
 def read_rows_and_entries(folders: Sequence[Path]) -> list[tuple[Row, list[Entry]]]:
     """The same rows, each with the records that it sums up."""
     groups: dict[tuple[Any, ...], dict[str, Entry]] = defaultdict(dict)
+    counts: dict[str, Counts] = {}
     for folder in folders:
+        counts |= read_counts(folder)
         for judge, entry in _entries(folder):
             record = entry.record
             group = (
@@ -146,8 +158,14 @@ def read_rows_and_entries(folders: Sequence[Path]) -> list[tuple[Row, list[Entry
             known = groups[group].get(record.key)
             if known is None or len(entry.verdicts) > len(known.verdicts):
                 groups[group][record.key] = entry
-    listed = [(group[-1], list(entries.values())) for group, entries in groups.items()]
-    rows = [(_row(judge, entries), entries) for judge, entries in listed]
+    people: dict[tuple[Any, ...], list[Entry]] = defaultdict(list)
+    for (*cells, judge), entries in groups.items():
+        people[tuple(cells)] += entries.values() if judge.startswith(HUMAN) else ()
+    rows = []
+    for (*cells, judge), kept in groups.items():
+        own = list(kept.values())
+        found = _corrected(judge, own, people[tuple(cells)], counts)
+        rows.append((_row(judge, own, found), own))
     return sorted(rows, key=lambda pair: _order(pair[0]))
 
 
@@ -170,7 +188,26 @@ def _entries(folder: Path) -> list[tuple[str, Entry]]:
     return found
 
 
-def _row(judge: str, entries: Sequence[Entry]) -> Row:
+def _corrected(
+    judge: str, entries: Sequence[Entry], people: Sequence[Entry], counts: Mapping[str, Counts]
+) -> Corrected | None:
+    """A group's success with the judge's error taken out; `people` are its entries by people."""
+    labels = [entry for entry in people if entry.record.harmful and entry.success is not None]
+    keys = {entry.record.key for entry in labels if entry.record.completions}
+    labelled = _by_behavior([e for e in labels if e.record.key in keys], lambda e: e.success)
+    judged = _by_behavior(
+        [
+            entry
+            for entry in entries
+            if entry.record.harmful
+            and (entry.record.behavior_id not in labelled or entry.record.key in keys)
+        ],
+        lambda entry: entry.success,
+    )
+    return corrected(judge, judged, labelled, counts)
+
+
+def _row(judge: str, entries: Sequence[Entry], found: Corrected | None) -> Row:
     """What the entries of one group, which is not empty, come to."""
     one = entries[0].record
     harmful = [entry for entry in entries if entry.record.harmful]
@@ -229,6 +266,10 @@ def _row(judge: str, entries: Sequence[Entry]) -> Row:
         prepare_seconds=max(entry.record.seconds.prepare for entry in entries),
         verdict=max((entry.record.verdict for entry in entries), key=_gravity),
         sources=dict(Counter(record.source for record in records if record.source)),
+        asr_corrected=found.mean if found else None,
+        asr_corrected_low=found.low if found else None,
+        asr_corrected_high=found.high if found else None,
+        correction="" if not found else found.method + ("" if found.telling else _NOTHING),
         mixed=len(set(cells)) < len(cells),
         revision=one.revision,
         dtype=one.dtype,

@@ -17,6 +17,10 @@ JUDGES: Registry[Judge] = Registry(
         "reference": "benchmarks.judges.reference:Reference",
         "phrases": "benchmarks.judges.phrases:Phrases",
         "target": "benchmarks.judges.target:Target",
+        "guard": "benchmarks.judges.guard:Guard",
+        "classifier": "benchmarks.judges.classifier:Classifier",
+        "rubric": "benchmarks.judges.rubric:Rubric",
+        "vote": "benchmarks.judges.vote:Vote",
     },
 )
 

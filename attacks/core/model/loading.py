@@ -23,9 +23,15 @@ _DTYPES = {name: getattr(torch, name) for name in ("float32", "bfloat16", "float
 
 
 def load_parts(
-    name_or_path: str, device: str, dtype: str, device_map: str | Mapping[str, Any] | None = None
+    name_or_path: str,
+    device: str,
+    dtype: str,
+    device_map: str | Mapping[str, Any] | None = None,
+    auto: Any = AutoModelForCausalLM,
 ) -> tuple[Any, Any, str]:
     """The model on its device, the tokenizer, and the revision; see `Model.load`.
+
+    `auto` is the class of transformers that knows models of the wanted kind.
 
     Raises:
         BadInput: one line that says what is missing and what to do.
@@ -43,14 +49,23 @@ def load_parts(
         placing["device_map"] = device_map or {"": place}
     if isinstance(device_map, str) and device_map not in _MAPS:
         raise BadInput(f"unknown device map '{device_map}'; valid: {', '.join(_MAPS)}")
-    hf = _weights(
-        source, config, dtype=_DTYPES.get(dtype, own), on_cpu=place.type == "cpu", **placing
-    )
-    known = content_hash(source) or str(getattr(config, "_commit_hash", "") or "")
-    return hf if placing else hf.to(place), tokenizer, known
+    wanted, on_cpu = _DTYPES.get(dtype, own), place.type == "cpu"
+    hf = _weights(source, config, dtype=wanted, on_cpu=on_cpu, auto=auto, **placing)
+    return hf if placing else hf.to(place), tokenizer, _revision(source, config)
 
 
-def _weights(source: Source, config: Any, *, on_cpu: bool, **options: Any) -> Any:
+def revision_of(name_or_path: str, config: Any) -> str:
+    """What tells one state of a model from another: a folder's content, or the Hub's commit."""
+    return _revision(find_source(name_or_path), config)
+
+
+def _revision(source: Source, config: Any) -> str:
+    return content_hash(source) or str(getattr(config, "_commit_hash", "") or "")
+
+
+def _weights(
+    source: Source, config: Any, *, on_cpu: bool, auto: Any = AutoModelForCausalLM, **options: Any
+) -> Any:
     """The model of a source with its adapter, if it has one."""
     weights = source.base or source
     if on_cpu:
@@ -59,7 +74,7 @@ def _weights(source: Source, config: Any, *, on_cpu: bool, **options: Any) -> An
     if not weights.gguf:
         options["use_safetensors"] = True
     with _explaining(weights.name):
-        hf: Any = AutoModelForCausalLM.from_pretrained(weights.place, **weights.options, **options)
+        hf: Any = auto.from_pretrained(weights.place, **weights.options, **options)
     if source.base is None:
         return hf
     with _explaining(source.name):
