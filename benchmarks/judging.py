@@ -7,7 +7,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
 
 from filelock import FileLock, Timeout
 from tqdm import tqdm
@@ -60,7 +59,8 @@ def judge_folders(
     return complete
 
 
-class _Place(NamedTuple):
+@dataclass(frozen=True)
+class _Place:
     """One answer of a record."""
 
     folder: Path
@@ -112,8 +112,8 @@ def _pass(judge: Judge, folders: Sequence[_Folder]) -> bool:
     """One judge over all folders."""
     identity, facts, tally = judge.identity, judge.facts(), _Tally()
     with ExitStack() as stack:
-        for folder in sorted({folder.path.resolve() for folder in folders}):
-            _hold(stack, folder, identity)
+        for path in sorted({folder.path.resolve() for folder in folders}):
+            _hold(stack, path, identity)
         places: dict[Case, list[_Place]] = defaultdict(list)
         known: dict[Case, Verdict] = {}
         nonsense: set[_Place] = set()
