@@ -10,6 +10,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Collection, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -75,7 +76,7 @@ class Checkpoints:
 
     def remove(self, key: str) -> None:
         """What is finished needs none."""
-        self.path(key).unlink(missing_ok=True)
+        _drop(self.path(key))
 
     def tidy(self, finished: Collection[str]) -> list[str]:
         """Removes what kills have left; a line for each damaged file.
@@ -86,12 +87,12 @@ class Checkpoints:
         notes = []
         for path in sorted(self.folder.glob(f"*{SUFFIX}")):
             if path.stem in finished:
-                path.unlink()
+                _drop(path)
             elif load(path, torch.device("cpu")) is None:
-                path.unlink()
+                _drop(path)
                 notes.append(f"{path}: damaged, or of other versions; its cell starts over")
         for path in self.folder.glob(f".*{UNFINISHED}"):
-            path.unlink()
+            _drop(path)
         return notes
 
 
@@ -130,6 +131,12 @@ class Keeper:
     def remove(self) -> None:
         """What is finished needs none."""
         self._checkpoints.remove(self._key)
+
+
+def _drop(path: Path) -> None:
+    """Removes a file, if that can be done."""
+    with suppress(OSError):
+        path.unlink()
 
 
 def encode(checkpoint: Checkpoint) -> bytes:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import secrets
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -25,6 +24,8 @@ from benchmarks.failures import Failure, one_line
 from benchmarks.workers import lost
 
 try:
+    # Ray's own reports of use go nowhere.
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     import ray
 except ImportError as error:
     raise BadInput("--engine ray needs Ray: pip install 'reroute-bench[ray]'") from error
@@ -44,13 +45,8 @@ class RayEngine(Engine):
         """
         self._machinery = machinery
         self._say = say
-        # Ray's own reports of use go nowhere.
-        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         try:
             if machinery.address is None:
-                # Nobody else on this machine may use it, and no file is written for that.
-                os.environ.setdefault("RAY_AUTH_MODE", "token")
-                os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
                 # Ray shares cores out, and would let workers wait that the user has asked for.
                 cores = max(os.cpu_count() or 1, machinery.size)
                 ray.init(address="local", num_cpus=cores, include_dashboard=False)
