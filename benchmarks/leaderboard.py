@@ -264,7 +264,7 @@ def _columns(rows: Sequence[Row]) -> list[_Column]:
         _Column(
             "First success, FLOPs",
             "the same in floating-point operations of the search.",
-            lambda row: _big(row.first_success_flops_median),
+            lambda row: big(row.first_success_flops_median),
         ),
         _Column(
             "Steps/s",
@@ -302,8 +302,8 @@ def _seconds(value: float | None) -> str:
     return "" if value is None else f"{value:.2f}"
 
 
-def _big(value: float | None) -> str:
-    """A large number with three digits and a prefix: 12.3 G."""
+def big(value: float | None) -> str:
+    """A number with three digits, a large one with a prefix: 12.3 G."""
     if value is None:
         return ""
     for prefix in ("", "k", "M", "G", "T", "P"):

@@ -88,6 +88,21 @@ class Board:
         return fmean(rates) if rates else None
 
     @property
+    def verdicts(self) -> tuple[int, int, int]:
+        """On how many common models the best attack is ahead of, level with, behind the others."""
+        counts = Counter[int]()
+        for model in self.common:
+            rates = {
+                line.label: line.row.asr or 0.0
+                for line in self.lines
+                if line.row.model == model and line.row.attack != BASELINE
+            }
+            own = rates.pop(self.standings[0].label)
+            top = max(rates.values(), default=-1.0)
+            counts[(own > top) - (own < top)] += 1
+        return counts[1], counts[0], counts[-1]
+
+    @property
     def rivals(self) -> list[Standing]:
         """The attacks that the data do not tell from the best one."""
         return [standing for standing in self.standings[1:] if not standing.apart]

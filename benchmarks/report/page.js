@@ -23,9 +23,9 @@ for (const [id, open] of [["open", true], ["close", false]]) {
 }
 
 function value(group, column) {
-  const text = group.rows[0].cells[column].textContent.trim();
-  const number = parseFloat(text.replace(" × 10^", "e"));
-  return text === "–" ? null : Number.isNaN(number) ? text : number;
+  const cell = group.rows[0].cells[column];
+  const given = cell.dataset.value;
+  return given === undefined ? cell.textContent : given === "" ? null : Number(given);
 }
 
 for (const head of document.querySelectorAll("table.rows > thead th")) {
@@ -45,7 +45,7 @@ for (const head of document.querySelectorAll("table.rows > thead th")) {
     // What was not measured goes last, either way.
     order.sort(([a], [b]) => {
       if (a === null || b === null) return (a === null) - (b === null);
-      const by = typeof a === "number" && typeof b === "number" ? a - b : String(a).localeCompare(String(b));
+      const by = typeof a === "number" ? a - b : a.localeCompare(b);
       return down ? -by : by;
     });
     table.append(...order.map(([, group]) => group));

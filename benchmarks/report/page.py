@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +12,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from benchmarks.leaderboard import BASELINE, MEANING
+from benchmarks.leaderboard import BASELINE, MEANING, big
 from benchmarks.report import plots
 from benchmarks.report.commands import command, spec
 from benchmarks.report.data import Board, Results, read_results
@@ -188,8 +187,4 @@ def _rate(value: float | None) -> str:
 
 
 def _number(value: float | None) -> str:
-    """Three digits, large ones with a power of ten."""
-    if value is None:
-        return "–"
-    shown = f"{value:.3g}"
-    return re.sub(r"e\+?(-?)0*(\d+)", r" × 10^\1\2", shown)
+    return big(value) or "–"

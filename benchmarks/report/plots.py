@@ -14,8 +14,9 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
+from benchmarks.leaderboard import big
 from benchmarks.report.data import Board, Line
 from benchmarks.rows import Entry
 from benchmarks.success import success_rate, wilson
@@ -82,9 +83,9 @@ def survival(board: Board, cost: Callable[[Entry], float | None], unit: str) -> 
 
     def draw(axes: Axes, model: str) -> bool:
         found = False
-        for line in _searched(board):
-            if line.row.model != model:
-                continue
+        lines = [line for line in _searched(board) if line.row.model == model]
+        end = max((cost(entry) or 0.0 for line in lines for entry in line.harmful), default=0.0)
+        for line in lines:
             reached = [cost(entry) for entry in line.harmful]
             values = sorted(value for value in reached if value is not None and value > 0)
             if not values:
@@ -93,14 +94,13 @@ def survival(board: Board, cost: Callable[[Entry], float | None], unit: str) -> 
             # so at any cost the curve is a plain share of all behaviours and seeds.
             counts = range(len(values) + 1)
             bands = [wilson(count, len(reached)) for count in counts]
-            x, colour = [values[0] / 1.5, *values], colours[line.label]
+            x, colour = [values[0] / 1.5, *values, end], colours[line.label]
             y = [count / len(reached) for count in counts]
-            axes.step(x, y, where="post", color=colour, label=_short(line.label))
-            axes.fill_between(x, *zip(*bands, strict=True), step="post", color=colour, alpha=0.13, lw=0)
+            low, high = zip(*bands, bands[-1], strict=True)
+            axes.step(x, [*y, y[-1]], where="post", color=colour, label=_short(line.label))
+            axes.fill_between(x, low, high, step="post", color=colour, alpha=0.13, lw=0)
             found = True
-        axes.set_xscale("log")
-        axes.set_ylim(-0.02, 1.02)
-        axes.set_xlabel(unit)
+        _log(axes, unit)
         axes.set_ylabel("Successful")
         return found
 
@@ -122,9 +122,7 @@ def costs(board: Board) -> str:
                 row.seconds_median, row.asr, _marker(line, board), color=colour,
                 label=_short(line.label), linestyle="",
             )  # fmt: skip
-        axes.set_xscale("log")
-        axes.set_ylim(-0.02, 1.02)
-        axes.set_xlabel("Median seconds for a request")
+        _log(axes, "Median seconds for a request")
         axes.set_ylabel("Success rate")
         return bool(shown)
 
@@ -152,9 +150,7 @@ def side_effects(board: Board) -> str:
             )  # fmt: skip
         front = [(k, r) for k, r, _ in known if not any(_beats(o, (k, r)) for o in known)]
         axes.plot(*zip(*sorted(front), strict=True) if front else ([], []), "--", color=_FAINT)
-        axes.set_xscale("log")
-        axes.set_ylim(-0.02, 1.02)
-        axes.set_xlabel("KL on harmless requests, nats")
+        _log(axes, "KL on harmless requests, nats")
         axes.set_ylabel("Refusal rate")
         return bool(known)
 
@@ -206,14 +202,25 @@ def categories(board: Board, known: Mapping[str, str]) -> str:
     with _figure(0.9 + 0.28 * len(labels)) as (figure, drawn):
         axes = figure.subplots()
         # White to a dark blue in both schemes; the numbers say the same.
-        axes.imshow(values, cmap="Blues", vmin=0, vmax=1, aspect="auto")
-        axes.set_xticks(range(len(columns)), [_short(name) for name in columns])
-        axes.set_yticks(range(len(labels)), [_short(name) for name in labels])
+        axes.pcolormesh(values, cmap="Blues", vmin=0, vmax=1, edgecolors=_FAINT, linewidth=0.5)
+        axes.set_xticks(np.arange(len(columns)) + 0.5, [_short(name) for name in columns])
+        axes.set_yticks(np.arange(len(labels)) + 0.5, [_short(name) for name in labels])
+        axes.invert_yaxis()
         for (y, x), value in np.ndenumerate(values):
             if not math.isnan(value):
                 dark = "white" if value > 0.55 else "black"
-                axes.text(x, y, f"{value:.2f}", ha="center", va="center", color=dark)
+                axes.text(x + 0.5, y + 0.5, f"{value:.2f}", ha="center", va="center", color=dark)
     return drawn()
+
+
+def _log(axes: Axes, label: str) -> None:
+    """A share over a logarithmic axis, whose ticks are plain text."""
+    axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator(numticks=5))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: big(value)))
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.set_ylim(-0.02, 1.02)
+    axes.set_xlabel(label)
 
 
 def _panels(names: Sequence[str], draw: Callable[[Axes, str], bool]) -> str:
