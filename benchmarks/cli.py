@@ -80,6 +80,14 @@ def _parser() -> argparse.ArgumentParser:
         "--readme", type=Path, metavar="FILE", help="put it between that file's leaderboard markers"
     )
     board.set_defaults(command=commands.leaderboard)
+    page = add("report", help="write one HTML page about the results in folders")
+    page.add_argument("folders", nargs="+", type=Path, metavar="DIR", help="output of a run")
+    page.add_argument("--out", type=Path, default=Path("report.html"), metavar="FILE")
+    page.add_argument("--behaviors", metavar="NAME_OR_FILE", help="says the category of each")
+    page.add_argument(
+        "--with-completions", action="store_true", help="put prompts and answers into the page"
+    )
+    page.set_defaults(command=commands.report)
     pair = add("compare", help="compare attacks with one of them, paired over behaviours")
     pair.add_argument("folders", nargs="+", type=Path, metavar="DIR", help="output of a run")
     pair.add_argument("--base", required=True, metavar="ATTACK", help="as leaderboards call it")

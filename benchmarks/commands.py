@@ -171,6 +171,18 @@ def leaderboard(args: Namespace) -> int:
     return 0
 
 
+def report(args: Namespace) -> int:
+    """`report`: writes the page and says where; warns of one with prompts and answers."""
+    from benchmarks.report import report
+
+    report(args.folders, args.out, completions=args.with_completions, behaviors=args.behaviors)
+    if args.with_completions:
+        message = f"{args.out} holds prompts and answers of attacks: share it with care"
+        print("reroute:", message, file=sys.stderr)
+    print(args.out)
+    return 0
+
+
 def compare(args: Namespace) -> int:
     """`compare`: printed, unless it goes into a file."""
     from benchmarks.compare import as_json, as_markdown, compare

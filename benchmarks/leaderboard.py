@@ -30,7 +30,8 @@ _USUAL = "own answer, direction"
 #: Share of garbled answers from which a row is marked.
 _BROKEN = 0.1
 
-_MEANING = {
+#: What the attacker may do, by threat model.
+MEANING = {
     "prompt": "The attacker writes the prompt and touches nothing else.",
     "prefill": "The attacker also writes the first words of the answer.",
     "embedding": "The attacker feeds vectors that no text has.",
@@ -104,18 +105,19 @@ def _markdown(rows: Sequence[Row]) -> str:
         return "No records.\n"
     blocks, used = [], set[str]()
     columns = _columns(rows)
-    for _, board in groupby(rows, key=_board):
+    for _, board in groupby(rows, key=board_of):
         own = list(board)
         # A row of another threat model, but what every board is to be compared with.
         shown = sorted([*_baselines(own, rows), *own], key=by_success)
         filled = [column for column in columns if any(map(column.cell, shown))]
         used |= {column.heading for column in filled}
-        blocks.append(f"{_title(own[0])}\n\n{_table(filled, shown)}\n\n{_note(own)}")
+        blocks.append(f"### {text(title_of(own[0]))}\n\n{_table(filled, shown)}\n\n{_note(own)}")
     legend = "\n".join(f"- **{c.heading}**: {c.meaning}" for c in columns if c.heading in used)
     return "\n\n".join([*blocks, f"How to read the columns:\n\n{legend}"]) + "\n"
 
 
-def _board(row: Row) -> tuple[str, str, int]:
+def board_of(row: Row) -> tuple[str, str, int]:
+    """What rows must share to be ranked on one board."""
     return row.threat_model, row.stop, row.concurrency
 
 
@@ -127,13 +129,14 @@ def _baselines(board: Sequence[Row], rows: Sequence[Row]) -> list[Row]:
         for row in rows
         if row.attack == BASELINE
         and row.threat_model != board[0].threat_model
-        and _board(row)[1:] == _board(board[0])[1:]
+        and board_of(row)[1:] == board_of(board[0])[1:]
         and (row.model, row.judge) in keys
     ]
 
 
-def _title(row: Row) -> str:
-    title = f"### {text(row.threat_model.capitalize())} attacks"
+def title_of(row: Row) -> str:
+    """The title of the board that a row is on, not escaped."""
+    title = f"{row.threat_model.capitalize()} attacks"
     if row.stop == "first-success":
         title += ", ended at the first success"
     if row.concurrency != 1:
@@ -143,7 +146,7 @@ def _title(row: Row) -> str:
 
 def _note(board: Sequence[Row]) -> str:
     """The lines under a board."""
-    note = _MEANING.get(board[0].threat_model, "")
+    note = MEANING.get(board[0].threat_model, "")
     if board[0].stop == "first-success":
         note += " Each search ended when a candidate was verified: compare costs, not success."
     if board[0].concurrency != 1:
@@ -268,7 +271,7 @@ def _columns(rows: Sequence[Row]) -> list[_Column]:
         _Column(
             "First success, FLOPs",
             "the same in floating-point operations of the search.",
-            lambda row: _big(row.first_success_flops_median),
+            lambda row: big(row.first_success_flops_median),
         ),
         _Column(
             "Steps/s",
@@ -314,8 +317,8 @@ def _seconds(value: float | None) -> str:
     return "" if value is None else f"{value:.2f}"
 
 
-def _big(value: float | None) -> str:
-    """A large number with three digits and a prefix: 12.3 G."""
+def big(value: float | None) -> str:
+    """A number with three digits, a large one with a prefix: 12.3 G."""
     if value is None:
         return ""
     for prefix in ("", "k", "M", "G", "T", "P"):

@@ -26,9 +26,14 @@ def table(headings: Sequence[str], rows: Sequence[Sequence[str]], *, left: int) 
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
+def one_line(value: str) -> str:
+    """`value` without line breaks, control characters and marks that turn the writing around."""
+    return " ".join("".join(char if char.isprintable() else " " for char in value).split())
+
+
 def text(value: str) -> str:
     """`value` as one line of plain text in a Markdown table cell."""
-    line = " ".join("".join(char if char.isprintable() else " " for char in value).split())
+    line = one_line(value)
     for special in "\\`*[]|~":
         line = line.replace(special, f"\\{special}")
     return html.escape(line, quote=False)
@@ -38,22 +43,22 @@ def attack_labels(rows: Sequence[Row]) -> dict[str, str]:
     """Attack names by hash, with the parameters that tell attacks of one name apart."""
     names = {}
     for row in rows:
-        same = [_flat(other.params) for other in rows if other.attack == row.attack]
+        same = [flat(other.params) for other in rows if other.attack == row.attack]
         varying = [
             f"{key}={json.dumps(value, ensure_ascii=False)}"
-            for key, value in _flat(row.params).items()
+            for key, value in flat(row.params).items()
             if any(params.get(key) != value for params in same)
         ]
         names[row.attack_hash] = row.attack + (f" ({', '.join(varying)})" if varying else "")
     return names
 
 
-def _flat(params: Mapping[str, Any]) -> dict[str, Any]:
+def flat(params: Mapping[str, Any]) -> dict[str, Any]:
     """Parameters with those of parts under dotted names."""
-    flat: dict[str, Any] = {}
+    found: dict[str, Any] = {}
     for key, value in params.items():
         if isinstance(value, Mapping):
-            flat |= {f"{key}.{inner}": own for inner, own in _flat(value).items()}
+            found |= {f"{key}.{inner}": own for inner, own in flat(value).items()}
         else:
-            flat[key] = value
-    return flat
+            found[key] = value
+    return found
