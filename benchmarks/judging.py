@@ -65,7 +65,8 @@ class _Place(NamedTuple):
 
     folder: Path
     key: str
-    index: int
+    at: int
+    """Index of the completion."""
     answer: str
     """`Judgement.answer`."""
     garbled: bool
@@ -112,15 +113,15 @@ def _pass(judge: Judge, folders: Sequence[_Folder]) -> bool:
     """One judge over all folders."""
     identity, facts, tally = judge.identity, judge.facts(), _Tally()
     with ExitStack() as stack:
-        for folder in sorted({folder.path.resolve() for folder in folders}):
-            _hold(stack, folder, identity)
+        for path in sorted({folder.path.resolve() for folder in folders}):
+            _hold(stack, path, identity)
         places: dict[Case, list[_Place]] = defaultdict(list)
         known: dict[Case, Verdict] = {}
         nonsense: set[_Place] = set()
         for folder in folders:
             judged = _judged(folder.path, identity)
             for place, full in folder.cases():
-                case, verdict = judge.shown(full), judged.get((place.key, place.index))
+                case, verdict = judge.shown(full), judged.get((place.key, place.at))
                 # Nonsense does not count: it is asked again, and written down once.
                 if verdict is None or verdict.label == UNJUDGED:
                     places[case].append(place)
@@ -181,7 +182,7 @@ class _Writer:
             values = (own.success, own.label, own.score)
             self.waiting[place.folder].append(
                 Judgement(
-                    *(place.key, self.identity, place.index, *values),
+                    *(place.key, self.identity, place.at, *values),
                     answer=place.answer,
                     detail=own.detail,
                 )
