@@ -86,11 +86,6 @@ def chosen_sets(
     return train, test
 
 
-def shipped_behaviors() -> list[Behavior]:
-    """Those of all shipped sets, whose ids differ."""
-    return [row for path in _shipped().values() for row in read_file(path)]
-
-
 def _part(rows: Sequence[Behavior], start: int, stop: int | None) -> list[Behavior]:
     twins = {row.twin for row in rows}
     counted = [row for row in rows if row.id not in twins][start:stop]

@@ -65,7 +65,8 @@ class _Place:
 
     folder: Path
     key: str
-    index: int
+    at: int
+    """Index of the completion."""
     answer: str
     """`Judgement.answer`."""
     garbled: bool
@@ -120,7 +121,7 @@ def _pass(judge: Judge, folders: Sequence[_Folder]) -> bool:
         for folder in folders:
             judged = _judged(folder.path, identity)
             for place, full in folder.cases():
-                case, verdict = judge.shown(full), judged.get((place.key, place.index))
+                case, verdict = judge.shown(full), judged.get((place.key, place.at))
                 # Nonsense does not count: it is asked again, and written down once.
                 if verdict is None or verdict.label == UNJUDGED:
                     places[case].append(place)
@@ -181,7 +182,7 @@ class _Writer:
             values = (own.success, own.label, own.score)
             self.waiting[place.folder].append(
                 Judgement(
-                    *(place.key, self.identity, place.index, *values),
+                    *(place.key, self.identity, place.at, *values),
                     answer=place.answer,
                     detail=own.detail,
                 )

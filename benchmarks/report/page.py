@@ -183,8 +183,8 @@ def _clip(text: str) -> str:
 
 
 def _rate(value: float | None) -> str:
-    return "–" if value is None else f"{value:.2f}"
+    return "\u2013" if value is None else f"{value:.2f}"
 
 
 def _number(value: float | None) -> str:
-    return big(value) or "–"
+    return big(value) or "\u2013"

@@ -53,7 +53,7 @@ def forest(board: Board) -> str:
     colours = _colours(board.lines)
     places = [(model, line) for model, own in groups for line in (None, *own) if own]
     with _figure(0.6 + 0.21 * len(places)) as (figure, drawn):
-        axes = figure.subplots()
+        axes: Any = figure.subplots()
         for place, (model, line) in enumerate(places):
             if line is None:
                 if base := board.baseline.get(model):
@@ -81,7 +81,7 @@ def survival(board: Board, cost: Callable[[Entry], float | None], unit: str) -> 
     """The share of behaviours with a verified success within a cost, with 95 % bands, by model."""
     colours = _colours(_searched(board))
 
-    def draw(axes: Axes, model: str) -> bool:
+    def draw(axes: Any, model: str) -> bool:
         found = False
         lines = [line for line in _searched(board) if line.row.model == model]
         end = max((cost(entry) or 0.0 for line in lines for entry in line.harmful), default=0.0)
@@ -111,7 +111,7 @@ def costs(board: Board) -> str:
     """Success rate against the median seconds for one request, by model."""
     colours = _colours(board.lines)
 
-    def draw(axes: Axes, model: str) -> bool:
+    def draw(axes: Any, model: str) -> bool:
         shown = [x for x in board.lines if x.row.model == model and x.row.seconds_median]
         for line in shown:
             row, colour = line.row, colours[line.label]
@@ -136,7 +136,7 @@ def side_effects(board: Board) -> str:
     """
     colours = _colours(board.lines)
 
-    def draw(axes: Axes, model: str) -> bool:
+    def draw(axes: Any, model: str) -> bool:
         points = [
             (line.row.harmless_kl, line.row.refusal_rate, line)
             for line in board.lines
@@ -162,7 +162,7 @@ def losses(board: Board) -> str:
     colours = {model: _SERIES[at % MOST] for at, model in enumerate(board.models)}
     labels = list(dict.fromkeys(line.label for line in _searched(board)))
 
-    def draw(axes: Axes, label: str) -> bool:
+    def draw(axes: Any, label: str) -> bool:
         found = False
         for line in board.lines:
             curves = [e.record.losses for e in line.harmful if len(e.record.losses) > 1]
