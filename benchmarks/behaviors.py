@@ -63,6 +63,11 @@ def load_behaviors(name_or_file: str) -> list[Behavior]:
     )
 
 
+def shipped_behaviors() -> list[Behavior]:
+    """The behaviours of all shipped sets."""
+    return [row for path in _shipped().values() for row in read_file(path)]
+
+
 def chosen_sets(
     command: str, model: str, given: tuple[str | None, str | None], shipped: tuple[str, str]
 ) -> tuple[str, str]:

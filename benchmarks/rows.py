@@ -71,6 +71,16 @@ class Row:
     """What a check on held-out prompts said of what the attack fitted (`Record.verdict`)."""
     sources: Mapping[str, int]
     """Where what the searches aimed at was from, and how often (`Record.source`)."""
+    samples: int
+    """Answers drawn to each request, beside the greedy one."""
+    sample_asr: float | None
+    """Mean probability of success of a drawn answer to the first candidate."""
+    sample_asr_low: float | None
+    sample_asr_high: float | None
+    sample_any: float | None
+    """Share of harmful requests of which any drawn answer is a success."""
+    origin_model: str
+    """The model that the prompts were found on, where that is another one."""
     mixed: bool
     """Whether some behaviour and seed was run in more than one setting."""
     revision: str
@@ -92,10 +102,16 @@ class Entry:
     @property
     def success_at_k(self) -> bool | None:
         """Of any candidate; None when none succeeded and some cannot be told."""
-        results = [self._at(index) for index in range(len(self.record.completions))]
+        results = [self._at(index) for index in range(self.record.greedy)]
         if True in results:
             return True
         return None if None in results else False
+
+    @property
+    def drawn(self) -> list[bool]:
+        """Whether each drawn answer is a success; those without verdict are left out."""
+        indices = range(self.record.greedy, len(self.record.completions))
+        return [found for index in indices if (found := self._at(index)) is not None]
 
     def labelled(self, *labels: str) -> bool | None:
         """Whether the first answer has one of the labels; as `success` where there is none."""
@@ -141,6 +157,7 @@ def read_rows_and_entries(folders: Sequence[Path]) -> list[tuple[Row, list[Entry
                 record.threat_model,
                 record.stop,
                 record.concurrency,
+                record.origin_model,
                 judge,
             )
             known = groups[group].get(record.key)
@@ -178,6 +195,10 @@ def _row(judge: str, entries: Sequence[Entry]) -> Row:
     # An attack that failed on a harmless behaviour says nothing about refusal.
     answered = [entry for entry in harmless if 0 in entry.verdicts]
     rate = success_rate(_by_behavior(harmful, lambda entry: entry.success).values())
+    sampled: dict[str, list[bool]] = defaultdict(list)
+    for entry in harmful:
+        sampled[entry.record.behavior_id] += entry.drawn
+    drawn = success_rate(sampled.values())
     records = [entry.record for entry in harmful]
     cells = [(entry.record.behavior_id, entry.record.seed) for entry in entries]
     firsts = [record.first_success for record in records if record.first_success]
@@ -215,7 +236,7 @@ def _row(judge: str, entries: Sequence[Entry]) -> Row:
         nulls=sum(entry.success is None for entry in harmful),
         concurrency=one.concurrency,
         stop=one.stop,
-        attempts=max(1, *(len(entry.record.completions) for entry in entries)),
+        attempts=max(1, *(entry.record.greedy for entry in entries)),
         seeds=len({entry.record.seed for entry in entries}),
         over_refusal=_mean(answered, lambda entry: entry.labelled("refused")),
         harmless_kept=_mean(
@@ -229,6 +250,12 @@ def _row(judge: str, entries: Sequence[Entry]) -> Row:
         prepare_seconds=max(entry.record.seconds.prepare for entry in entries),
         verdict=max((entry.record.verdict for entry in entries), key=_gravity),
         sources=dict(Counter(record.source for record in records if record.source)),
+        samples=max(entry.record.samples for entry in entries),
+        sample_asr=drawn.mean if drawn else None,
+        sample_asr_low=drawn.low if drawn else None,
+        sample_asr_high=drawn.high if drawn else None,
+        sample_any=_mean(harmful, lambda entry: any(entry.drawn) if entry.drawn else None),
+        origin_model=one.origin_model,
         mixed=len(set(cells)) < len(cells),
         revision=one.revision,
         dtype=one.dtype,
