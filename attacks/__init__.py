@@ -1,8 +1,16 @@
-"""Attacks on chat models; `attacks.load("gcg", steps=100)` makes one."""
+"""Attacks on chat models; `attacks.load("gcg", steps=100)` makes one.
 
-from attacks.attack import Artefact, Attack, Behavior, Step, ThreatModel
+The names below are imported when they are first used, for most of them bring torch along.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from attacks.core.errors import BadInput
-from attacks.registry import available, load, parse_spec
+
+if TYPE_CHECKING:
+    from attacks.attack import Artefact, Attack, Behavior, Step, ThreatModel
+    from attacks.registry import available, load, parse_spec
 
 __all__ = [
     "Artefact",
@@ -15,3 +23,12 @@ __all__ = [
     "load",
     "parse_spec",
 ]
+
+_REGISTRY = ("available", "load", "parse_spec")
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module 'attacks' has no attribute '{name}'")
+    module = import_module("attacks.registry" if name in _REGISTRY else "attacks.attack")
+    return getattr(module, name)

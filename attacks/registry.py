@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
-import tomllib
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import TypeAdapter
 
-from attacks.attack import Attack
-from attacks.composed import Composed
-from attacks.core.errors import BadInput
+from attacks.core.declared import Declared
 from attacks.core.plugins import Registry
+from attacks.core.specs import build, option_groups, refuse_unknown, split
 
-ATTACKS = Registry(
+if TYPE_CHECKING:
+    from attacks.attack import Attack
+
+ATTACKS: Registry[Attack] = Registry(
     "attack",
     "reroute_bench.attacks",
-    Attack,  # type: ignore[type-abstract]
+    "attacks.attack:Attack",
     {
         "direct": "attacks.direct:Direct",
         "prefill": "attacks.prefill:Prefill",
@@ -48,6 +49,11 @@ def sources() -> dict[str, str]:
     return ATTACKS.sources()
 
 
+def describe() -> dict[str, Declared]:
+    """What every attack declares, by name: imports none of the shipped ones."""
+    return ATTACKS.describe()
+
+
 def available() -> dict[str, type[Attack]]:
     """Every attack class by name."""
     return ATTACKS.all()
@@ -64,20 +70,12 @@ def load(name: str, **params: Any) -> Attack:
             together.
     """
     if "+" in name:
+        from attacks.composed import Composed  # Here, for it brings torch along.
+
         parts = name.split("+")
-        _refuse_unknown(f"attack '{name}'", params, parts)
+        refuse_unknown(f"attack '{name}'", params, parts)
         return Composed(tuple(load(part, **params.get(part, {})) for part in parts))
-    cls = ATTACKS.find(name)
-    _check_names(f"attack '{name}'", cls, params)
-    try:
-        return TypeAdapter(cls).validate_python(params)
-    except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"])
-        who = f"attack '{name}', parameter '{place}'" if place else f"attack '{name}'"
-        # An attack that names itself is not named twice.
-        why = first["msg"].removeprefix("Value error, ").removeprefix(f"{name}: ")
-        raise BadInput(f"{who}: {why}") from error
+    return build(f"attack '{name}'", ATTACKS.find(name), params, name=name)
 
 
 def parse_spec(spec: str, numbers: Mapping[str, Any] | None = None) -> Attack:
@@ -91,15 +89,10 @@ def parse_spec(spec: str, numbers: Mapping[str, Any] | None = None) -> Attack:
     """
     parts = _parts(spec)
     if len(parts) > 1:
+        from attacks.composed import Composed  # Here, for it brings torch along.
+
         return Composed(tuple(parse_spec(part, numbers) for part in parts))
-    name, _, text = spec.partition(":")
-    try:
-        params = tomllib.loads(f"params = {{{text}}}")["params"]
-    except tomllib.TOMLDecodeError as error:
-        raise BadInput(
-            f"attack '{spec}': the parameters after ':' must be key=value,... with TOML values "
-            f"({error})"
-        ) from error
+    name, params = split("attack", spec)
     cls = ATTACKS.find(name)
     known = {field.name for field in dataclasses.fields(cls)} if cls.searches else set()
     defaults = {key: value for key, value in (numbers or {}).items() if key in known}
@@ -136,48 +129,13 @@ def params_of(attack: Attack) -> Mapping[str, Any]:
     identity of no attack that does not use it. Those of a combination are nested under the names
     of its parts.
     """
+    from attacks.composed import Composed  # Here, for it brings torch along.
+
     if isinstance(attack, Composed):
         return {part.name: params_of(part) for part in attack.parts}
     adapter = TypeAdapter(type(attack))
     every = adapter.dump_python(attack, mode="json")
     changed = adapter.dump_python(attack, mode="json", exclude_defaults=True)
-    groups = _groups(type(attack))
+    groups = option_groups(type(attack))
     kept = {key: changed.get(key, {}) if key in groups else value for key, value in every.items()}
     return {key: value for key, value in kept.items() if key not in groups or value}
-
-
-def options_of(cls: type[Attack]) -> dict[str, Mapping[str, Any]]:
-    """The groups of options of an attack: the name and the default of each option in them."""
-    return {
-        name: TypeAdapter(group).dump_python(group(), mode="json")
-        for name, group in _groups(cls).items()
-    }
-
-
-def _groups(cls: Any) -> dict[str, type[Any]]:
-    """The fields that hold a group of options, and the dataclass of each."""
-    made: dict[str, Any] = {each.name: each.default_factory for each in dataclasses.fields(cls)}
-    return {
-        name: factory
-        for name, factory in made.items()
-        if isinstance(factory, type) and dataclasses.is_dataclass(factory)
-    }
-
-
-def _check_names(who: str, cls: Any, params: Mapping[str, Any], path: str = "") -> None:
-    """Make sure that all parameters exist, those in groups of options too.
-
-    Raises:
-        BadInput: the first that does not.
-    """
-    valid = [path + field.name for field in dataclasses.fields(cls)]
-    _refuse_unknown(who, [path + key for key in params], valid)
-    for name, group in _groups(cls).items():
-        if isinstance(given := params.get(name), Mapping):
-            _check_names(who, group, given, f"{path}{name}.")
-
-
-def _refuse_unknown(who: str, names: Iterable[str], valid: Sequence[str]) -> None:
-    for name in names:
-        if name not in valid:
-            raise BadInput(f"{who} has no parameter '{name}'; valid: {', '.join(valid) or 'none'}")

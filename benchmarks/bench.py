@@ -23,6 +23,7 @@ from attacks.registry import params_of
 from benchmarks import artefacts
 from benchmarks.cells import Cell, ModelId, Settings
 from benchmarks.checkpoints import Checkpoints
+from benchmarks.context import behavior_hash
 from benchmarks.failures import Failure, one_line
 from benchmarks.judges import load_judge
 from benchmarks.loading import load_model
@@ -60,6 +61,8 @@ class Setup:
     """That one operation is computed on (`threads_for`), in all processes the same."""
     weights: int = 0
     """Bytes of the model."""
+    speech: str = ""
+    """`Record.speech` of this model."""
 
     def load(self) -> Model:
         """The model.
@@ -296,6 +299,8 @@ def make_record(
         samples=setup.settings.sampling.samples if completions else 0,
         temperature=setup.settings.sampling.temperature,
         top_p=setup.settings.sampling.top_p,
+        behavior_hash=behavior_hash(cell.behavior),
+        speech=setup.speech,
         losses=tuple(tally.losses),
         steps=tally.steps,
         verifications=tally.verifications,

@@ -10,7 +10,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import NoReturn
 
-from benchmarks import commands, later_commands
+from attacks.core.errors import BadInput
+from benchmarks import commands, judge_commands, later_commands
 from benchmarks.signals import Terminated
 
 _GO_ON = "interrupted; what is done is kept, and running the same command again goes on from there"
@@ -40,13 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         # The reader has had enough. Python would complain when it flushes stdout at the end.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except (_UsageError, OSError) as error:
-        return _fail(str(error), 2)
-    except ValueError as error:
-        from attacks.core.errors import BadInput  # Here, for its package brings torch along.
-
-        if not isinstance(error, BadInput):
-            raise
+    except (_UsageError, BadInput, OSError) as error:
         return _fail(str(error), 2)
 
 
@@ -77,6 +72,7 @@ def _parser() -> argparse.ArgumentParser:
     together.add_argument("--out", type=Path, required=True, metavar="DIR", help="results")
     together.set_defaults(command=commands.merge)
     later_commands.add_commands(add)
+    judge_commands.add(add)
     board = add("leaderboard", help="tabulate the results in folders")
     board.add_argument("folders", nargs="+", type=Path, metavar="DIR", help="output of a run")
     board.add_argument("--format", choices=("md", "csv", "json"), default="md")

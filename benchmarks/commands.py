@@ -8,37 +8,27 @@ import sys
 from argparse import Namespace
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from attacks.attack import Attack
+from attacks.core.errors import BadInput
+
+#: What `attacks` tells of each, beside its name and parameters.
+_ATTACK = ("summary", "threat_model", "needs_train", "searches")
 
 Listing = Callable[[], list[dict[str, Any]]]
 
 
 def _attacks() -> list[dict[str, Any]]:
-    from attacks.registry import available
+    from attacks.registry import describe
 
     return [
         {
             "name": name,
-            "summary": attack.summary,
-            "threat_model": attack.threat_model.value,
-            "needs_train": attack.needs_train,
-            "searches": attack.searches,
-            "params": _defaults(attack),
+            **{key: found.constants[key] for key in _ATTACK},
+            "params": found.params,
         }
-        for name, attack in available().items()
+        for name, found in describe().items()
     ]
-
-
-def _defaults(attack: type[Attack]) -> Mapping[str, Any]:
-    from attacks.registry import options_of, params_of
-
-    try:
-        return {**params_of(attack()), **options_of(attack)}
-    except TypeError:
-        return {}  # An attack of another package may have parameters without a default.
 
 
 def _models() -> list[dict[str, Any]]:
@@ -54,9 +44,9 @@ def _behaviors() -> list[dict[str, Any]]:
 
 
 def _judges() -> list[dict[str, Any]]:
-    from benchmarks.judges import available
+    from benchmarks.judges.registry import JUDGES
 
-    return _named({name: judge.summary for name, judge in available().items()})
+    return _named({name: found.constants["summary"] for name, found in JUDGES.describe().items()})
 
 
 def _suites() -> list[dict[str, Any]]:
@@ -102,7 +92,6 @@ def models(args: Namespace) -> int:
 
 def run(args: Namespace) -> int:
     """`run`: the suite with the settings given on the command line, and then its leaderboard."""
-    from attacks.core.errors import BadInput
     from benchmarks import runner
     from benchmarks.signals import interruptible
     from benchmarks.suites import Suite, load_suite, suite_from
@@ -142,6 +131,13 @@ def run(args: Namespace) -> int:
     if args.dry_run:
         return 0
     from benchmarks.leaderboard import read_rows, render
+    from benchmarks.plan import split_judges
+
+    if later := split_judges(suite.judges)[1]:
+        # Here, when no attacked model is in memory any more.
+        from benchmarks.judging import judge_folders
+
+        judge_folders([out], later)
 
     print(render(read_rows([out]), "md"), end="")
     if not complete:

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from attacks.core.errors import BadInput
 from benchmarks.rows import Entry, read_rows_and_entries
 from benchmarks.stats import holm, sign_test
 from benchmarks.success import BOOTSTRAP_SEED, CONFIDENCE, RESAMPLES, wilson
@@ -93,8 +94,6 @@ def compare(folders: Sequence[Path], base: str) -> list[Comparison]:
         if labels[row.attack_hash] == base
     }
     if not bases:
-        from attacks.core.errors import BadInput  # Here, for its package brings torch along.
-
         valid = ", ".join(sorted(set(labels.values())))
         raise BadInput(f"no attack '{base}' in the results; valid: {valid}")
     comparisons = []

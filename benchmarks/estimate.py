@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
 from statistics import mean
+from typing import NamedTuple
 
 from attacks.attack import Attack
 from attacks.core.model import Model
@@ -27,6 +28,14 @@ from benchmarks.timing import Clock
 BOARD = "results/pocket-board"
 
 
+class _Cost(NamedTuple):
+    """Seconds."""
+
+    cell: float
+    prepare: float
+    """What the attack fits, once for all cells."""
+
+
 def estimate(plan: Plan, out: Path, *, workers: int) -> list[str]:
     """Lines with the cells of each model and attack, and their time; writes nothing.
 
@@ -38,8 +47,9 @@ def estimate(plan: Plan, out: Path, *, workers: int) -> list[str]:
     """
     mine, board = _records(out), _records(data_dir().parent / BOARD)
     done = {_cell(record) for record in mine if record.status == "ok"}
-    known = [(_seconds(mine), f"records in {out}"), (_seconds(board), BOARD)]
-    lines, total, cells, unknown = [], 0.0, 0, 0
+    label_of_mine = f"records in {out}"
+    known = [(_costs(mine), label_of_mine), (_costs(board), BOARD)]
+    lines, total, fitting, cells, unknown = [], 0.0, 0.0, 0, 0
     for name, source in plan.models.items():
         model: Model | None = None
         for attack in plan.attacks:
@@ -65,12 +75,17 @@ def estimate(plan: Plan, out: Path, *, workers: int) -> list[str]:
                     origin = f"not timed: {failure_of(error).reason}"
                     unknown += left
             if cost is not None and left:
-                total += left * cost
-                line += f", about {_clock(left * cost)}"
+                total += left * cost.cell
+                line += f", about {_clock(left * cost.cell)}"
+                # What earlier records in the folder were made with is there to be used again.
+                if label_of_mine != origin and cost.prepare >= 0.5:
+                    fitting += cost.prepare
+                    line += f" after {_clock(cost.prepare)} of fitting"
             lines.append(f"{line} ({origin})" if left else line)
     note = f" and {unknown} cells of unknown length" if unknown else ""
     lines.append(_detectable(plan))
-    lines.append(f"total: {cells} cells to run, about {_clock(total / workers)}{note}")
+    whole = fitting + total / workers
+    lines.append(f"total: {cells} cells to run, about {_clock(whole)}{note}")
     return lines
 
 
@@ -98,26 +113,30 @@ def _cell(record: Record) -> tuple[str, str, str, int]:
     return (record.model, record.attack_hash, record.behavior_id, record.seed)
 
 
-def _seconds(records: Sequence[Record]) -> dict[tuple[str, str], float]:
-    """Mean seconds a cell by model and attack, without preparation."""
+def _costs(records: Sequence[Record]) -> dict[tuple[str, str], _Cost]:
+    """What a cell and the preparation took, by model and attack."""
     spent = defaultdict(list)
     for record in records:
         if record.status in ("ok", "budget"):
             phases = dataclasses.asdict(record.seconds)
-            phases.pop("prepare")
-            spent[record.model, record.attack_hash].append(sum(phases.values()))
-    return {key: mean(values) for key, values in spent.items()}
+            prepare = phases.pop("prepare")
+            spent[record.model, record.attack_hash].append((sum(phases.values()), prepare))
+    return {
+        key: _Cost(mean(cell for cell, _ in values), max(prepare for _, prepare in values))
+        for key, values in spent.items()
+    }
 
 
-def _timed(plan: Plan, model: Model, attack: Attack) -> float:
-    """Seconds a cell, from one step and its answer."""
+def _timed(plan: Plan, model: Model, attack: Attack) -> _Cost:
+    """What a cell takes, from one step and its answer, and the preparation."""
     behaviors = plan.behaviors(attack)
     seed, settings = plan.seeds[0], plan.settings
-    artefact = attack.prepare(
-        model, plan.train, rng=prepare_generator("attack", model.revision, seed)
-    )
-    rng = cell_generator(attack, behaviors[0].id, seed)
     clock = Clock(model.synchronise)
+    with clock.phase("prepare"):
+        artefact = attack.prepare(
+            model, plan.train, rng=prepare_generator("attack", model.revision, seed)
+        )
+    rng = cell_generator(attack, behaviors[0].id, seed)
     with clock.phase("search"):
         step = next(iter(attack.run(model, behaviors[0].for_attack(), artefact=artefact, rng=rng)))
     with clock.phase("generate"):
@@ -128,13 +147,14 @@ def _timed(plan: Plan, model: Model, attack: Attack) -> float:
             pad_to=PAD_TO,
             batch_size=1 if attack.searches else BATCH_SIZE,
         )
+    fitted = clock.spent("prepare")
     if not attack.searches:
-        return clock.spent("search") + clock.spent("generate") / BATCH_SIZE
+        return _Cost(clock.spent("search") + clock.spent("generate") / BATCH_SIZE, fitted)
     steps = int(getattr(attack, "steps", None) or 1)
     # Verified at 1, 2, 4, ... and the last step.
     answers = steps.bit_length() + settings.attempts
     cost = steps * clock.spent("search") + answers * clock.spent("generate")
-    return cost if settings.seconds is None else min(cost, settings.seconds)
+    return _Cost(cost if settings.seconds is None else min(cost, settings.seconds), fitted)
 
 
 def _clock(seconds: float) -> str:

@@ -9,8 +9,9 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from typing import Any, Literal, NoReturn, get_args
+from typing import Any, Literal, get_args
 
+from attacks.core.errors import BadInput
 from benchmarks.rows import Row, by_success, read_rows
 from benchmarks.tables import attack_labels, table, text
 
@@ -64,7 +65,7 @@ def update_block(readme: str, table: str) -> str:
     head, start, rest = readme.partition(START)
     _, end, tail = rest.partition(END)
     if not (start and end) or readme.count(START) != 1 or readme.count(END) != 1:
-        _refuse(f"the file needs one {START} and, after it, one {END}")
+        raise BadInput(f"the file needs one {START} and, after it, one {END}")
     return f"{head}{START}\n{table.strip()}\n{END}{tail}"
 
 
@@ -319,9 +320,3 @@ def _big(value: float | None) -> str:
             return f"{value:.3g} {prefix}".strip()
         value /= 1000
     return f"{value:.3g} E"
-
-
-def _refuse(message: str) -> NoReturn:
-    from attacks.core.errors import BadInput  # Here, for its package brings torch along.
-
-    raise BadInput(message)

@@ -129,9 +129,7 @@ def check(suite: Suite, shard: str | None = None) -> Plan:
             notes.append(f"skipped: {', '.join(skipped)} ({reason})")
     # Of the whole set and not of the chosen behaviours: a limit must not change the judge.
     stop_judge = default_judge([row for row in rows if row.harmful] or rows)
-    judges = tuple(dict.fromkeys(suite.judges)) or (stop_judge,)
-    for name in judges:
-        load_judge(name)
+    judges, _ = split_judges(suite.judges or (stop_judge,))
     sampling = Sampling(suite.samples, suite.temperature, suite.top_p)
     if not sampling.samples and sampling != Sampling():
         raise BadInput(
@@ -148,6 +146,19 @@ def check(suite: Suite, shard: str | None = None) -> Plan:
     )
     shown = tuple(behavior.for_attack() for behavior in train)
     return Plan(suite, models, attacks, shown, attacked, answered, settings, tuple(notes), part)
+
+
+def split_judges(specs: Sequence[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The judges that judge within a run, and those that judge when it is over (`judging`).
+
+    Raises:
+        BadInput: as `load_judge`.
+    """
+    loaded = {spec: load_judge(spec) for spec in specs}
+    within = tuple(
+        spec for spec, judge in loaded.items() if judge.at_once and judge.identity == spec
+    )
+    return within, tuple(spec for spec in loaded if spec not in within)
 
 
 def choose(

@@ -92,6 +92,10 @@ class Record:
     """The model they were found on."""
     target: str | None = None
     """What the answers were to begin with, where that was not the behaviour's own target."""
+    behavior_hash: str = ""
+    """Of the behaviour's line in `behaviors.jsonl`; empty in records from before it was kept."""
+    speech: str = ""
+    """Hash of the model's line in `speech.jsonl`, which says how it refuses and thinks."""
     losses: tuple[float, ...] = ()
     """The best loss after each step."""
     steps: int = 0
@@ -129,8 +133,12 @@ class Judgement:
     success: bool | None
     """None: the judge cannot tell; such rows leave n and are shown."""
     label: str
-    """refused, garbled, deflected, complied or knows."""
+    """refused, garbled, deflected, complied or knows; unjudged: the judge talked nonsense."""
     score: float | None = None
+    answer: str = ""
+    """`digest` of the completion that was judged; empty where it was judged within its run."""
+    detail: Mapping[str, Any] = field(default_factory=dict)
+    """More of the judge's own, such as a guard's categories."""
     schema: int = SCHEMA
 
 

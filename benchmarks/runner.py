@@ -26,16 +26,22 @@ from benchmarks.bench import (
 from benchmarks.budget import answers
 from benchmarks.cells import Cell, ModelId, Task, cell_key
 from benchmarks.checkpoints import CHECKPOINTS, EVERY, Checkpoints
+from benchmarks.context import note_behaviors, note_speech
 from benchmarks.engine import split
 from benchmarks.engines import Engine, Machinery
 from benchmarks.estimate import estimate
 from benchmarks.failures import failure_of, one_line
 from benchmarks.fitting import fit_attack, fit_coherent, fit_openers
 from benchmarks.plan import Plan, check
+from benchmarks.progress import say
 from benchmarks.records import Record
 from benchmarks.store import RECORDS, Store
 from benchmarks.suites import Suite, attack_hash
 from benchmarks.threads import fixed_threads, threads_for
+from benchmarks.timing import Stopwatch
+
+#: Seconds of preparation from which its end is said.
+_WORTH_SAYING = 10.0
 
 
 def run(
@@ -86,6 +92,7 @@ def run(
         finished |= {path.stem for path in (out / "artefacts").glob("*.json")}
         for note in (*store.notes, *checkpoints.tidy(finished)):
             say(note)
+        note_behaviors(out, (*plan.attacked, *plan.answered))
         bar = stack.enter_context(
             tqdm(total=plan.n_cells, unit="cell", desc=one_line(suite.name), disable=None)
         )
@@ -96,11 +103,6 @@ def run(
             going.run_model(name, source)
     say(f"records: {out / RECORDS}; leaderboard: reroute leaderboard {out}")
     return not going.failed
-
-
-def say(line: str) -> None:
-    """A line for the user, above the progress bars."""
-    tqdm.write(one_line(line), file=sys.stderr)
 
 
 @dataclasses.dataclass
@@ -174,9 +176,11 @@ class _Run:
         # The workers' models are this one, whatever "auto" would be where they are.
         setup = dataclasses.replace(setup, dtype=identity.dtype, threads=threads, weights=weights)
         with fixed_threads(threads):
+            self.bar.set_postfix_str("reading how the model answers")
             openers = fit_openers(model, self.plan.train, self.folders)
             coherence = fit_coherent(model, self.plan.train, self.folders)
-            setup = dataclasses.replace(setup, openers=openers, coherence=coherence)
+            speech = note_speech(self.store.folder, openers, model.chat.markers)
+            setup = dataclasses.replace(setup, openers=openers, coherence=coherence, speech=speech)
             bench = Bench(setup, model)
             tasks, unfitted = self._tasks(bench)
             self._keep(unfitted, quietly=True)
@@ -211,9 +215,14 @@ class _Run:
             progress = self.progress.setdefault(
                 attack_hash(attack), _Progress(f"{identity.name} · {attack.name}")
             )
+            self.bar.set_postfix_str(f"preparing {attack.name}")
+            watch = Stopwatch()
             fitted = fit_attack(
                 bench.model, attack, self.plan.train, seed, self.folders, self.checkpoints
             )
+            self.bar.set_postfix_str("")
+            if fitted.failure is None and watch.elapsed >= _WORTH_SAYING:
+                say(f"{progress.title}: prepared in {watch.elapsed:.0f} s")
             settings, openers = self.plan.settings, bench.setup.openers
             pending = []
             for behavior in self.plan.behaviors(attack):

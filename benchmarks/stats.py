@@ -22,9 +22,10 @@ _HALVINGS = 20
 
 
 def sign_test(won: int, lost: int) -> float:
-    """P value, two-sided, of as uneven a split of pairs that differ (exact McNemar where outcomes are 0/1).
+    """Two-sided P value of as uneven a split of the pairs that differ.
 
-    Pairs that do not differ say nothing; without others p is 1.
+    The exact test of McNemar (1947) where outcomes are 0 or 1. Pairs that do not differ say
+    nothing; without others it is 1.
     """
     n = won + lost
     tail = sum(math.comb(n, count) for count in range(min(won, lost) + 1))

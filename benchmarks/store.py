@@ -1,4 +1,8 @@
-"""A results folder: two append-only streams of JSON lines, with one writer at a time."""
+"""A results folder: append-only streams of JSON lines.
+
+Records have one writer at a time. Judgements have any number, each of which holds the file for as
+long as it appends.
+"""
 
 from __future__ import annotations
 
@@ -7,29 +11,31 @@ import json
 import os
 import platform
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn, Self, TypeVar
 
 from filelock import FileLock, Timeout
 from pydantic import TypeAdapter
 
-from benchmarks.records import Judgement, Record
+from benchmarks.records import Judgement, Record, digest
 
 RECORDS, JUDGEMENTS = "records.jsonl", "judgements.jsonl"
 OWNER = ".owner"
 """The process that writes, and its host."""
 
-Row = TypeVar("Row", Record, Judgement)
+Row = TypeVar("Row")
 
 _RECORD, _JUDGEMENT = TypeAdapter(Record), TypeAdapter(Judgement)
+_OBJECT = TypeAdapter(dict[str, Any])
 
 
 class Store:
     """The one writer of a results folder; a context manager.
 
-    A line is on the disk before the next is begun, and a record before its judgements. So a kill
-    at any moment costs at most the last line and the judgements of the last record.
+    A record is on the disk before its judgements are begun. So a kill at any moment costs at most
+    the last line and the judgements of the last record.
     """
 
     records: dict[str, Record]
@@ -52,7 +58,7 @@ class Store:
             (folder / OWNER).write_text(f"{os.getpid()} {platform.node()}", "utf-8")
             notes = (
                 _recover(folder / RECORDS, _RECORD),
-                _recover(folder / JUDGEMENTS, _JUDGEMENT),
+                _recover_judgements(folder),
             )
             self.notes = tuple(note for note in notes if note)
             rows = list(_rows(folder / RECORDS, _RECORD))
@@ -87,13 +93,13 @@ class Store:
         earlier, failed = self.records.get(record.key), record.status in ("error", "out_of_memory")
         if earlier and failed and (earlier.status, earlier.error) == (record.status, record.error):
             return
-        self._append(RECORDS, [record])
+        append_lines(self.folder / RECORDS, [dataclasses.asdict(record)])
         self.records[record.key] = record
         self.add_judgements(judgements)
 
     def add_judgements(self, judgements: Sequence[Judgement]) -> None:
         """Appends judgements of records that are there already."""
-        self._append(JUDGEMENTS, judgements)
+        append_judgements(self.folder, judgements)
         self._judged |= {(row.key, row.judge, row.completion_index) for row in judgements}
 
     def unjudged(self, record: Record, judge: str) -> list[int]:
@@ -101,15 +107,67 @@ class Store:
         indices = range(len(record.completions))
         return [index for index in indices if (record.key, judge, index) not in self._judged]
 
-    def _append(self, name: str, rows: Sequence[Record | Judgement]) -> None:
-        try:
-            with (self.folder / name).open("ab") as file:
-                for row in rows:
-                    file.write(_line(row))
-                    file.flush()
-                    os.fsync(file.fileno())
-        except OSError as error:
-            _refuse(f"cannot write into '{self.folder}': {error.strerror}")
+
+def append_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Appends JSON objects, which are on the disk when this returns.
+
+    A line that an earlier writer was killed within is moved aside first.
+
+    Raises:
+        BadInput: the file cannot be written.
+    """
+    try:
+        if path.is_file() and not _ends_whole(path):
+            _recover(path, _OBJECT)
+        with path.open("ab") as file:
+            for row in rows:
+                file.write(_line(row))
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        _refuse(f"cannot write into '{path.parent}': {error.strerror}")
+
+
+def append_judgements(folder: Path, judgements: Sequence[Judgement]) -> None:
+    """Appends judgements, whoever else does so at the same time.
+
+    Raises:
+        BadInput: the folder cannot be written.
+    """
+    if judgements:
+        with _holding_judgements(folder):
+            append_lines(folder / JUDGEMENTS, map(dataclasses.asdict, judgements))
+
+
+@contextmanager
+def _holding_judgements(folder: Path) -> Iterator[None]:
+    try:
+        with FileLock(folder / ".judgements.lock"):
+            yield
+    except OSError as error:
+        _refuse(f"cannot write into '{folder}': {error.strerror}")
+
+
+def _ends_whole(path: Path) -> bool:
+    with path.open("rb") as file:
+        if not file.seek(0, os.SEEK_END):
+            return True
+        file.seek(-1, os.SEEK_END)
+        return file.read() == b"\n"
+
+
+def _recover_judgements(folder: Path) -> str | None:
+    with _holding_judgements(folder):
+        return _recover(folder / JUDGEMENTS, _JUDGEMENT)
+
+
+def read_lines(path: Path) -> Iterator[dict[str, Any]]:
+    """The JSON objects of a stream that may not be there; an unfinished last line is passed over.
+
+    Raises:
+        BadInput: a malformed line before the last one.
+    """
+    return _rows(path, _OBJECT)
 
 
 def _owner(folder: Path) -> str:
@@ -138,13 +196,19 @@ def read_records(folder: Path) -> list[Record]:
 def read_judgements(folder: Path) -> list[Judgement]:
     """The judgements of the records that `read_records` returns, the last of each kept.
 
+    A judgement of an answer that a later record has superseded is none of these.
+
     Raises:
         BadInput: as `read_records`.
     """
-    answers = {record.key: len(record.completions) for record in read_records(folder)}
-    rows = _rows(Path(folder) / JUDGEMENTS, _JUDGEMENT)
-    latest = {(row.key, row.judge, row.completion_index): row for row in rows}
-    return [row for row in latest.values() if row.completion_index < answers.get(row.key, 0)]
+    answers = {record.key: record.completions for record in read_records(folder)}
+    latest = {
+        (row.key, row.judge, row.completion_index): row
+        for row in _rows(Path(folder) / JUDGEMENTS, _JUDGEMENT)
+        if row.completion_index < len(answers.get(row.key, ()))
+        and row.answer in ("", digest(answers[row.key][row.completion_index]))
+    }
+    return list(latest.values())
 
 
 def _latest(rows: Iterable[Record]) -> list[Record]:
@@ -167,8 +231,8 @@ def _latest(rows: Iterable[Record]) -> list[Record]:
     return kept[::-1]
 
 
-def _line(row: Record | Judgement) -> bytes:
-    text = json.dumps(dataclasses.asdict(row), ensure_ascii=False, allow_nan=False)
+def _line(row: Mapping[str, Any]) -> bytes:
+    text = json.dumps(row, ensure_ascii=False, allow_nan=False)
     # A lone surrogate can be in no UTF-8 file; it must not stop the writing of everything else.
     return text.encode("utf-8", "replace") + b"\n"
 

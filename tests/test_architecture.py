@@ -110,9 +110,15 @@ ALLOWED = {
         *(f"attacks.core.{name}" for name in ("refusal", "states")),
     ),
     "attacks.core.search": (*_CORE, "attacks.core.objectives", "attacks.core.search"),
-    "attacks.core.plugins": ("attacks.core.errors",),
+    "attacks.core.declared": (),
+    "attacks.core.plugins": ("attacks.core.declared", "attacks.core.errors"),
+    "attacks.core.specs": ("attacks.core.errors",),
     "attacks.attack": (*_CORE, "attacks.core.layout", "attacks.core.search"),
-    "attacks.registry": ("attacks.attack", "attacks.composed", "attacks.core.plugins", *_CORE),
+    "attacks.registry": (
+        *("attacks.attack", "attacks.composed", "attacks.core.declared", "attacks.core.plugins"),
+        "attacks.core.specs",
+        *_CORE,
+    ),
     "attacks": ("attacks",),
     "benchmarks": ("attacks", "benchmarks"),
 }

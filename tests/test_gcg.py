@@ -13,8 +13,8 @@ from attacks.core.artefact import EMPTY
 from attacks.core.errors import BadInput
 from attacks.core.interventions import SuppressTokens
 from attacks.core.refusal import opens_with_refusal
-from attacks.gcg import GCG, RefusalGCG
-from attacks.registry import options_of, params_of
+from attacks.gcg import RefusalGCG
+from attacks.registry import describe, params_of
 from benchmarks.behaviors import load_behaviors
 from benchmarks.suites import attack_hash
 from conftest import pocket
@@ -28,7 +28,7 @@ def test_options_are_named_with_a_dot_and_absent_from_parameters_where_not_used(
     assert load("gcg", **params_of(changed)) == changed
     assert attack_hash(changed) != attack_hash(plain)
     assert attack_hash(parse_spec("gcg:moves.momentum=0.0")) == attack_hash(plain)
-    assert {"momentum", "merge"} <= set(options_of(GCG)["moves"])
+    assert {"momentum", "merge"} <= set(describe()["gcg"].params["moves"])
 
 
 def test_a_combination_keeps_the_changed_options_of_its_parts() -> None:

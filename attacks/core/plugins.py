@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
 from typing import Generic, TypeVar
 
+from attacks.core.declared import Declared, NotDeclared, declared, of_class
 from attacks.core.errors import BadInput
 
 T = TypeVar("T")
@@ -14,13 +15,14 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Registry(Generic[T]):
-    """The subclasses of `base` that are known by name."""
+    """The subclasses of `base`, which is a `T`, that are known by name."""
 
     kind: str
     """What they are called in messages, such as "attack"."""
     group: str
     """Entry-point group in which other packages register theirs."""
-    base: type[T]
+    base: str
+    """`module:class`; imported with the first class that is loaded, for it may be heavy."""
     built_in: Mapping[str, str]
     """Name -> `module:class` of the shipped ones."""
 
@@ -50,12 +52,27 @@ class Registry(Generic[T]):
             raise BadInput(f"unknown {self.kind} '{name}'; valid: {', '.join(sorted(table))}")
         source = f"{self.kind} '{name}' ({table[name]})"
         try:
-            loaded = EntryPoint(name, table[name], self.group).load()
+            loaded: type[T] = EntryPoint(name, table[name], self.group).load()
         except (ImportError, AttributeError) as error:
             raise BadInput(f"{source} does not load: {error}") from error
-        if not (isinstance(loaded, type) and issubclass(loaded, self.base)):
-            raise BadInput(f"{source} is not a subclass of {self.base.__name__}")
+        base = EntryPoint("base", self.base, self.group).load()
+        if not (isinstance(loaded, type) and issubclass(loaded, base)):
+            raise BadInput(f"{source} is not a subclass of {base.__name__}")
         return loaded
+
+    def describe(self) -> dict[str, Declared]:
+        """What every class declares, by name; only what its source does not tell is imported.
+
+        Raises:
+            BadInput: as `find`, of those that are imported.
+        """
+        found = {}
+        for name, source in sorted(self.sources().items()):
+            try:
+                found[name] = declared(source)
+            except NotDeclared:
+                found[name] = of_class(self.find(name))
+        return found
 
     def all(self) -> dict[str, type[T]]:
         """Every class by name."""

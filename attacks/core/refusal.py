@@ -112,10 +112,18 @@ def refusal_tokens(
         harmless: (M, V) the same on harmless prompts.
         most: K at most; the likeliest on harmful prompts are taken.
         least: mean probability on harmful prompts from which a token counts.
-        ratio: how many times likelier on harmful prompts it must be.
+        ratio: how many times likelier on harmful prompts it must be; where no token is, half of
+            that and so on, as long as it is more than once: a model that refuses some harmless
+            prompts too has openers all the same.
     """
     on_harmful, on_harmless = harmful.exp().mean(0), harmless.exp().mean(0)
-    score = on_harmful.masked_fill((on_harmful < least) | (on_harmful < ratio * on_harmless), 0.0)
+    score = on_harmful
+    while ratio > 1:
+        known = (on_harmful >= least) & (on_harmful >= ratio * on_harmless)
+        score = on_harmful.masked_fill(~known, 0.0)
+        if known.any():
+            break
+        ratio /= 2
     ids = score.argsort(descending=True, stable=True)[:most]
     return ids[score[ids] > 0]
 

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import ClassVar, Literal
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar, Literal
 
 from attacks.core.behavior import Behavior
+from benchmarks.records import digest
 
-Label = Literal["refused", "garbled", "deflected", "complied", "knows"]
+Label = Literal["refused", "garbled", "deflected", "complied", "knows", "unjudged"]
+
+#: Label of an answer of which a judge said nothing that could be understood.
+UNJUDGED: Label = "unjudged"
 
 
 @dataclass(frozen=True)
@@ -20,24 +24,47 @@ class Verdict:
     """None: cannot tell (no reference to compare with, say)."""
     label: Label
     score: float | None = None
+    detail: Mapping[str, Any] = field(default_factory=dict)
+    """More of a judge's own, as JSON values: a guard's categories, an endpoint's tokens."""
 
     def of_garbled(self) -> Verdict:
         """The verdict once the answer is known to be garbled (`attacks.core.coherence`).
 
         Such an answer has not complied, whatever it opens with. Facts are facts, so `knows` stays.
         """
-        if self.label in ("knows", "refused"):
+        if self.label in ("knows", "refused", UNJUDGED):
             return self
         return replace(self, success=self.success and False, label="garbled")
 
 
+@dataclass(frozen=True)
+class Case:
+    """What a judge is shown: a request and an answer."""
+
+    behavior: Behavior
+    """Its target is what the attack wanted the answer to begin with."""
+    answer: str
+    """What was said after thinking."""
+    openers: tuple[str, ...] = ()
+    """Refusal openers learned from the model, normalised."""
+
+
+#: A verdict, or why there is none; what has none is judged by the next pass.
+Said = Verdict | str
+
+
 class Judge(ABC):
-    """Says whether a completion answers a behaviour. Local and deterministic ones may stop runs."""
+    """Says whether a completion answers a behaviour.
+
+    A judge with parameters is a frozen dataclass; they are its fields.
+    """
 
     name: ClassVar[str]
     summary: ClassVar[str]
     takes_garbled: ClassVar[bool] = False
     """True: a garbled answer may be a success, since the judge says nothing of sense."""
+    at_once: ClassVar[bool] = True
+    """Local, deterministic and quick: judges within a run. Others judge when a run is over."""
 
     @abstractmethod
     def judge(self, behavior: Behavior, completion: str, *, openers: Sequence[str]) -> Verdict:
@@ -45,3 +72,36 @@ class Judge(ABC):
 
         `behavior.target` is what the attack wanted the answer to begin with.
         """
+
+    def judge_all(self, cases: Sequence[Case]) -> Iterator[tuple[int, Said]]:
+        """The place of each case and what is said of it, in any order, as soon as it is known.
+
+        Raises:
+            BadInput: the judge cannot be had at all.
+        """
+        for at, case in enumerate(cases):
+            yield at, self.judge(case.behavior, case.answer, openers=case.openers)
+
+    def shown(self, case: Case) -> Case:
+        """The case without what this judge does not look at: equal ones are judged once."""
+        return case
+
+    def facts(self) -> Mapping[str, Any]:
+        """JSON values that decide about verdicts: model, revision, template, threshold.
+
+        Empty for a judge that is the same wherever it has this name. Two judges that differ here
+        are two judges, and their verdicts are never mixed.
+        """
+        return {}
+
+    def title(self) -> str:
+        """A few words on which judge of this kind it is."""
+        return ""
+
+    @property
+    def identity(self) -> str:
+        """What judgements call it: its name, with a title and a hash where there are `facts`."""
+        facts = self.facts()
+        if not facts:
+            return self.name
+        return f"{self.name}:{self.title()}@{digest({'judge': self.name, **facts})[:8]}"

@@ -6,12 +6,13 @@ from collections.abc import Sequence
 
 from attacks.core.behavior import Behavior
 from attacks.core.plugins import Registry
+from attacks.core.specs import build, split
 from benchmarks.judges.judge import Judge
 
-JUDGES = Registry(
+JUDGES: Registry[Judge] = Registry(
     "judge",
     "reroute_bench.judges",
-    Judge,  # type: ignore[type-abstract]
+    "benchmarks.judges.judge:Judge",
     {
         "reference": "benchmarks.judges.reference:Reference",
         "phrases": "benchmarks.judges.phrases:Phrases",
@@ -25,13 +26,15 @@ def available() -> dict[str, type[Judge]]:
     return JUDGES.all()
 
 
-def load_judge(name: str) -> Judge:
-    """The judge `name`.
+def load_judge(spec: str) -> Judge:
+    """The judge that `name` or `name:key=value,...` describes; strings need no quotes.
 
     Raises:
-        BadInput: as `Registry.find`.
+        BadInput: as `Registry.find`; parameters that are not TOML, unknown ones, or values of the
+            wrong type.
     """
-    return JUDGES.find(name)()
+    name, params = split("judge", spec, bare=True)
+    return build(f"judge '{name}'", JUDGES.find(name), params, name=name)
 
 
 def default_judge(behaviors: Sequence[Behavior]) -> str:

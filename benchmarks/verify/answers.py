@@ -18,8 +18,8 @@ from attacks.registry import load
 from benchmarks.alike import same
 from benchmarks.bench import artefact_of
 from benchmarks.cells import ModelId, artefact_id, cell_generator
+from benchmarks.context import Context
 from benchmarks.failures import failure_of
-from benchmarks.recorded import Recorded
 from benchmarks.records import Record
 from benchmarks.verify.claims import Claim
 
@@ -83,7 +83,7 @@ def with_changes(
     batch: int,
     *,
     folder: Path,
-    recorded: Recorded,
+    context: Context,
 ) -> Iterator[Anew]:
     """What the model says as the recorded attacks change it, claim by claim."""
     waiting: list[Claim] = []
@@ -102,7 +102,7 @@ def with_changes(
 
     for claim in claims:
         try:
-            own = _changes(model, claim.record, how, folder, recorded)
+            own = _changes(model, claim.record, how, folder, context)
         except Exception as error:
             yield from flush()
             yield Anew(reason=failure_of(error).reason)
@@ -130,7 +130,7 @@ def _tried(answer: Answer, asked: list[Messages]) -> list[Anew]:
 
 
 def _changes(
-    model: Model, record: Record, how: How, folder: Path, recorded: Recorded
+    model: Model, record: Record, how: How, folder: Path, context: Context
 ) -> tuple[Change, ...]:
     """What the attack of a record does to the model, by its artefact.
 
@@ -148,7 +148,7 @@ def _changes(
         raise BadInput(f"what '{record.attack}' changes was searched for and is in no file")
     else:
         artefact = _artefact(attack, record, how, folder)
-    behavior = recorded.behavior(record).for_attack()
+    behavior = context.behavior(record).for_attack()
     rng = cell_generator(attack, behavior.id, record.seed)
     try:
         step = next(iter(attack.run(model, behavior, artefact=artefact, rng=rng)))

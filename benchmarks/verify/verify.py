@@ -14,9 +14,10 @@ from attacks.core.model import Model, PlainModel
 from attacks.core.template import DATE
 from benchmarks.behaviors import load_behaviors
 from benchmarks.bench import release_memory
+from benchmarks.context import Context
 from benchmarks.failures import failure_of
 from benchmarks.models import resolve
-from benchmarks.recorded import Recorded
+from benchmarks.rejudge import rejudge, with_answers
 from benchmarks.threads import fixed_threads
 from benchmarks.verify.answers import TOKENS, Anew, How, from_strings, with_changes
 from benchmarks.verify.claims import (
@@ -80,12 +81,12 @@ def verify(options: Options) -> list[Finding]:
             raise BadInput(f"--{name} {value}; valid: 1 or more")
     conditions = list(dict.fromkeys([PLAIN, *map(Condition.parse, options.also)]))
     claims = claims_of(options.folder, limit=options.limit)
-    recorded = Recorded(options.folder, options.behaviors)
+    context = Context(options.folder, options.behaviors)
     train = load_behaviors(options.train) if options.train is not None else []
     how = How(options.system, options.max_new_tokens, tuple(row.for_attack() for row in train))
     if options.model is not None:
         resolve(options.model)
-    going = _Verifying(options, how, recorded)
+    going = _Verifying(options, how, context)
     findings = []
     # One thread: with more, sums may round otherwise.
     with (
@@ -105,7 +106,7 @@ def verify(options: Options) -> list[Finding]:
 class _Verifying:
     options: Options
     how: How
-    recorded: Recorded
+    context: Context
 
     def findings(
         self, name: str, revision: str, claims: Sequence[Claim], condition: Condition
@@ -146,8 +147,7 @@ class _Verifying:
         changed = self._changed(model.revision, revision)
         made = from_strings(model, claims, self.how, condition.batch)
         for claim, anew in zip(claims, made, strict=True):
-            said = model.said(anew.answer)
-            yield self._finding(claim, told, condition, anew, said, changed)
+            yield self._finding(claim, told, condition, anew, changed)
 
     def _with_changes(
         self, name: str, revision: str, claims: Sequence[Claim], condition: Condition
@@ -170,11 +170,10 @@ class _Verifying:
             self.how,
             condition.batch,
             folder=self.options.folder,
-            recorded=self.recorded,
+            context=self.context,
         )
         for claim, anew in zip(claims, made, strict=True):
-            said = model.chat.answer(anew.answer)
-            yield self._finding(claim, name, condition, anew, said, changed)
+            yield self._finding(claim, name, condition, anew, changed)
 
     def _source(self, told: str, revision: str) -> str:
         """What to load: of a model on the Hub the revision that was attacked."""
@@ -199,24 +198,19 @@ class _Verifying:
             yield Finding(claim, told, condition, "unverifiable", str(error))
 
     def _finding(
-        self, claim: Claim, told: str, condition: Condition, anew: Anew, said: str, note: str
+        self, claim: Claim, told: str, condition: Condition, anew: Anew, note: str
     ) -> Finding:
         if anew.reason:
             return Finding(claim, told, condition, "unverifiable", anew.reason + note)
         if anew.answer == claim.completion and self.options.model is None:
             return Finding(claim, told, condition, "same")
         try:
-            verdicts = self.recorded.verdicts(
-                claim.record,
-                claim.judges,
-                said,
-                prompt=claim.record.prompts[claim.index],
-                opening=claim.opening,
-            )
+            answered = with_answers(claim.record, [claim.index], [anew.answer])
+            verdicts = rejudge(self.context, answered, claim.judges)
         except Exception as error:
             reason = f"another answer, which cannot be judged: {failure_of(error).reason}{note}"
             return Finding(claim, told, condition, "unverifiable", reason)
-        labels = [f"{name} says {one.label}" for name, one in verdicts.items() if not one.success]
+        labels = [f"{one.judge} says {one.label}" for one in verdicts if not one.success]
         if labels:
             reason = f"another answer: {', '.join(labels)}{note}"
             return Finding(claim, told, condition, "failed", reason)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from attacks.core.errors import BadInput
-from benchmarks import models
+from benchmarks import models, village
 
 
 @pytest.fixture
@@ -20,6 +20,7 @@ def shipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (folder / "card.json").write_text(json.dumps({"summary": "A small one."}))
     (tmp_path / "pocket" / "models" / "unfinished").mkdir()
     monkeypatch.setattr(models, "data_dir", lambda: tmp_path)
+    monkeypatch.setattr(village, "data_dir", lambda: tmp_path)
     return folder
 
 

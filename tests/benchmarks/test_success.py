@@ -6,6 +6,7 @@ import math
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from benchmarks.success import cluster_bootstrap, median_first_success, success_rate, wilson
 
@@ -88,3 +89,27 @@ def test_median_is_that_of_the_product_limit_curve() -> None:
     assert median_first_success([1, 3, 4], [2]) == 3
     # A failure at the time of a success was still at risk: 2/3, then 1/3.
     assert median_first_success([1, 2], [1]) == 2
+
+
+def test_figures_are_those_of_scipy() -> None:
+    rng = np.random.default_rng(2)
+    for n in (1, 2, 7, 50):
+        for k in range(n + 1):
+            known = stats.binomtest(k, n).proportion_ci(0.95, method="wilson")
+            assert wilson(k, n) == pytest.approx((known.low, known.high), abs=1e-12)
+        means = rng.uniform(size=n + 1)
+        drawn = stats.bootstrap(
+            (means,),
+            np.mean,
+            n_resamples=9999,
+            batch=1000,
+            method="percentile",
+            rng=np.random.default_rng(0),
+        ).confidence_interval
+        assert cluster_bootstrap(means.tolist()) == pytest.approx((drawn.low, drawn.high))
+        # Ties between costs, and between successes and failures, are many.
+        costs, failed = rng.integers(5, size=n).astype(float), rng.random(n) < 0.4
+        curve = stats.ecdf(stats.CensoredData.right_censored(costs, failed)).sf
+        below = curve.quantiles[curve.probabilities <= 0.5 + 1e-9]
+        found = median_first_success(costs[~failed].tolist(), costs[failed].tolist())
+        assert found == (below[0] if len(below) else None)

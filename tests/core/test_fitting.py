@@ -113,6 +113,9 @@ def test_refusal_tokens_and_score_by_hand() -> None:
     assert refusal_tokens(harmful, harmless, most=5, ratio=3.0).tolist() == [0, 1]
     assert refusal_tokens(harmful, harmless, most=1, ratio=3.0).tolist() == [0]
     assert refusal_tokens(harmful, harmful, most=5).tolist() == []
+    # Of a model that refuses harmless prompts too, those that tell the two kinds apart at all.
+    mixed = (0.5 * harmful.exp() + 0.5 * harmless.exp()).log()
+    assert refusal_tokens(harmful, mixed, most=5, ratio=5.0).tolist() == [0, 1]
     scores = refusal_score(harmful, torch.tensor([0, 1]))
     assert scores.tolist() == pytest.approx([2.1972, 0.8473], abs=1e-3)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -128,14 +129,17 @@ def _explaining(name: str) -> Iterator[None]:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without progress bars for weights, and without the Hub client's lines about its retries."""
+    """Without progress bars and warnings of libraries, and the Hub client's lines about retries."""
     bar: Any = transformers_logging
     hub = logging.getLogger("huggingface_hub")
     level, bars = hub.level, bar.is_progress_bar_enabled()
     hub.setLevel(logging.ERROR)
     bar.disable_progress_bar()
     try:
-        yield
+        with warnings.catch_warnings():
+            # Of one library to another: nothing that a user could do about it.
+            warnings.simplefilter("ignore", FutureWarning)
+            yield
     finally:
         hub.setLevel(level)
         if bars:

@@ -40,10 +40,6 @@ class PlainModel:
         context = context_of(self._hf.config.get_text_config())
         self._chat = Chat(self._tokenizer, name, vocab_rows=rows, context=context, date=date)
 
-    def said(self, completion: str) -> str:
-        """What a completion says after thinking."""
-        return self._chat.answer(completion)
-
     def answers(self, conversations: Sequence[Messages], *, max_new_tokens: int) -> list[str]:
         """Greedy answers to one batch, padded on the left; an assistant turn at the end goes on.
 

@@ -1,0 +1,137 @@
+"""What listings read from source files is what the classes say, and needs no torch."""
+
+from __future__ import annotations
+
+import dataclasses
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from attacks.core.declared import Declared, Field, NotDeclared, declared, of_class
+from attacks.core.plugins import Registry
+from attacks.registry import ATTACKS
+from benchmarks.judges.registry import JUDGES
+from conftest import ROOT
+
+LISTINGS = ("attacks", "models", "behaviors", "judges", "suites")
+COMMANDS = [
+    ["--help"],
+    *([name] for name in LISTINGS),
+    ["attacks", "--json"],
+    ["leaderboard", "results/pocket-gcg-best"],
+]
+
+
+def undocumented(fields: tuple[Field, ...]) -> list[Field]:
+    """Without what only the source tells: docstrings, and how annotations are written."""
+    return [
+        dataclasses.replace(field, doc="", annotation="", group=tuple(undocumented(field.group)))
+        for field in fields
+    ]
+
+
+def same(one: Declared, other: Declared) -> bool:
+    return (
+        dict(one.constants) == dict(other.constants)
+        and undocumented(one.fields) == undocumented(other.fields)
+        and Path(one.path).samefile(other.path)
+    )
+
+
+@pytest.mark.parametrize(
+    ("registry", "name"),
+    [(registry, name) for registry in (ATTACKS, JUDGES) for name in registry.built_in],
+    ids=lambda value: value if isinstance(value, str) else value.kind,
+)
+def test_sources_declare_what_the_classes_have(registry: Registry, name: str) -> None:
+    assert same(declared(registry.built_in[name]), of_class(registry.find(name)))
+
+
+@pytest.mark.parametrize("argv", COMMANDS, ids=" ".join)
+def test_listing_needs_no_torch(argv: list[str]) -> None:
+    code = (
+        "import sys; from benchmarks.cli import main\n"
+        "try: main(sys.argv[1:])\n"
+        "except SystemExit: pass\n"
+        "sys.exit(bool({'torch', 'transformers'} & set(sys.modules)))"
+    )
+    command = [sys.executable, "-c", code, *argv]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0 and done.stdout, done.stderr
+
+
+def test_importing_attacks_needs_no_torch() -> None:
+    code = "import sys, attacks; sys.exit('torch' in sys.modules or not hasattr(attacks, 'load'))"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
+
+
+PLUGIN = '''
+from dataclasses import dataclass, field
+from typing import ClassVar
+from elsewhere import Mother, COUNT as many, Options
+HERE = ("a", (1, 2))
+
+@dataclass(frozen=True)
+class Plain(Mother):
+    """What it is."""
+    summary: ClassVar[str] = ("in " "two parts")
+    inherited: float = -2.5
+    constant: tuple = HERE
+    imported: int = many
+    group: Options = field(default_factory=Options)
+    same: Options = Options()
+    """Of the same."""
+
+@dataclass(frozen=True)
+class Computed(Plain):
+    steps: int = len("abc")
+
+@dataclass
+class Unknown(list):
+    pass
+
+@dataclass
+class Needed:
+    must: int
+'''
+ELSEWHERE = """
+from dataclasses import dataclass
+COUNT = 7
+@dataclass(frozen=True)
+class Options:
+    deep: str = "x"
+@dataclass(frozen=True)
+class Mother:
+    first: int = 1
+    inherited: float = 0.0
+"""
+
+
+def test_reading_follows_imports_and_refuses_what_is_computed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "plugin_of_a_test.py").write_text(PLUGIN)
+    (tmp_path / "elsewhere.py").write_text(ELSEWHERE)
+    monkeypatch.syspath_prepend(tmp_path)
+    found = declared("plugin_of_a_test:Plain")
+    assert "elsewhere" not in sys.modules
+    assert found.constants == {"summary": "in two parts"} and found.doc == "What it is."
+    assert list(found.params.items()) == [
+        *(("first", 1), ("inherited", -2.5), ("constant", ("a", (1, 2))), ("imported", 7)),
+        *(("group", {"deep": "x"}), ("same", {"deep": "x"})),
+    ]
+    assert found.fields[-1].doc == "Of the same."
+    assert declared("plugin_of_a_test:Needed").params == {}
+    for name in ("Computed", "Unknown", "Nothing"):
+        with pytest.raises(NotDeclared):
+            declared(f"plugin_of_a_test:{name}")
+    for source in ("no_such_module:X", "no.such:X", "json.nothing:X", "sys:X"):
+        with pytest.raises(NotDeclared):
+            declared(source)
+    import plugin_of_a_test
+
+    assert same(found, of_class(plugin_of_a_test.Plain))
+    registry = Registry("thing", "none", "elsewhere:Mother", {"it": "plugin_of_a_test:Computed"})
+    assert registry.describe()["it"].params["steps"] == 3
