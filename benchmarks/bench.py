@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import torch
 
-from attacks.attack import Artefact, Behavior, Step
+from attacks.attack import Artefact, Attack, Behavior, Step
 from attacks.composed import Composed
 from attacks.core.answers import answers
 from attacks.core.artefact import EMPTY
@@ -137,12 +137,7 @@ class Bench:
         Raises:
             BadInput: damaged files.
         """
-        if not cell.artefact:
-            return EMPTY
-        folder = self.setup.artefacts
-        found = [artefacts.load(folder, at) if at else None for at in cell.artefact.split("+")]
-        fitted = [artefact or EMPTY for artefact in found]
-        return cell.attack.join(fitted) if isinstance(cell.attack, Composed) else fitted[0]
+        return artefact_of(self.setup.artefacts, cell.attack, cell.artefact)
 
     def succeeds(self, behavior: Behavior, asked: Messages, completion: str) -> bool:
         """Whether the stop judge says so of the answer to `asked`, and it is not garbled."""
@@ -247,6 +242,19 @@ class Bench:
         )
 
 
+def artefact_of(folder: Path, attack: Attack, identity: str) -> Artefact:
+    """The artefact of this id (see `Record.artefact`), joined where it has parts.
+
+    Raises:
+        BadInput: damaged files.
+    """
+    if not identity:
+        return EMPTY
+    found = [artefacts.load(folder, at) if at else None for at in identity.split("+")]
+    fitted = [artefact or EMPTY for artefact in found]
+    return attack.join(fitted) if isinstance(attack, Composed) else fitted[0]
+
+
 def make_record(
     cell: Cell,
     model: ModelId,
@@ -286,6 +294,11 @@ def make_record(
         source=tally.source,
         verdict=verdict,
         target=tally.target,
+        system=model.system,
+        max_new_tokens=setup.settings.max_new_tokens,
+        samples=setup.settings.sampling.samples if completions else 0,
+        temperature=setup.settings.sampling.temperature,
+        top_p=setup.settings.sampling.top_p,
         behavior_hash=behavior_hash(cell.behavior),
         speech=setup.speech,
         losses=tuple(tally.losses),

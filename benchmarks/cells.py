@@ -26,6 +26,15 @@ class ModelId(NamedTuple):
 
 
 @dataclass(frozen=True)
+class Sampling:
+    """Answers drawn to the best candidate, beside the greedy one."""
+
+    samples: int = 0
+    temperature: float = 1.0
+    top_p: float = 1.0
+
+
+@dataclass(frozen=True)
 class Settings:
     """How a cell is run and judged."""
 
@@ -36,6 +45,7 @@ class Settings:
     """Verifies candidates during the search."""
     judges: tuple[str, ...]
     seconds: float | None
+    sampling: Sampling = Sampling()
 
 
 @dataclass(frozen=True)
@@ -84,6 +94,8 @@ def cell_key(
         "openers": list(openers),
         "schema": SCHEMA,
     }
+    if settings.sampling.samples:
+        generation["sampling"] = dataclasses.asdict(settings.sampling)
     return digest(
         {
             "model": f"{model.name}@{model.revision}",
@@ -126,6 +138,11 @@ def prepare_generator(fitted: str, revision: str, seed: int) -> torch.Generator:
     survey, which has its own stream.
     """
     return _generator(f"prepare {seed} {fitted} {revision}")
+
+
+def sample_generator(key: str, index: int) -> torch.Generator:
+    """The stream of random numbers of the cell's drawn answer `index`."""
+    return _generator(f"sample {index} {key}")
 
 
 def _generator(text: str) -> torch.Generator:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from attacks.core.errors import BadInput
-from benchmarks import commands, judge_commands
+from benchmarks import commands, judge_commands, later_commands
 from benchmarks.signals import Terminated
 
 _GO_ON = "interrupted; what is done is kept, and running the same command again goes on from there"
@@ -71,6 +71,7 @@ def _parser() -> argparse.ArgumentParser:
     together.add_argument("folders", nargs="+", type=Path, metavar="DIR", help="output of a run")
     together.add_argument("--out", type=Path, required=True, metavar="DIR", help="results")
     together.set_defaults(command=commands.merge)
+    later_commands.add_commands(add)
     judge_commands.add(add)
     board = add("leaderboard", help="tabulate the results in folders")
     board.add_argument("folders", nargs="+", type=Path, metavar="DIR", help="output of a run")
@@ -125,6 +126,7 @@ def _add_run(sub: argparse.ArgumentParser) -> None:
         ("--steps", "steps of every search"),
         ("--attempts", "candidates that are answered and judged"),
         ("--max-new-tokens", "length of the answers"),
+        ("--samples", "answers drawn beside the greedy one"),
     ):
         what.add_argument(flag, type=int, metavar="N", help=text)
     what.add_argument(
@@ -134,6 +136,8 @@ def _add_run(sub: argparse.ArgumentParser) -> None:
         "(500 of 512)",
     )
     what.add_argument("--seed", dest="seeds", type=int, nargs="+", metavar="S")
+    what.add_argument("--temperature", type=float, metavar="T", help="of drawn answers")
+    what.add_argument("--top-p", type=float, metavar="P", help="nucleus of drawn answers")
     what.add_argument("--seconds", type=float, metavar="X", help="budget of each search")
     what.add_argument("--stop", choices=("never", "first-success"), help="when a search ends")
     what.add_argument(

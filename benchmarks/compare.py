@@ -9,7 +9,7 @@ import json
 import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from attacks.core.errors import BadInput
 from benchmarks.rows import Entry, read_rows_and_entries
+from benchmarks.stats import holm, sign_test
 from benchmarks.success import BOOTSTRAP_SEED, CONFIDENCE, RESAMPLES, wilson
 from benchmarks.tables import attack_labels, table, text
 
@@ -49,6 +50,10 @@ class Comparison:
     won: int
     """Behaviours on which the attack does better than the base."""
     lost: int
+    p: float
+    """Of the exact paired test that neither attack does better (`stats.sign_test`)."""
+    p_holm: float
+    """The same, adjusted for all comparisons that are listed together (`stats.holm`)."""
     reached: bool
     """Whether half of the behaviours had a verified success under the attack at all."""
     base_reached: bool
@@ -81,7 +86,7 @@ def compare(folders: Sequence[Path], base: str) -> list[Comparison]:
     Raises:
         BadInput: a folder without records, or no row of that name.
     """
-    found = read_rows_and_entries(folders)
+    found = [pair for pair in read_rows_and_entries(folders) if not pair[0].origin_model]
     labels = attack_labels([row for row, _ in found])
     bases = {
         (row.model, row.judge): (row, entries)
@@ -102,7 +107,8 @@ def compare(folders: Sequence[Path], base: str) -> list[Comparison]:
         if common := sorted(sides[0].success.keys() & sides[1].success.keys()):
             names = (labels[row.attack_hash], base)
             comparisons.append(_compared(row.model, row.judge, names, row.params, sides, common))
-    return comparisons
+    adjusted = holm([row.p for row in comparisons])
+    return [replace(row, p_holm=p) for row, p in zip(comparisons, adjusted, strict=True)]
 
 
 def _outcomes(entries: Sequence[Entry]) -> _Outcomes:
@@ -130,6 +136,8 @@ def _compared(
 ) -> Comparison:
     success, base = (np.array([side.success[key] for key in common]) for side in sides)
     gap = success - base
+    won, lost = int((gap > 0).sum()), int((gap < 0).sum())
+    p = sign_test(won, lost)
     drawn = np.random.default_rng(BOOTSTRAP_SEED).integers(
         len(common), size=(RESAMPLES, len(common))
     )
@@ -159,8 +167,10 @@ def _compared(
         difference=float(gap.mean()),
         difference_low=low,
         difference_high=high,
-        won=int((gap > 0).sum()),
-        lost=int((gap < 0).sum()),
+        won=won,
+        lost=lost,
+        p=p,
+        p_holm=p,
         reached=math.isfinite(spent[0]),
         base_reached=math.isfinite(spent[1]),
         flops_ratio=_ratio(*spent),
@@ -198,7 +208,7 @@ def as_markdown(rows: Sequence[Comparison]) -> str:
     """A table and what it means, with a final newline."""
     if not rows:
         return "Nothing to compare.\n"
-    headings = ("Model", "Attack", "n", "Success", "Base", "Difference", "Won : lost")
+    headings = ("Model", "Attack", "n", "Success", "Base", "Difference", "Won : lost", "p (Holm)")
     costs = ("FLOPs to first success, ratio", "Seconds, ratio")
     cells = [
         (
@@ -209,6 +219,7 @@ def as_markdown(rows: Sequence[Comparison]) -> str:
             f"{row.base_asr:.2f}",
             f"{row.difference:+.2f} [{row.difference_low:+.2f}, {row.difference_high:+.2f}]",
             f"{row.won} : {row.lost}",
+            f"{row.p_holm:.2g}",
             _span(row, row.flops_ratio, row.flops_ratio_low, row.flops_ratio_high),
             _span(row, row.seconds_ratio, None, None),
         )
@@ -218,6 +229,8 @@ def as_markdown(rows: Sequence[Comparison]) -> str:
         f"Against {text(rows[0].base)}, paired over behaviours.\n\n"
         f"{table((*headings, *costs), cells, left=2)}\n\n"
         "Difference: in success@1, attack less base, with the 95 % paired bootstrap interval. "
+        "p (Holm): of an exact paired test (McNemar's, on behaviours won and lost), adjusted for "
+        f"the {len(rows)} comparisons of this table. "
         "Ratio: of the costs at which half of the behaviours had their first verified success, "
         "attack by base; under 1 the attack is cheaper. Never, or base never: only the other one "
         "got that far; a dash: neither did.\n"

@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import redirect_stdout
 from dataclasses import dataclass, field
 
-import torch
-
 from attacks.attack import Artefact, State, Step
 from attacks.core.prompt import Messages
 from attacks.core.states import first_token_kl
 from attacks.core.weights import Change
+from benchmarks.alike import same
 from benchmarks.bench import Bench, OnStep, Outcome, Tally, release_memory
 from benchmarks.budget import exhausted, verification_due
 from benchmarks.cells import Cell, Task, cell_generator
 from benchmarks.failures import CONTAINED, Failure, failure_of
 from benchmarks.records import FirstSuccess, Status
 from benchmarks.resuming import Resumable
+from benchmarks.samples import drawn_answers
 from benchmarks.timing import Clock
 
 #: Shape of the batches in which attacks without search are answered: a constant of the suite, so
@@ -92,6 +91,9 @@ class _Search:
             prompts = self.latest.prompts[: bench.setup.settings.attempts]
             completions = [self.verified[1], *self._generate(prompts[1:])]
             target = self.tally.target
+            with self.clock.phase("generate"):
+                drawn = drawn_answers(bench, cell, prompts[0], self.latest.interventions)
+            prompts, completions = (*prompts, *prompts[:1] * len(drawn)), [*completions, *drawn]
             with self.clock.phase("judge"):
                 garbled = bench.garbled(prompts, completions)
             judgements = bench.judged(cell, completions, self.clock, garbled=garbled, target=target)
@@ -247,26 +249,12 @@ def _alike(items: Sequence[_Pending]) -> list[list[_Pending]]:
     groups: list[list[_Pending]] = []
     for item in items:
         for group in groups:
-            if _same(group[0].interventions, item.interventions):
+            if same(group[0].interventions, item.interventions):
                 group.append(item)
                 break
         else:
             groups.append([item])
     return groups
-
-
-def _same(one: object, other: object) -> bool:
-    """Equality that looks into tensors, tuples and dataclasses."""
-    if type(one) is not type(other):
-        return False
-    if isinstance(one, torch.Tensor) and isinstance(other, torch.Tensor):
-        return one is other or torch.equal(one, other)
-    if isinstance(one, tuple) and isinstance(other, tuple):
-        return len(one) == len(other) and all(map(_same, one, other))
-    if dataclasses.is_dataclass(one) and not isinstance(one, type):
-        names = [entry.name for entry in dataclasses.fields(one)]
-        return all(_same(getattr(one, name), getattr(other, name)) for name in names)
-    return one is other or bool(one == other)
 
 
 def _answer(bench: Bench, group: Sequence[_Pending]) -> dict[str, list[str]]:
@@ -308,6 +296,10 @@ def _finish(bench: Bench, item: _Pending, completions: Sequence[str]) -> Outcome
     if item.failure is not None:
         return _failed(bench, cell, tally, clock, item.failure)
     try:
+        with clock.phase("generate"):
+            drawn = drawn_answers(bench, cell, item.prompts[0], item.interventions)
+        item.prompts += item.prompts[:1] * len(drawn)
+        completions = [*completions, *drawn]
         with clock.phase("judge"):
             garbled = bench.garbled(item.prompts, completions)
         if bench.succeeds(cell.behavior, item.prompts[0], completions[0]):

@@ -19,6 +19,7 @@ from benchmarks.loading import load_model
 from benchmarks.paths import data_dir
 from benchmarks.plan import Plan
 from benchmarks.records import Record
+from benchmarks.stats import POWER, detectable
 from benchmarks.store import RECORDS, read_records
 from benchmarks.suites import attack_hash
 from benchmarks.threads import fixed_threads, threads_for
@@ -82,13 +83,30 @@ def estimate(plan: Plan, out: Path, *, workers: int) -> list[str]:
                     line += f" after {_clock(cost.prepare)} of fitting"
             lines.append(f"{line} ({origin})" if left else line)
     note = f" and {unknown} cells of unknown length" if unknown else ""
+    lines.append(_detectable(plan))
     whole = fitting + total / workers
     lines.append(f"total: {cells} cells to run, about {_clock(whole)}{note}")
     return lines
 
 
+def _detectable(plan: Plan) -> str:
+    """What differences the number of behaviours is enough for."""
+    n, comparisons = len(plan.attacked), max(1, len(plan.models) * (len(plan.attacks) - 1))
+    nested, independent = detectable(n, comparisons=comparisons)
+    if nested is None:
+        return f"{n} behaviours are too few for any difference between attacks to be significant"
+    of = f" for {comparisons} comparisons" if comparisons > 1 else ""
+    apart = "none" if independent is None else f"{independent:.2f}"
+    return (
+        f"{n} behaviours: a difference in success between two attacks is found with probability "
+        f"{POWER} (exact paired test, 5 % level{of}) from {nested:.2f} on where one attack only "
+        f"adds successes, and from {apart} on where they succeed independently of each other"
+    )
+
+
 def _records(folder: Path) -> list[Record]:
-    return read_records(folder) if (folder / RECORDS).is_file() else []
+    found = read_records(folder) if (folder / RECORDS).is_file() else []
+    return [record for record in found if not record.origin]
 
 
 def _cell(record: Record) -> tuple[str, str, str, int]:

@@ -206,7 +206,7 @@ def _columns(rows: Sequence[Row]) -> list[_Column]:
             "Success",
             "share of harmful requests that the attack's first candidate got through, with the "
             "95 % interval; errors count as failures.",
-            lambda row: _interval(row),
+            lambda row: _interval(row.asr, row.asr_low, row.asr_high),
         ),
         _Column(
             "Corrected",
@@ -219,6 +219,17 @@ def _columns(rows: Sequence[Row]) -> list[_Column]:
             "Success of k",
             f"the same for any of the first k candidates that were answered; k is {tries}.",
             lambda row: _rate(row.success_at_k) if row.attempts > 1 else "",
+        ),
+        _Column(
+            "Drawn",
+            "probability that an answer drawn to the first candidate is a success, with the 95 % "
+            "interval of a bootstrap over requests.",
+            lambda row: _interval(row.sample_asr, row.sample_asr_low, row.sample_asr_high),
+        ),
+        _Column(
+            "Any drawn",
+            "share of harmful requests of which any of the drawn answers is a success.",
+            lambda row: "" if row.sample_any is None else f"{row.sample_any:.2f} of {row.samples}",
         ),
         _Column(
             "Complied",
@@ -295,10 +306,10 @@ def _marks(row: Row) -> str:
     return (" †" if failed else "") + (" ‡" if broken else "") + (" \\*" if row.mixed else "")
 
 
-def _interval(row: Row) -> str:
-    if row.asr is None or row.asr_low is None or row.asr_high is None:
+def _interval(rate: float | None, low: float | None, high: float | None) -> str:
+    if rate is None or low is None or high is None:
         return ""
-    return f"{row.asr:.2f} [{row.asr_low:.2f}, {row.asr_high:.2f}]"
+    return f"{rate:.2f} [{low:.2f}, {high:.2f}]"
 
 
 def _corrected(row: Row) -> str:

@@ -12,7 +12,7 @@ from attacks.attack import Attack, Behavior
 from attacks.core.behavior import normalise
 from attacks.core.errors import BadInput
 from benchmarks.behaviors import load_behaviors
-from benchmarks.cells import Settings
+from benchmarks.cells import Sampling, Settings
 from benchmarks.judges import default_judge, load_judge
 from benchmarks.loading import check_model
 from benchmarks.models import resolve
@@ -130,8 +130,19 @@ def check(suite: Suite, shard: str | None = None) -> Plan:
     # Of the whole set and not of the chosen behaviours: a limit must not change the judge.
     stop_judge = default_judge([row for row in rows if row.harmful] or rows)
     judges, _ = split_judges(suite.judges or (stop_judge,))
+    sampling = Sampling(suite.samples, suite.temperature, suite.top_p)
+    if not sampling.samples and sampling != Sampling():
+        raise BadInput(
+            "temperature and top_p are those of drawn answers, and none are drawn: add --samples N"
+        )
     settings = Settings(
-        suite.max_new_tokens, suite.attempts, suite.stop, stop_judge, judges, suite.seconds
+        suite.max_new_tokens,
+        suite.attempts,
+        suite.stop,
+        stop_judge,
+        judges,
+        suite.seconds,
+        sampling,
     )
     shown = tuple(behavior.for_attack() for behavior in train)
     return Plan(suite, models, attacks, shown, attacked, answered, settings, tuple(notes), part)

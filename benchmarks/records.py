@@ -64,6 +64,13 @@ class Record:
     must be run again to have its vectors."""
     completions: tuple[str, ...] = ()
     """The answers, in the same order: the model's own words, without an opening."""
+    samples: int = 0
+    """How many of the completions, the last ones, were drawn: all to the best candidate, which
+    `prompts` therefore repeats. The others are greedy."""
+    temperature: float = 1.0
+    """Of drawn answers."""
+    top_p: float = 1.0
+    """Of drawn answers."""
     openings: tuple[str, ...] = ()
     """What each candidate puts into the model's mouth, in the same order; empty where none does.
     The assistant's turn is the opening with the completion after it."""
@@ -75,6 +82,14 @@ class Record:
     verdict: str = ""
     """What a check on held-out prompts said of what the attack fitted: "good", or "failed: " and
     why; empty where nothing was checked."""
+    system: str | None = None
+    """System prompt of the conversations."""
+    max_new_tokens: int = 0
+    """Longest answer; 0 in records from before this was written down."""
+    origin: str = ""
+    """Key of the record whose prompts these are, for prompts found on another model."""
+    origin_model: str = ""
+    """The model they were found on."""
     target: str | None = None
     """What the answers were to begin with, where that was not the behaviour's own target."""
     behavior_hash: str = ""
@@ -101,6 +116,11 @@ class Record:
     concurrency: int = 1
     versions: Mapping[str, str] = field(default_factory=dict)
     schema: int = SCHEMA
+
+    @property
+    def greedy(self) -> int:
+        """How many completions, the first ones, are greedy: one for each candidate."""
+        return len(self.completions) - self.samples
 
 
 @dataclass(frozen=True)

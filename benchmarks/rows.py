@@ -79,8 +79,17 @@ class Row:
     asr_corrected_low: float | None
     asr_corrected_high: float | None
     correction: str
-    """By what it was corrected: "labels" of people, "calibration", or nothing; "(nothing to tell)"
-    behind it where the interval is all but the whole range."""
+    """By what: "labels" of people, "calibration", or nothing; "(nothing to tell)" at wide ones."""
+    samples: int
+    """Answers drawn to each request, beside the greedy one."""
+    sample_asr: float | None
+    """Mean probability of success of a drawn answer to the first candidate."""
+    sample_asr_low: float | None
+    sample_asr_high: float | None
+    sample_any: float | None
+    """Share of harmful requests of which any drawn answer is a success."""
+    origin_model: str
+    """The model that the prompts were found on, where that is another one."""
     mixed: bool
     """Whether some behaviour and seed was run in more than one setting."""
     revision: str
@@ -102,10 +111,16 @@ class Entry:
     @property
     def success_at_k(self) -> bool | None:
         """Of any candidate; None when none succeeded and some cannot be told."""
-        results = [self._at(index) for index in range(len(self.record.completions))]
+        results = [self._at(index) for index in range(self.record.greedy)]
         if True in results:
             return True
         return None if None in results else False
+
+    @property
+    def drawn(self) -> list[bool]:
+        """Whether each drawn answer is a success; those without verdict are left out."""
+        indices = range(self.record.greedy, len(self.record.completions))
+        return [found for index in indices if (found := self._at(index)) is not None]
 
     def labelled(self, *labels: str) -> bool | None:
         """Whether the first answer has one of the labels; as `success` where there is none."""
@@ -153,6 +168,7 @@ def read_rows_and_entries(folders: Sequence[Path]) -> list[tuple[Row, list[Entry
                 record.threat_model,
                 record.stop,
                 record.concurrency,
+                record.origin_model,
                 judge,
             )
             known = groups[group].get(record.key)
@@ -215,6 +231,10 @@ def _row(judge: str, entries: Sequence[Entry], found: Corrected | None) -> Row:
     # An attack that failed on a harmless behaviour says nothing about refusal.
     answered = [entry for entry in harmless if 0 in entry.verdicts]
     rate = success_rate(_by_behavior(harmful, lambda entry: entry.success).values())
+    sampled: dict[str, list[bool]] = defaultdict(list)
+    for entry in harmful:
+        sampled[entry.record.behavior_id] += entry.drawn
+    drawn = success_rate(sampled.values())
     records = [entry.record for entry in harmful]
     cells = [(entry.record.behavior_id, entry.record.seed) for entry in entries]
     firsts = [record.first_success for record in records if record.first_success]
@@ -252,7 +272,7 @@ def _row(judge: str, entries: Sequence[Entry], found: Corrected | None) -> Row:
         nulls=sum(entry.success is None for entry in harmful),
         concurrency=one.concurrency,
         stop=one.stop,
-        attempts=max(1, *(len(entry.record.completions) for entry in entries)),
+        attempts=max(1, *(entry.record.greedy for entry in entries)),
         seeds=len({entry.record.seed for entry in entries}),
         over_refusal=_mean(answered, lambda entry: entry.labelled("refused")),
         harmless_kept=_mean(
@@ -270,6 +290,12 @@ def _row(judge: str, entries: Sequence[Entry], found: Corrected | None) -> Row:
         asr_corrected_low=found.low if found else None,
         asr_corrected_high=found.high if found else None,
         correction="" if not found else found.method + ("" if found.telling else _NOTHING),
+        samples=max(entry.record.samples for entry in entries),
+        sample_asr=drawn.mean if drawn else None,
+        sample_asr_low=drawn.low if drawn else None,
+        sample_asr_high=drawn.high if drawn else None,
+        sample_any=_mean(harmful, lambda entry: any(entry.drawn) if entry.drawn else None),
+        origin_model=one.origin_model,
         mixed=len(set(cells)) < len(cells),
         revision=one.revision,
         dtype=one.dtype,

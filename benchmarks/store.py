@@ -223,7 +223,7 @@ def _latest(rows: Iterable[Record]) -> list[Record]:
         by_key[row.key] = row
     seen, kept = set(), []
     for row in reversed(by_key.values()):
-        attacked = (row.model, row.revision, row.dtype, row.attack_hash, row.stop)
+        attacked = (row.model, row.revision, row.dtype, row.attack_hash, row.stop, row.origin)
         cell = (*attacked, row.behavior_id, row.seed)
         if row.status in ("ok", "budget") or cell not in seen:
             kept.append(row)

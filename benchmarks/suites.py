@@ -59,6 +59,11 @@ class Suite:
     attempts: Count = 1
     """How many candidates are answered and judged."""
     max_new_tokens: Count = 64
+    samples: Annotated[int, Field(ge=0)] = 0
+    """Answers drawn to the best candidate, beside the greedy one."""
+    temperature: Annotated[float, Field(gt=0)] = 1.0
+    """Of drawn answers; the first one is greedy in any case."""
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
     system: str | None = None
     harmless: bool = False
     """Also answer the harmless twins of the attacked behaviours, by attacks that do not search."""

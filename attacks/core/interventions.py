@@ -194,3 +194,36 @@ class SoftSlots(Intervention):
         changed = activation.clone()
         changed[rows, places] = self.embeddings.to(activation.device, activation.dtype)[slots]
         return changed
+
+
+@dataclass(frozen=True, eq=False)
+class DrawTokens(Intervention):
+    """Leaves of the logits one token only, drawn by temperature and nucleus (arXiv 1904.09751).
+
+    So an answer that is greedy is a drawn one. The random numbers are given, one for each row and
+    step: a row's answer depends neither on the rows beside it nor on how many there are.
+    """
+
+    uniforms: Tensor
+    """(B, G) float64 in [0, 1): of each row, for each decoding step."""
+    temperature: float
+    top_p: float
+    """The smallest set of tokens with at least this probability is drawn from; 1: all."""
+
+    @property
+    def sites(self) -> tuple[Site, ...]:
+        return (Site(-1, "logits"),)
+
+    def __call__(self, activation: Tensor, ctx: Context) -> Tensor:
+        logits = activation[:, -1].double() / self.temperature
+        shares, ids = logits.softmax(-1).sort(descending=True, stable=True)
+        before = shares.cumsum(-1) - shares
+        shares = shares.where(before < self.top_p, 0.0)
+        upto = shares.cumsum(-1)
+        u = self.uniforms[:, ctx.step, None].to(upto.device) * upto[:, -1:]
+        # Rounding must not draw behind the last token that has a share.
+        place = (upto <= u).sum(-1, keepdim=True).minimum((shares > 0).sum(-1, keepdim=True) - 1)
+        chosen = ids.gather(-1, place)
+        drawn = torch.full_like(activation, float("-inf"))
+        drawn[:, -1] = drawn[:, -1].scatter(-1, chosen, 0.0)
+        return drawn

@@ -1,0 +1,16 @@
+"""Verifying recorded successes: each is generated anew, held against its record, and judged."""
+
+from benchmarks.verify.claims import PLAIN, Claim, Condition, claims_of
+from benchmarks.verify.report import as_json, as_markdown
+from benchmarks.verify.verify import Options, verify
+
+__all__ = [
+    "PLAIN",
+    "Claim",
+    "Condition",
+    "Options",
+    "as_json",
+    "as_markdown",
+    "claims_of",
+    "verify",
+]

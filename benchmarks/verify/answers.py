@@ -1,0 +1,174 @@
+"""Answers made anew: from the string alone, or with the artefact that a record names."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from attacks.attack import Artefact, Attack
+from attacks.composed import Composed
+from attacks.core.behavior import Behavior
+from attacks.core.errors import BadInput
+from attacks.core.model import Model, PlainModel
+from attacks.core.prompt import Messages
+from attacks.core.weights import Change
+from attacks.registry import load
+from benchmarks.alike import same
+from benchmarks.bench import artefact_of
+from benchmarks.cells import ModelId, artefact_id, cell_generator
+from benchmarks.context import Context
+from benchmarks.failures import failure_of
+from benchmarks.records import Record
+from benchmarks.verify.claims import Claim
+
+#: Answer length of records that do not say: that of suites which set none.
+TOKENS = 64
+
+
+@dataclass(frozen=True)
+class Anew:
+    """An answer made anew, or why there is none."""
+
+    answer: str = ""
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class How:
+    """What records from before it was written down do not say."""
+
+    system: str | None
+    max_new_tokens: int
+    train: tuple[Behavior, ...]
+    """What artefacts were fitted on."""
+
+    def tokens(self, record: Record) -> int:
+        """The longest answer."""
+        return record.max_new_tokens or self.max_new_tokens
+
+
+Answer = Callable[[list[Messages]], list[str]]
+
+
+def from_strings(
+    model: PlainModel, claims: Sequence[Claim], how: How, batch: int
+) -> Iterator[Anew]:
+    """What the model says to the recorded strings, claim by claim."""
+    made: dict[tuple[Messages, int], Anew] = {}
+    fresh: dict[tuple[bool, int], list[Messages]] = {}
+    for claim in claims:
+        asked, tokens = claim.asked(how.system), how.tokens(claim.record)
+        group = fresh.setdefault((bool(claim.opening), tokens), [])
+        if asked not in group:
+            group.append(asked)
+    for (_, tokens), group in fresh.items():
+
+        def answer(asked: list[Messages], tokens: int = tokens) -> list[str]:
+            return model.answers(asked, max_new_tokens=tokens)
+
+        for start in range(0, len(group), batch):
+            chunk = group[start : start + batch]
+            for asked, one in zip(chunk, _tried(answer, chunk), strict=True):
+                made[asked, tokens] = one
+    for claim in claims:
+        yield made[claim.asked(how.system), how.tokens(claim.record)]
+
+
+def with_changes(
+    model: Model,
+    claims: Sequence[Claim],
+    how: How,
+    batch: int,
+    *,
+    folder: Path,
+    context: Context,
+) -> Iterator[Anew]:
+    """What the model says as the recorded attacks change it, claim by claim."""
+    waiting: list[Claim] = []
+    changes: tuple[Change, ...] = ()
+
+    def flush() -> Iterator[Anew]:
+        if not waiting:
+            return
+        tokens = how.tokens(waiting[0].record)
+
+        def answer(asked: list[Messages]) -> list[str]:
+            return model.generate(asked, max_new_tokens=tokens, interventions=changes)
+
+        yield from _tried(answer, [claim.asked(how.system) for claim in waiting])
+        waiting.clear()
+
+    for claim in claims:
+        try:
+            own = _changes(model, claim.record, how, folder, context)
+        except Exception as error:
+            yield from flush()
+            yield Anew(reason=failure_of(error).reason)
+            continue
+        if waiting and (
+            len(waiting) == batch
+            or not same(changes, own)
+            or how.tokens(claim.record) != how.tokens(waiting[0].record)
+        ):
+            yield from flush()
+        changes = own
+        waiting.append(claim)
+    yield from flush()
+
+
+def _tried(answer: Answer, asked: list[Messages]) -> list[Anew]:
+    """Answers to a batch; where that fails each is asked alone."""
+    try:
+        return [Anew(text) for text in answer(asked)]
+    except Exception as error:
+        reason = failure_of(error).reason
+    if len(asked) == 1:
+        return [Anew(reason=reason)]
+    return [one for each in asked for one in _tried(answer, [each])]
+
+
+def _changes(
+    model: Model, record: Record, how: How, folder: Path, context: Context
+) -> tuple[Change, ...]:
+    """What the attack of a record does to the model, by its artefact.
+
+    Raises:
+        BadInput: an attack that is not installed, an artefact that is not kept, a change that was
+            searched for.
+    """
+    attack = load(record.attack, **record.params)
+    if isinstance(attack, Composed) and attack.searches:
+        # What was searched for is the prompt, which is at hand.
+        attack = Composed((load("direct"), *attack.parts[1:]))
+        named = record.artefact.partition("+")[2]
+        artefact = _artefact(attack, dataclasses.replace(record, artefact=f"+{named}"), how, folder)
+    elif attack.searches:
+        raise BadInput(f"what '{record.attack}' changes was searched for and is in no file")
+    else:
+        artefact = _artefact(attack, record, how, folder)
+    behavior = context.behavior(record).for_attack()
+    rng = cell_generator(attack, behavior.id, record.seed)
+    try:
+        step = next(iter(attack.run(model, behavior, artefact=artefact, rng=rng)))
+    except KeyError as error:
+        raise BadInput(
+            f"the record names no artefact, and '{record.attack}' needs one; give the training "
+            "set of the run with --train"
+        ) from error
+    return step.interventions
+
+
+def _artefact(attack: Attack, record: Record, how: How, folder: Path) -> Artefact:
+    kept, identity = folder / "artefacts", record.artefact
+    if not identity and how.train and not isinstance(attack, Composed):
+        # What the run must have called it, if it kept one.
+        model = ModelId(record.model, record.revision, record.dtype, record.system or how.system)
+        fitted = {"attack": record.attack, "params": dict(record.params)}
+        wanted = artefact_id(model, fitted, how.train, record.seed)
+        identity = wanted if (kept / f"{wanted}.json").is_file() else ""
+    for part in identity.split("+"):
+        if part and not (kept / f"{part}.json").is_file():
+            raise BadInput(f"its artefact {part} is not in '{kept}'")
+    return artefact_of(kept, attack, identity)
