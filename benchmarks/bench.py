@@ -44,7 +44,6 @@ class Setup:
     """What to load."""
     name: str
     device: str
-    device_map: str | None
     dtype: str
     system: str | None
     date: str
@@ -53,6 +52,7 @@ class Setup:
     """The model's refusal openers, normalised."""
     artefacts: Path
     concurrency: int
+    device_map: str | None = None
     coherence: Coherence | None = None
     """What a coherent answer is for this model; None without training behaviours."""
     checkpoints: Checkpoints | None = None

@@ -203,7 +203,7 @@ def test_harness(benchmark: Any, behavior: Behavior, tmp_path: Any) -> None:
     """What a cell takes beside search, verification, answers and judgement (`harness_share`)."""
     settings = Settings(32, 1, "never", "phrases", ("phrases",), None)
     folder = str(POCKET / "pocket-llama")
-    setup = Setup(folder, "m", "cpu", None, "float32", None, DATE, settings, (), tmp_path, 1)
+    setup = Setup(folder, "m", "cpu", "float32", None, DATE, settings, (), tmp_path, 1)
     bench = Bench(setup, pocket("pocket-llama"))
     cell = Cell("key", load("gcg", steps=2 if benchmark.disabled else 8), behavior, 0, "")
     shares = []
