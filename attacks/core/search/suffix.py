@@ -110,7 +110,7 @@ def search_suffix(
         prompts = tuple(model.chat.messages(prompt, ids))
         reached, source = found.state, pursuit.source
         if isinstance(losses, Staged) and pursuit.within is not None:
-            late = int(found.state["step"]) >= pursuit.within
+            late = pursuit.within <= int(found.state["step"]) < search.steps
             losses.handed_over |= late and float(found.losses[0]) > CEILING
             if losses.handed_over:
                 reached = {**found.state, _HANDED_OVER: 1}
