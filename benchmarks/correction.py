@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from pydantic import TypeAdapter
 
 from benchmarks.store import append_lines, read_lines
-from benchmarks.success import BOOTSTRAP_SEED, CONFIDENCE, wilson
+from benchmarks.success import BOOTSTRAP_SEED, CONFIDENCE
 
 Floats = NDArray[np.float64]
 
@@ -193,7 +193,8 @@ def by_labels(judged: Mapping[str, float], labelled: Mapping[str, float]) -> Cor
     """Corrected by people's labels of a part of the very answers: prediction-powered inference.
 
     The power-tuned estimator of a mean (Angelopoulos et al. 2023, arXiv 2311.01453, section 4) over
-    behaviours, with its normal interval. None with fewer than two labelled behaviours.
+    behaviours, with its normal interval, made wider where labels are few. None with fewer than two
+    labelled behaviours.
 
     Args:
         judged: each behaviour's share of successes by the judge.
@@ -213,10 +214,8 @@ def by_labels(judged: Mapping[str, float], labelled: Mapping[str, float]) -> Cor
         unseen = weight**2 * float(rest.var(ddof=1)) / len(rest)
     residual = truth - weight * guess
     mean = float(residual.mean()) + (weight * float(rest.mean()) if weight else 0.0)
-    spread = float(residual.var(ddof=1))
-    if spread == 0:
-        # No disagreement in a few labels is no certainty.
-        spread = (wilson(0, n)[1] / NormalDist().inv_cdf(_TAILS[1])) ** 2 * n
+    # No disagreement in a few labels is no certainty: one more either way is counted.
+    spread = float(np.var([*residual, 1.0, -1.0], ddof=1))
     half = NormalDist().inv_cdf(_TAILS[1]) * math.sqrt(unseen + spread / n)
     low, high = max(0.0, mean - half), min(1.0, mean + half)
     return Corrected(min(max(mean, 0.0), 1.0), low, high, "labels", telling=high - low < _ALL)

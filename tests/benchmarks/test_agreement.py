@@ -110,7 +110,8 @@ def test_a_sheet_goes_out_blinded_and_comes_back(
     assert "with human:ann:" in capsys.readouterr().out
     main(["leaderboard", str(folder), "--format", "json"])
     boards = {(row["attack"], row["judge"]): row for row in json.loads(capsys.readouterr().out)}
-    assert boards["good", "one"]["correction"] == "labels"
+    # Four labelled behaviours leave next to nothing to tell, and the board says so.
+    assert boards["good", "one"]["correction"] == "labels (nothing to tell)"
     assert boards["good", "one"]["asr_corrected"] == pytest.approx(1.0, abs=0.3)
     assert boards["good", "human:ann"]["correction"] == ""
 
