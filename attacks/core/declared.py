@@ -23,6 +23,13 @@ _PLAIN = (
     *(ast.unaryop, ast.operator, ast.expr_context),
 )
 
+#: What some factories of defaults make.
+_EMPTY: dict[str, ast.expr] = {
+    "dict": ast.Dict([], []),
+    "list": ast.List([], ast.Load()),
+    "tuple": ast.Tuple([], ast.Load()),
+}
+
 
 class NotDeclared(LookupError):
     """The source does not say it in plain values, or there is no source."""
@@ -130,8 +137,13 @@ def _assignments(node: ast.ClassDef) -> Iterator[tuple[ast.AnnAssign, str]]:
 def _field(module: str, name: str, annotation: str, value: ast.expr | None, doc: str) -> Field:
     if isinstance(value, ast.Call) and ast.unparse(value.func) == "field":
         given = {keyword.arg: keyword.value for keyword in value.keywords}
-        if "default_factory" in given:
-            value = ast.Call(given["default_factory"], [], [])
+        made = given.get("default_factory")
+        if isinstance(made, ast.Lambda):
+            value = made.body
+        elif isinstance(made, ast.Name) and made.id in _EMPTY:
+            value = _EMPTY[made.id]
+        elif made is not None:
+            value = ast.Call(made, [], [])
         else:
             value = given.get("default")
     if value is None:
@@ -152,7 +164,8 @@ def _value(module: str, node: ast.expr) -> Any:
             if isinstance(item, ast.Assign) and ast.unparse(item.targets[0]) == node.attr:
                 return _value(where, item.value)
     if all(isinstance(part, _PLAIN) for part in ast.walk(node)):
-        return eval(compile(ast.Expression(node), module, "eval"), {"__builtins__": {}})
+        whole = ast.fix_missing_locations(ast.Expression(node))
+        return eval(compile(whole, module, "eval"), {"__builtins__": {}})
     raise NotDeclared(f"{ast.unparse(node)} in {module} is no plain value")
 
 
