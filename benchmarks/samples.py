@@ -13,6 +13,11 @@ from benchmarks.bench import Bench
 from benchmarks.cells import Cell, sample_generator
 
 
+def sampled(bench: Bench) -> bool:
+    """Whether answers are drawn beside the greedy one; otherwise their time is not looked at."""
+    return bench.setup.settings.sampling.samples > 0
+
+
 def drawn_answers(
     bench: Bench, cell: Cell, asked: Messages, interventions: Sequence[Change]
 ) -> list[str]:

@@ -39,7 +39,11 @@ def reroute(installed: Path, *argv: str, cwd: Path) -> subprocess.CompletedProce
 def test_it_lists_what_it_ships(installed: Path, tmp_path: Path) -> None:
     assert not (installed / "data").exists()
     done = reroute(installed, "models", "--json", cwd=tmp_path)
-    assert [item["name"] for item in json.loads(done.stdout)] == SHIPPED
+    assert [item["name"] for item in json.loads(done.stdout)] == [
+        *SHIPPED,
+        "village-smollm2",
+        "village-smollm2-base",
+    ]
     suites = json.loads(reroute(installed, "suites", "--json", cwd=tmp_path).stdout)
     assert {"quickstart", "pocket-board"} <= {item["name"] for item in suites}
 

@@ -49,7 +49,6 @@ class Options:
     limit: int = LIMIT
     seed: int = 0
     device: str = "auto"
-    device_map: str | None = None
     dtype: str = "auto"
     system: str | None = None
     date: str = DATE
@@ -62,6 +61,7 @@ class Options:
     """Searches of the reverse lens."""
     reverse_steps: int = 24
     """Of each of these."""
+    device_map: str | None = None
 
 
 @dataclass(frozen=True)

@@ -47,10 +47,10 @@ class Options:
     suffix: int = 0
     """Random tokens put after each request, which make the model less sure."""
     device: str = "auto"
-    device_map: str | None = None
     dtype: str = "auto"
     system: str | None = None
     date: str = DATE
+    device_map: str | None = None
 
 
 class Asked:

@@ -242,8 +242,8 @@ def test_a_dry_run_writes_nothing(
     assert run(suite, tmp_path / "out", dry_run=True)
     assert sorted(tmp_path.rglob("*")) == before
     lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == 3 and "scripted: 2 cells, 0 done" in lines[1]
-    assert "one timed step" in lines[1] and lines[2].startswith("total: 4 cells to run")
+    assert len(lines) == 4 and "scripted: 2 cells, 0 done" in lines[1]
+    assert "one timed step" in lines[1] and lines[3].startswith("total: 4 cells to run")
     run(make_suite(model, behaviors, "direct", "scripted:steps=3", limit=1), tmp_path / "out")
     capsys.readouterr()
     assert run(suite, tmp_path / "out", dry_run=True)
