@@ -249,7 +249,7 @@ def test_a_dry_run_writes_nothing(
     assert run(suite, tmp_path / "out", dry_run=True)
     lines = capsys.readouterr().out.splitlines()
     assert "2 cells, 1 done" in lines[1] and f"records in {tmp_path / 'out'}" in lines[1]
-    assert lines[2].startswith("total: 2 cells to run")
+    assert lines[3].startswith("total: 2 cells to run")
 
 
 @pytest.mark.parametrize(
