@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import nullcontext, redirect_stdout
+from contextlib import redirect_stdout
 from dataclasses import dataclass, field
 
 from attacks.attack import Artefact, State, Step
@@ -19,7 +19,7 @@ from benchmarks.cells import Cell, Task, cell_generator
 from benchmarks.failures import CONTAINED, Failure, failure_of
 from benchmarks.records import FirstSuccess, Status
 from benchmarks.resuming import Resumable
-from benchmarks.samples import drawn_answers, sampled
+from benchmarks.samples import drawn_answers
 from benchmarks.timing import Clock
 
 #: Shape of the batches in which attacks without search are answered: a constant of the suite, so
@@ -91,8 +91,8 @@ class _Search:
             prompts = self.latest.prompts[: bench.setup.settings.attempts]
             completions = [self.verified[1], *self._generate(prompts[1:])]
             target = self.tally.target
-            with self.clock.phase("generate") if sampled(bench) else nullcontext():
-                drawn = drawn_answers(bench, cell, prompts[0], self.latest.interventions)
+            changes = self.latest.interventions
+            drawn = drawn_answers(bench, cell, prompts[0], changes, self.clock)
             prompts, completions = (*prompts, *prompts[:1] * len(drawn)), [*completions, *drawn]
             with self.clock.phase("judge"):
                 garbled = bench.garbled(prompts, completions)
@@ -296,8 +296,7 @@ def _finish(bench: Bench, item: _Pending, completions: Sequence[str]) -> Outcome
     if item.failure is not None:
         return _failed(bench, cell, tally, clock, item.failure)
     try:
-        with clock.phase("generate") if sampled(bench) else nullcontext():
-            drawn = drawn_answers(bench, cell, item.prompts[0], item.interventions)
+        drawn = drawn_answers(bench, cell, item.prompts[0], item.interventions, clock)
         item.prompts += item.prompts[:1] * len(drawn)
         completions = [*completions, *drawn]
         with clock.phase("judge"):

@@ -11,17 +11,13 @@ from attacks.core.prompt import Messages
 from attacks.core.weights import Change
 from benchmarks.bench import Bench
 from benchmarks.cells import Cell, sample_generator
-
-
-def sampled(bench: Bench) -> bool:
-    """Whether answers are drawn beside the greedy one; otherwise their time is not looked at."""
-    return bench.setup.settings.sampling.samples > 0
+from benchmarks.timing import Clock
 
 
 def drawn_answers(
-    bench: Bench, cell: Cell, asked: Messages, interventions: Sequence[Change]
+    bench: Bench, cell: Cell, asked: Messages, interventions: Sequence[Change], clock: Clock
 ) -> list[str]:
-    """As many drawn answers to one conversation as the settings say.
+    """As many drawn answers to one conversation as the settings say, on the cell's clock.
 
     Answer i depends on the cell and on i, and not on how many are drawn.
 
@@ -37,9 +33,10 @@ def drawn_answers(
         for index in range(sampling.samples)
     ]
     draw = DrawTokens(torch.stack(uniforms), sampling.temperature, sampling.top_p)
-    return bench.model.generate(
-        [asked] * sampling.samples,
-        max_new_tokens=steps,
-        # Behind the others, which act on the logits before one is drawn.
-        interventions=(*interventions, draw),
-    )
+    with clock.phase("generate"):
+        return bench.model.generate(
+            [asked] * sampling.samples,
+            max_new_tokens=steps,
+            # Behind the others, which act on the logits before one is drawn.
+            interventions=(*interventions, draw),
+        )
