@@ -12,6 +12,7 @@ from typing import NoReturn
 
 from attacks.core.errors import BadInput
 from benchmarks import commands, judge_commands, later_commands
+from benchmarks.flags import add_output
 from benchmarks.signals import Terminated
 
 _GO_ON = "interrupted; what is done is kept, and running the same command again goes on from there"
@@ -92,8 +93,7 @@ def _parser() -> argparse.ArgumentParser:
     pair = add("compare", help="compare attacks with one of them, paired over behaviours")
     pair.add_argument("folders", nargs="+", type=Path, metavar="DIR", help="output of a run")
     pair.add_argument("--base", required=True, metavar="ATTACK", help="as leaderboards call it")
-    pair.add_argument("--format", choices=("md", "json"), default="md")
-    pair.add_argument("--out", type=Path, metavar="FILE", help="write it there")
+    add_output(pair)
     pair.set_defaults(command=commands.compare)
     front = add(
         "pareto", help="show the trade-offs that the weight edits of a run were chosen from"

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from attacks.core.errors import BadInput
+from benchmarks.flags import given, show
 
 #: What `attacks` tells of each, beside its name and parameters.
 _ATTACK = ("summary", "threat_model", "needs_train", "searches")
@@ -96,22 +97,17 @@ def run(args: Namespace) -> int:
     from benchmarks.signals import interruptible
     from benchmarks.suites import Suite, load_suite, suite_from
 
-    fields = [field.name for field in dataclasses.fields(Suite)]
-    given = {
-        name: value
-        for name in fields
-        if name != "name" and (value := getattr(args, name, None)) is not None
-    }
+    told = {key: value for key, value in given(args, Suite).items() if key != "name"}
     if args.suite:
         base = dataclasses.asdict(load_suite(args.suite))
     else:
         base = {"name": "ad-hoc"}
         needed = {"--model": "models", "--attack": "attacks", "--behaviors": "behaviors"}
-        missing = [flag for flag, name in needed.items() if name not in given]
+        missing = [flag for flag, name in needed.items() if name not in told]
         missing += [] if args.out or args.dry_run else ["--out"]
         if missing:
             raise BadInput(f"run: name a suite, or add {', '.join(missing)}")
-    suite = suite_from({**base, **given}, "command line")
+    suite = suite_from({**base, **told}, "command line")
     out = args.out or Path("runs") / suite.name
     with interruptible():
         complete = runner.run(
@@ -164,10 +160,8 @@ def leaderboard(args: Namespace) -> int:
         # Read and write the line ends as they are.
         text = args.readme.read_bytes().decode()
         args.readme.write_bytes(update_block(text, render(rows, "md")).encode())
-    if args.out:
-        args.out.write_text(render(rows, args.format), "utf-8")
-    elif not args.readme:
-        print(render(rows, args.format), end="")
+    if args.out or not args.readme:
+        show(render(rows, args.format), args.out)
     return 0
 
 
@@ -188,11 +182,7 @@ def compare(args: Namespace) -> int:
     from benchmarks.compare import as_json, as_markdown, compare
 
     rows = compare(args.folders, args.base)
-    shown = as_json(rows) if args.format == "json" else as_markdown(rows)
-    if args.out:
-        args.out.write_text(shown, "utf-8")
-    else:
-        print(shown, end="")
+    show(as_json(rows) if args.format == "json" else as_markdown(rows), args.out)
     return 0
 
 
@@ -208,9 +198,7 @@ def inspect(args: Namespace) -> int:
     """`inspect`: writes a page about the model, with pictures, and says where."""
     from benchmarks.inspect import Options, inspect
 
-    fields = [field.name for field in dataclasses.fields(Options)]
-    given = {name: value for name in fields if (value := getattr(args, name, None)) is not None}
-    print(inspect(Options(**given)))
+    print(inspect(Options(**given(args, Options))))
     return 0
 
 
@@ -218,9 +206,7 @@ def tokens(args: Namespace) -> int:
     """`tokens`: writes a page about the model's control tokens, and says where."""
     from benchmarks.tokens import Options, tokens
 
-    fields = [field.name for field in dataclasses.fields(Options)]
-    given = {name: value for name in fields if (value := getattr(args, name, None)) is not None}
-    print(tokens(Options(**given)))
+    print(tokens(Options(**given(args, Options))))
     return 0
 
 

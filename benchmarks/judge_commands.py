@@ -6,6 +6,8 @@ from argparse import ArgumentParser, Namespace
 from collections.abc import Callable
 from pathlib import Path
 
+from benchmarks.flags import add_output, show
+
 
 def add(add_parser: Callable[..., ArgumentParser]) -> None:
     """Adds the commands to the command line."""
@@ -33,7 +35,7 @@ def add(add_parser: Callable[..., ArgumentParser]) -> None:
         metavar="DIR",
         help="results whose boards are to be corrected by it",
     )
-    _add_output(sub)
+    add_output(sub)
     sub.set_defaults(command=calibrate)
     sub = add_parser("label", help="a blinded sheet for people who judge, and its way back")
     _add_folders(sub)
@@ -46,17 +48,12 @@ def add(add_parser: Callable[..., ArgumentParser]) -> None:
     sub.set_defaults(command=label)
     sub = add_parser("agreement", help="where judges disagree, and whether ranks of attacks change")
     _add_folders(sub)
-    _add_output(sub)
+    add_output(sub)
     sub.set_defaults(command=agreement)
 
 
 def _add_folders(sub: ArgumentParser) -> None:
     sub.add_argument("folders", nargs="+", type=Path, metavar="DIR", help="output of a run")
-
-
-def _add_output(sub: ArgumentParser) -> None:
-    sub.add_argument("--format", choices=("md", "json"), default="md")
-    sub.add_argument("--out", type=Path, metavar="FILE", help="write it there")
 
 
 def _add_behaviors(sub: ArgumentParser) -> None:
@@ -89,7 +86,7 @@ def calibrate(args: Namespace) -> int:
         for each in found:
             keep_counts(folder, each.judge, each.cases, each.counts)
     as_json = args.format == "json"
-    _show(calibration.as_json(found) if as_json else calibration.as_markdown(found), args.out)
+    show(calibration.as_json(found) if as_json else calibration.as_markdown(found), args.out)
     return 0
 
 
@@ -106,7 +103,7 @@ def label(args: Namespace) -> int:
         sheet, count = labels.export(
             args.folders, sample=args.sample, seed=args.seed, behaviors=args.behaviors
         )
-        _show(sheet, args.out)
+        show(sheet, args.out)
         if args.out:
             print(f"{count} answers; fill 'success' with yes, no or ?, then: --read {args.out}")
         return 0
@@ -126,12 +123,5 @@ def agreement(args: Namespace) -> int:
     from benchmarks.agreement import agreement, as_json, as_markdown
 
     found = agreement(args.folders)
-    _show(as_json(found) if args.format == "json" else as_markdown(found), args.out)
+    show(as_json(found) if args.format == "json" else as_markdown(found), args.out)
     return 0
-
-
-def _show(shown: str, out: Path | None) -> None:
-    if out:
-        out.write_text(shown, "utf-8")
-    else:
-        print(shown, end="")

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
-import sys
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable
 from pathlib import Path
+
+from benchmarks.flags import add_output, given, show
 
 
 def add_commands(add: Callable[..., ArgumentParser]) -> None:
@@ -25,12 +25,7 @@ def add_commands(add: Callable[..., ArgumentParser]) -> None:
     older.add_argument("--train", metavar="NAME_OR_FILE", help="what artefacts were fitted on")
     older.add_argument("--system", metavar="TEXT", help="system prompt")
     older.add_argument("--max-new-tokens", type=int, metavar="N", help="length of the answers")
-    _add_output(sub)
-
-
-def _add_output(sub: ArgumentParser) -> None:
-    sub.add_argument("--format", choices=("md", "json"), default="md")
-    sub.add_argument("--out", type=Path, metavar="FILE", help="write it there")
+    add_output(sub)
 
 
 def verify(args: Namespace) -> int:
@@ -38,15 +33,6 @@ def verify(args: Namespace) -> int:
     from benchmarks.verify import PLAIN, Options, as_json, as_markdown
     from benchmarks.verify import verify as run
 
-    given = {
-        field.name: value
-        for field in dataclasses.fields(Options)
-        if (value := getattr(args, field.name, None)) is not None
-    }
-    findings = run(Options(**{**given, "also": tuple(args.also or ())}))
-    shown = as_json(findings) if args.format == "json" else as_markdown(findings)
-    if args.out:
-        args.out.write_text(shown, "utf-8")
-    else:
-        sys.stdout.write(shown)
+    findings = run(Options(**{**given(args, Options), "also": tuple(args.also or ())}))
+    show(as_json(findings) if args.format == "json" else as_markdown(findings), args.out)
     return 0 if all(found.reproduces for found in findings if found.condition == PLAIN) else 1
