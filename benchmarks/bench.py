@@ -179,13 +179,11 @@ class Bench:
         behaviour's. What is `garbled` is no success, whatever the judge says (`of_garbled`).
         """
         behavior = behavior if target is None else replace(behavior, target=target)
-        judgements = []
-        marks = dict(enumerate(garbled if not self._judges[name].takes_garbled else ()))
+        judge, judgements, marks = self._judges[name], [], dict(enumerate(garbled))
         for index, completion in enumerate(completions):
             said = self.model.chat.answer(completion)
-            verdict = self._judges[name].judge(behavior, said, openers=self.setup.openers)
-            if marks.get(index):
-                verdict = verdict.of_garbled()
+            verdict = judge.judge(behavior, said, openers=self.setup.openers)
+            verdict = judge.settled(verdict, garbled=marks.get(index, False))
             judgements.append(
                 Judgement(key, name, index, verdict.success, verdict.label, verdict.score)
             )

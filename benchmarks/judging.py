@@ -177,8 +177,7 @@ class _Writer:
     def add(self, places: Sequence[_Place], verdict: Verdict) -> int:
         """A verdict at each of its places; returns how many these are."""
         for place in places:
-            garbled = place.garbled and not self.judge.takes_garbled
-            own = verdict.of_garbled() if garbled else verdict
+            own = self.judge.settled(verdict, garbled=place.garbled)
             values = (own.success, own.label, own.score)
             self.waiting[place.folder].append(
                 Judgement(

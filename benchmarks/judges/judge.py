@@ -73,6 +73,10 @@ class Judge(ABC):
         `behavior.target` is what the attack wanted the answer to begin with.
         """
 
+    def settled(self, verdict: Verdict, *, garbled: bool) -> Verdict:
+        """The verdict that counts, once it is known whether the answer is garbled."""
+        return verdict.of_garbled() if garbled and not self.takes_garbled else verdict
+
     def judge_all(self, cases: Sequence[Case]) -> Iterator[tuple[int, Said]]:
         """The place of each case and what is said of it, in any order, as soon as it is known.
 
