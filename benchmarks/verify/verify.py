@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 from tqdm import tqdm
 
@@ -29,6 +29,8 @@ from benchmarks.verify.claims import (
     claims_of,
     split_revision,
 )
+
+Loaded = TypeVar("Loaded", Model, PlainModel)
 
 #: same: word for word; other: another answer that is a success as well; failed: another answer
 #: that is none; unverifiable: no answer could be made.
@@ -134,13 +136,7 @@ class _Verifying:
         self, told: str, revision: str, claims: Sequence[Claim], condition: Condition
     ) -> Iterator[Finding]:
         try:
-            model = PlainModel(
-                self._source(told, revision),
-                name=told,
-                device=self.options.device,
-                dtype=condition.dtype,
-                date=split_revision(revision)[1] or DATE,
-            )
+            model = self._loaded(PlainModel, told, revision, condition)
         except BadInput as error:
             yield from self._unloaded(told, claims, condition, error)
             return
@@ -153,13 +149,7 @@ class _Verifying:
         self, name: str, revision: str, claims: Sequence[Claim], condition: Condition
     ) -> Iterator[Finding]:
         try:
-            model = Model.load(
-                self._source(name, revision),
-                name=name,
-                device=self.options.device,
-                dtype=condition.dtype,
-                date=split_revision(revision)[1] or DATE,
-            )
+            model = self._loaded(Model.load, name, revision, condition)
         except BadInput as error:
             yield from self._unloaded(name, claims, condition, error)
             return
@@ -174,6 +164,17 @@ class _Verifying:
         )
         for claim, anew in zip(claims, made, strict=True):
             yield self._finding(claim, name, condition, anew, changed)
+
+    def _loaded(
+        self, load: Callable[..., Loaded], told: str, revision: str, condition: Condition
+    ) -> Loaded:
+        return load(
+            self._source(told, revision),
+            name=told,
+            device=self.options.device,
+            dtype=condition.dtype,
+            date=split_revision(revision)[1] or DATE,
+        )
 
     def _source(self, told: str, revision: str) -> str:
         """What to load: of a model on the Hub the revision that was attacked."""
