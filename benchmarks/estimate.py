@@ -47,8 +47,9 @@ def estimate(plan: Plan, out: Path, *, workers: int) -> list[str]:
     """
     mine, board = _records(out), _records(data_dir().parent / BOARD)
     done = {_cell(record) for record in mine if record.status == "ok"}
-    label_of_mine = f"records in {out}"
-    known = [(_costs(mine), label_of_mine), (_costs(board), BOARD)]
+    # What earlier records in the folder were made with is there to be used again.
+    fitted = {pair: cost._replace(prepare=0.0) for pair, cost in _costs(mine).items()}
+    known = [(fitted, f"records in {out}"), (_costs(board), BOARD)]
     lines, total, fitting, cells, unknown = [], 0.0, 0.0, 0, 0
     for name, source in plan.models.items():
         model: Model | None = None
@@ -77,8 +78,7 @@ def estimate(plan: Plan, out: Path, *, workers: int) -> list[str]:
             if cost is not None and left:
                 total += left * cost.cell
                 line += f", about {_clock(left * cost.cell)}"
-                # What earlier records in the folder were made with is there to be used again.
-                if label_of_mine != origin and cost.prepare >= 0.5:
+                if cost.prepare >= 0.5:
                     fitting += cost.prepare
                     line += f" after {_clock(cost.prepare)} of fitting"
             lines.append(f"{line} ({origin})" if left else line)
