@@ -98,8 +98,8 @@ def search_suffix(
 
     losses: Losses = evaluator(pursuit.objective)
     if pursuit.then is not None:
-        losses = Staged(losses, evaluator(pursuit.then), pursuit.enough)
-        losses.handed_over = bool(state and state.get(_HANDED_OVER))
+        handed_over = bool(state and state.get(_HANDED_OVER))
+        losses = Staged(losses, evaluator(pursuit.then), pursuit.enough, handed_over)
     ranking = Ranking(evaluator(pursuit.rank)) if pursuit.rank is not None else None
     screen: Screen = everything
     if draft is not None and draft.model:
