@@ -23,35 +23,61 @@ _DTYPES = {name: getattr(torch, name) for name in ("float32", "bfloat16", "float
 
 
 def load_parts(
-    name_or_path: str,
-    device: str,
-    dtype: str,
-    device_map: str | Mapping[str, Any] | None = None,
-    auto: Any = AutoModelForCausalLM,
+    name_or_path: str, device: str, dtype: str, device_map: str | Mapping[str, Any] | None = None
 ) -> tuple[Any, Any, str]:
     """The model on its device, the tokenizer, and the revision; see `Model.load`.
-
-    `auto` is the class of transformers that knows models of the wanted kind.
 
     Raises:
         BadInput: one line that says what is missing and what to do.
     """
+    place, wanted = _place(device, dtype, device_map)
+    source = find_source(name_or_path)
+    config, tokenizer = _config_and_tokenizer(source)
+    hf = _placed(source, config, place, wanted, device_map)
+    return hf, tokenizer, _revision(source, config)
+
+
+def load_weights(name: str, config: Any, device: str, dtype: str, *, auto: Any) -> Any:
+    """The model alone, where configuration and revision are known already; see `load_parts`.
+
+    `auto` is the class of transformers that knows models of the wanted kind.
+
+    Raises:
+        BadInput: as `load_parts`.
+    """
+    place, wanted = _place(device, dtype, None)
+    return _placed(find_source(name), config, place, wanted, None, auto)
+
+
+def _place(
+    device: str, dtype: str, device_map: str | Mapping[str, Any] | None
+) -> tuple[torch.device, torch.dtype | None]:
+    """The device and the dtype that were asked for, None for the model's own."""
     place = _device(device)
     if dtype != "auto" and dtype not in _DTYPES:
         raise BadInput(f"unknown dtype '{dtype}'; valid: auto, {', '.join(_DTYPES)}")
-    source = find_source(name_or_path)
-    config, tokenizer = _config_and_tokenizer(source)
-    own = torch.float32 if place.type == "cpu" else config.dtype or torch.float32
-    quantised = _quantised(source, config)
-    placing: dict[str, Any] = {}
-    if device_map or quantised:
-        # Quantised weights are laid out for their device while they are loaded.
-        placing["device_map"] = device_map or {"": place}
     if isinstance(device_map, str) and device_map not in _MAPS:
         raise BadInput(f"unknown device map '{device_map}'; valid: {', '.join(_MAPS)}")
-    wanted, on_cpu = _DTYPES.get(dtype, own), place.type == "cpu"
-    hf = _weights(source, config, dtype=wanted, on_cpu=on_cpu, auto=auto, **placing)
-    return hf if placing else hf.to(place), tokenizer, _revision(source, config)
+    return place, _DTYPES.get(dtype)
+
+
+def _placed(
+    source: Source,
+    config: Any,
+    place: torch.device,
+    dtype: torch.dtype | None,
+    device_map: str | Mapping[str, Any] | None,
+    auto: Any = AutoModelForCausalLM,
+) -> Any:
+    """The model of a source where it is to be."""
+    on_cpu = place.type == "cpu"
+    own = torch.float32 if on_cpu else config.dtype or torch.float32
+    placing: dict[str, Any] = {}
+    if device_map or _quantised(source, config):
+        # Quantised weights are laid out for their device while they are loaded.
+        placing["device_map"] = device_map or {"": place}
+    hf = _weights(source, config, dtype=dtype or own, on_cpu=on_cpu, auto=auto, **placing)
+    return hf if placing else hf.to(place)
 
 
 def revision_of(name_or_path: str, config: Any) -> str:

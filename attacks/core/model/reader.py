@@ -20,7 +20,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 from attacks.core.errors import BadInput
 from attacks.core.model.chat import context_of
 from attacks.core.model.generation import greedy, plain_generation
-from attacks.core.model.loading import load_parts, load_tokenizer, revision_of
+from attacks.core.model.loading import load_tokenizer, load_weights, revision_of
 from attacks.core.template import DATE, frozen_template
 
 #: Stand for the request and the answer in the text of a template.
@@ -256,7 +256,8 @@ class Reader:
 
     @cached_property
     def _hf(self) -> Any:
-        hf, _, _ = load_parts(self.name, auto=self._auto, **self._how)
+        # The weights alone: their hash, which takes as long as reading them, is known.
+        hf = load_weights(self.name, self._config, **self._how, auto=self._auto)
         hf = hf.eval().requires_grad_(False)
         if self._auto is AutoModelForCausalLM:
             hf.generation_config = plain_generation(hf, self.tokenizer)
