@@ -13,6 +13,10 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from attacks.attack import Artefact, Attack, Behavior, Step, ThreatModel
 from attacks.core.prompt import conversation
+from attacks.core.refusal import GENERAL_OPENERS
+from attacks.core.template import DATE
+from benchmarks.bench import Setup
+from benchmarks.cells import Settings
 from benchmarks.records import Record
 from benchmarks.store import read_judgements, read_records
 from benchmarks.suites import Suite
@@ -21,20 +25,28 @@ from conftest import POCKET
 SEARCH = "slots=3,width=8,topk=8"
 
 
-def make_model(folder: Path) -> Path:
-    """A tiny random llama with a chat template, saved as any model is."""
-    tokenizer = AutoTokenizer.from_pretrained(POCKET / "pocket-llama")
-    config = AutoConfig.for_model(
+def tiny_config(tokenizer: Any, **fields: Any) -> Any:
+    """A llama of a few thousand weights."""
+    return AutoConfig.for_model(
         "llama",
         vocab_size=len(tokenizer),
         hidden_size=16,
         intermediate_size=32,
-        num_hidden_layers=2,
         num_attention_heads=2,
         num_key_value_heads=2,
+        pad_token_id=tokenizer.pad_token_id,
+        **fields,
+    )
+
+
+def make_model(folder: Path) -> Path:
+    """A tiny random llama with a chat template, saved as any model is."""
+    tokenizer = AutoTokenizer.from_pretrained(POCKET / "pocket-llama")
+    config = tiny_config(
+        tokenizer,
+        num_hidden_layers=2,
         max_position_embeddings=256,
         eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
     )
     torch.manual_seed(0)
     AutoModelForCausalLM.from_config(config).save_pretrained(folder)
@@ -69,6 +81,21 @@ def make_suite(model: Path, behaviors: Path, *attacks: str, **fields: Any) -> Su
     """A suite over one model."""
     settings = {"max_new_tokens": 4, **fields}
     return Suite("test", (str(model),), attacks, str(behaviors), **settings)
+
+
+def make_setup(source: str, artefacts: Path, **fields: Any) -> Setup:
+    """What a process is told of a model whose cells it is to run."""
+    told = {
+        "name": "tiny",
+        "device": "auto",
+        "dtype": "auto",
+        "system": None,
+        "date": DATE,
+        "settings": Settings(4, 1, "never", "phrases", ("phrases",), None),
+        "openers": GENERAL_OPENERS,
+        "concurrency": 1,
+    }
+    return Setup(source=source, artefacts=artefacts, **{**told, **fields})
 
 
 def plain(record: Record) -> dict[str, Any]:

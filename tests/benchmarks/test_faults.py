@@ -22,10 +22,7 @@ import torch
 from attacks import BadInput, registry
 from attacks.attack import Behavior, Step
 from attacks.core.model import Model
-from attacks.core.refusal import GENERAL_OPENERS
-from attacks.core.template import DATE
-from benchmarks.bench import Setup
-from benchmarks.cells import Cell, Settings, Task
+from benchmarks.cells import Cell, Task
 from benchmarks.cli import main
 from benchmarks.engines import Machinery
 from benchmarks.runner import run
@@ -33,7 +30,7 @@ from benchmarks.store import Store, read_records
 from benchmarks.suites import Suite
 from benchmarks.workers import Pool
 from conftest import ROOT
-from runs import SEARCH, Scripted, contents, make_model, make_suite, write_behaviors
+from runs import SEARCH, Scripted, contents, make_model, make_setup, make_suite, write_behaviors
 
 #: Of a search that lasts until it is stopped.
 LONG = f"random-search:{SEARCH.replace('width=8', 'width=512')},steps=1000000"
@@ -285,18 +282,7 @@ def test_the_child_of_an_attack_that_forks_writes_nothing(suite: Suite, tmp_path
 
 
 def test_a_worker_that_hangs_is_ended(suite: Suite, model: Path, tmp_path: Path) -> None:
-    setup = Setup(
-        source=str(model),
-        name="tiny",
-        device="auto",
-        dtype="auto",
-        system=None,
-        date=DATE,
-        settings=Settings(4, 1, "never", "phrases", ("phrases",), None),
-        openers=GENERAL_OPENERS,
-        artefacts=tmp_path,
-        concurrency=1,
-    )
+    setup = make_setup(str(model), tmp_path)
     attack = Rude(how="hang")
     tasks = [
         Task((Cell(name, attack, Behavior(name, "Paint the harp."), 0, ""),))

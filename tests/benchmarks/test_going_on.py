@@ -17,13 +17,11 @@ from test_contract import small, train
 from attacks import Attack, available, load, parse_spec
 from attacks.attack import State, Step
 from attacks.core.artefact import Artefact
-from attacks.core.refusal import GENERAL_OPENERS
-from attacks.core.template import DATE
 from attacks.random_search import RandomSearch
 from attacks.registry import ATTACKS
 from benchmarks import artefacts
 from benchmarks.behaviors import load_behaviors
-from benchmarks.bench import Bench, Setup, model_id
+from benchmarks.bench import Bench, model_id
 from benchmarks.cells import Cell, Settings, Task, cell_key
 from benchmarks.checkpoints import Checkpoint, Checkpoints
 from benchmarks.engine import execute
@@ -31,7 +29,7 @@ from benchmarks.fitting import fit_attack
 from benchmarks.records import Record
 from benchmarks.resuming import Resumable
 from conftest import pocket
-from runs import plain
+from runs import make_setup, plain
 
 #: What searches can be told to do differently, one group of options each.
 OPTIONS = (
@@ -76,17 +74,13 @@ def artefact_of(spec: str) -> Artefact:
 
 
 def bench_for(spec: str, folder: Path, every: float = 0.0) -> Bench:
-    setup = Setup(
-        source="",
+    setup = make_setup(
+        "",
+        folder,
         name="pocket-llama",
         device="cpu",
         dtype="float32",
-        system=None,
-        date=DATE,
         settings=Settings(8, 2, "never", "phrases", ("phrases",), None),
-        openers=GENERAL_OPENERS,
-        artefacts=folder,
-        concurrency=1,
         checkpoints=Checkpoints(folder, every),
     )
     bench = Bench(setup, pocket("pocket-llama"))

@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 import torch
 from transformers import (
-    AutoConfig,
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     AutoTokenizer,
@@ -21,7 +20,7 @@ from benchmarks.cli import main
 from benchmarks.judges import Case, Verdict, load_judge
 from benchmarks.judges.guard import FAMILIES, Guard
 from conftest import POCKET
-from runs import make_model
+from runs import make_model, tiny_config
 
 #: In the shape of a moderation template: the conversation between markers, then what to do.
 GUARD = (
@@ -143,17 +142,7 @@ def test_a_sequence_classifier(
     tmp_path: Path, template_file: Path, values: tuple[float, ...]
 ) -> None:
     tokenizer = AutoTokenizer.from_pretrained(POCKET / "pocket-llama")
-    config = AutoConfig.for_model(
-        "llama",
-        vocab_size=len(tokenizer),
-        hidden_size=16,
-        intermediate_size=32,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        num_key_value_heads=2,
-        pad_token_id=tokenizer.pad_token_id,
-        num_labels=len(values),
-    )
+    config = tiny_config(tokenizer, num_hidden_layers=1, num_labels=len(values))
     torch.manual_seed(0)
     model = AutoModelForSequenceClassification.from_config(config)
     model.save_pretrained(tmp_path)

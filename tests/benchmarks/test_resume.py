@@ -18,15 +18,12 @@ import pytest
 
 from attacks import load
 from attacks.attack import Artefact, Behavior, Step
-from attacks.core.refusal import GENERAL_OPENERS
-from attacks.core.template import DATE
-from benchmarks.bench import Setup
-from benchmarks.cells import Cell, Settings, Task
+from benchmarks.cells import Cell, Task
 from benchmarks.runner import run
 from benchmarks.suites import Suite
 from benchmarks.workers import Pool
 from conftest import ROOT
-from runs import SEARCH, contents, make_model, make_suite, write_behaviors
+from runs import SEARCH, contents, make_model, make_setup, make_suite, write_behaviors
 
 Contents = tuple[dict[str, dict[str, Any]], set[str]]
 
@@ -192,19 +189,7 @@ class Deadly(type(load("direct"))):  # type: ignore[misc]
 
 
 def test_a_worker_that_dies_costs_at_most_its_cell(suite: Suite, tmp_path: Path) -> None:
-    setup = Setup(
-        source=suite.models[0],
-        name="tiny",
-        device="auto",
-        device_map=None,
-        dtype="auto",
-        system=None,
-        date=DATE,
-        settings=Settings(4, 1, "never", "phrases", ("phrases",), None),
-        openers=GENERAL_OPENERS,
-        artefacts=tmp_path,
-        concurrency=1,
-    )
+    setup = make_setup(suite.models[0], tmp_path)
     attack = Deadly(mark=str(tmp_path / "mark"))
     tasks = [
         Task((Cell(name, attack, Behavior(name, "Paint the harp."), 0, ""),))
