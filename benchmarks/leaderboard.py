@@ -116,9 +116,9 @@ def _markdown(rows: Sequence[Row]) -> str:
     return "\n\n".join([*blocks, f"How to read the columns:\n\n{legend}"]) + "\n"
 
 
-def board_of(row: Row) -> tuple[str, str, int]:
+def board_of(row: Row) -> tuple[str, str, int, bool]:
     """What rows must share to be ranked on one board."""
-    return row.threat_model, row.stop, row.concurrency
+    return row.threat_model, row.stop, row.concurrency, bool(row.origin_model)
 
 
 def _baselines(board: Sequence[Row], rows: Sequence[Row]) -> list[Row]:
@@ -128,8 +128,9 @@ def _baselines(board: Sequence[Row], rows: Sequence[Row]) -> list[Row]:
         row
         for row in rows
         if row.attack == BASELINE
-        and row.threat_model != board[0].threat_model
-        and board_of(row)[1:] == board_of(board[0])[1:]
+        and not row.origin_model
+        and board_of(row) != board_of(board[0])
+        and board_of(row)[1:3] == board_of(board[0])[1:3]
         and (row.model, row.judge) in keys
     ]
 
@@ -141,6 +142,8 @@ def title_of(row: Row) -> str:
         title += ", ended at the first success"
     if row.concurrency != 1:
         title += f", {row.concurrency} cells at a time"
+    if row.origin_model:
+        title += ", transferred"
     return title
 
 
@@ -151,6 +154,8 @@ def _note(board: Sequence[Row]) -> str:
         note += " Each search ended when a candidate was verified: compare costs, not success."
     if board[0].concurrency != 1:
         note += " Cells ran side by side and shared the machine: times are not those of one alone."
+    if board[0].origin_model:
+        note += " The prompts were found on another model and sent as they are."
     if any(row.mixed for row in board):
         note += (
             " Rows with an asterisk mix runs in different settings (system prompt, answer length, "
@@ -184,7 +189,7 @@ def _footnotes(board: Sequence[Row]) -> list[str]:
 
 
 def _table(columns: Sequence[_Column], rows: Sequence[Row]) -> str:
-    left = sum(column.heading in ("Model", "Attack", "Judge") for column in columns)
+    left = sum(column.heading in ("Model", "Attack", "Found on", "Judge") for column in columns)
     cells = [[column.cell(row) for column in columns] for row in rows]
     return table([column.heading for column in columns], cells, left=left)
 
@@ -200,6 +205,11 @@ def _columns(rows: Sequence[Row]) -> list[_Column]:
             f"the technique; `{BASELINE}` sends each request unchanged and is the baseline. "
             "Parameters are given where one technique has several rows.",
             lambda row: text(names[row.attack_hash]) + _marks(row),
+        ),
+        _Column(
+            "Found on",
+            "the model that the prompts were found on.",
+            lambda row: text(row.origin_model),
         ),
         _Column("Judge", "what decided about success.", lambda row: text(row.judge)),
         _Column(

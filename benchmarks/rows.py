@@ -153,8 +153,7 @@ def read_rows(folders: Sequence[Path]) -> list[Row]:
 
 def read_rows_and_entries(folders: Sequence[Path]) -> list[tuple[Row, list[Entry]]]:
     """The same rows, each with the records that it sums up."""
-    groups: dict[tuple[Any, ...], dict[str, Entry]] = defaultdict(dict)
-    counts: dict[str, Counts] = {}
+    groups, counts = defaultdict[tuple[Any, ...], dict[str, Entry]](dict), dict[str, Counts]()
     for folder in folders:
         counts |= read_counts(folder)
         for judge, entry in _entries(folder):
@@ -341,10 +340,11 @@ def _speed(records: Sequence[Record]) -> float | None:
 def by_success(row: Row) -> tuple[Any, ...]:
     """Sort key on one board: by model, then the most successful attack first."""
     asr = math.inf if row.asr is None else -row.asr
-    return (row.model, asr, row.attack, row.attack_hash, row.judge)
+    return (row.model, asr, row.attack, row.attack_hash, row.judge, row.origin_model)
 
 
 def _order(row: Row) -> tuple[Any, ...]:
     known = row.threat_model in THREAT_MODELS
     board = THREAT_MODELS.index(row.threat_model) if known else len(THREAT_MODELS)
-    return (board, row.threat_model, row.stop != "never", row.concurrency, by_success(row))
+    kind = row.stop != "never", row.concurrency, row.origin_model != ""
+    return (board, row.threat_model, *kind, by_success(row))

@@ -231,7 +231,7 @@ class _Run:
                 earlier = self.store.records.get(key)
                 if earlier is not None and answers(earlier, settings.seconds):
                     progress.kept += 1
-                    self._judge_missing(bench, cell, earlier)
+                    self.failed |= not judge_missing(bench, self.store, cell, earlier)
                 else:
                     pending.append(cell)
             progress.left += len(pending)
@@ -250,27 +250,6 @@ class _Run:
                 say(progress.line)
         return tasks, unfitted
 
-    def _judge_missing(self, bench: Bench, cell: Cell, record: Record) -> None:
-        """Judges what a kill or an earlier choice of judges has left out."""
-        for name in self.plan.settings.judges:
-            missing = set(self.store.unjudged(record, name))
-            if not missing:
-                continue
-            try:
-                verdicts = bench.judge(
-                    cell.key,
-                    cell.behavior,
-                    record.completions,
-                    name,
-                    target=record.target,
-                    garbled=record.garbled,
-                )
-            except Exception as error:
-                self.failed = True
-                say(f"judge '{name}' on {cell.behavior.id}: {failure_of(error).reason}")
-            else:
-                self.store.add_judgements([v for v in verdicts if v.completion_index in missing])
-
     def _keep(self, outcomes: Iterable[Outcome], *, quietly: bool = False) -> None:
         """Stores outcomes and tells the user, of single failures unless `quietly`."""
         for outcome in outcomes:
@@ -288,6 +267,30 @@ class _Run:
                     say(f"{progress.title} · {record.behavior_id}: {record.status}: {record.error}")
             if not progress.left:
                 say(progress.line)
+
+
+def judge_missing(bench: Bench, store: Store, cell: Cell, record: Record) -> bool:
+    """Judges what a kill or an earlier choice of judges has left out; whether every judge could."""
+    complete = True
+    for name in bench.setup.settings.judges:
+        missing = set(store.unjudged(record, name))
+        if not missing:
+            continue
+        try:
+            verdicts = bench.judge(
+                cell.key,
+                cell.behavior,
+                record.completions,
+                name,
+                target=record.target,
+                garbled=record.garbled,
+            )
+        except Exception as error:
+            complete = False
+            say(f"judge '{name}' on {cell.behavior.id}: {failure_of(error).reason}")
+        else:
+            store.add_judgements([v for v in verdicts if v.completion_index in missing])
+    return complete
 
 
 @contextmanager
