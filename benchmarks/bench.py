@@ -24,8 +24,9 @@ from benchmarks import artefacts
 from benchmarks.cells import Cell, ModelId, Settings
 from benchmarks.checkpoints import Checkpoints
 from benchmarks.context import behavior_hash
-from benchmarks.failures import Failure, one_line
+from benchmarks.failures import Failure
 from benchmarks.judges import load_judge
+from benchmarks.lines import one_line
 from benchmarks.loading import load_model
 from benchmarks.records import FirstSuccess, Judgement, Record, Seconds, Status
 from benchmarks.suites import attack_hash

@@ -30,8 +30,9 @@ from benchmarks.context import note_behaviors, note_speech
 from benchmarks.engine import split
 from benchmarks.engines import Engine, Machinery
 from benchmarks.estimate import estimate
-from benchmarks.failures import failure_of, one_line
+from benchmarks.failures import failure_of
 from benchmarks.fitting import fit_attack, fit_coherent, fit_openers
+from benchmarks.lines import one_line
 from benchmarks.plan import Plan, check
 from benchmarks.progress import say
 from benchmarks.records import Record
