@@ -13,7 +13,7 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 RACE := .race-venv
 
-.PHONY: demo test check speed race gpu board pocket village clean
+.PHONY: demo test check speed race gpu faults board pocket village clean
 
 demo: $(STAMP)  ## Attack the shipped pocket models and print a leaderboard.
 	$(BIN)/reroute run quickstart --workers $(WORKERS) --out runs/quickstart
@@ -34,6 +34,10 @@ race: $(STAMP) $(RACE)/.installed  ## Race against nanoGCG, which has an environ
 
 gpu: $(STAMP)  ## Exactness, speed, race and a board on a graphics card, in 9 minutes.
 	$(BIN)/python -m benchmarks.gpu
+
+faults: $(STAMP)  ## Kill runs 50 times, and feed 10,000 hostile inputs: half an hour.
+	$(BIN)/python tests/benchmarks/kills.py --kills 50 --out results/faults
+	REROUTE_FUZZ=1250 $(BIN)/python -m pytest tests/benchmarks/test_fuzz.py
 
 BOARDS := pocket-board pocket-rerouting pocket-interventions
 
