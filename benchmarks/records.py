@@ -117,6 +117,16 @@ class Record:
     versions: Mapping[str, str] = field(default_factory=dict)
     schema: int = SCHEMA
 
+    def __post_init__(self) -> None:
+        """Raises ValueError where fields that go side by side are not of one length."""
+        answers = len(self.completions)
+        if (
+            len(self.openings) not in (0, len(self.prompts))
+            or len(self.garbled) not in (0, answers)
+            or not 0 <= self.samples <= answers
+        ):
+            raise ValueError("prompts, openings, completions and garbled do not go together")
+
     @property
     def greedy(self) -> int:
         """How many completions, the first ones, are greedy: one for each candidate."""
