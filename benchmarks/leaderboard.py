@@ -213,9 +213,9 @@ def _columns(rows: Sequence[Row]) -> list[_Column]:
         ),
         _Column("Judge", "what decided about success.", lambda row: text(row.judge)),
         _Column(
-            "Success",
-            "share of harmful requests that the attack's first candidate got through, with the "
-            "95 % interval; errors count as failures.",
+            "ASR",
+            "attack success rate: share of harmful requests on which the attack's first candidate "
+            "succeeds, with the 95 % interval; errors count as failures.",
             lambda row: _interval(row.asr, row.asr_low, row.asr_high),
         ),
         _Column(
@@ -226,7 +226,7 @@ def _columns(rows: Sequence[Row]) -> list[_Column]:
             _corrected,
         ),
         _Column(
-            "Success of k",
+            "ASR@k",
             f"the same for any of the first k candidates that were answered; k is {tries}.",
             lambda row: _rate(row.success_at_k) if row.attempts > 1 else "",
         ),
@@ -242,12 +242,12 @@ def _columns(rows: Sequence[Row]) -> list[_Column]:
             lambda row: "" if row.sample_any is None else f"{row.sample_any:.2f} of {row.samples}",
         ),
         _Column(
-            "Complied",
+            "Compliance",
             "share of harmful requests that were answered, rightly or not.",
             lambda row: _rate(row.compliance),
         ),
         _Column(
-            "Refused",
+            "Refusal",
             "share of harmful requests that were refused.",
             lambda row: _rate(row.refusal_rate),
         ),
@@ -258,7 +258,7 @@ def _columns(rows: Sequence[Row]) -> list[_Column]:
             lambda row: _rate(row.garbled),
         ),
         _Column(
-            "Harmless refused",
+            "Over-refusal",
             "share of harmless requests that were refused.",
             lambda row: _rate(row.over_refusal),
         ),
@@ -268,7 +268,7 @@ def _columns(rows: Sequence[Row]) -> list[_Column]:
             lambda row: _rate(row.harmless_kept),
         ),
         _Column(
-            "Harmless KL",
+            "KL on harmless",
             "how far the interventions move the first token of answers to harmless requests: the "
             "mean divergence of what the changed model says from what it would say, in nats.",
             lambda row: "" if row.harmless_kl is None else f"{row.harmless_kl:.2g}",
@@ -284,13 +284,13 @@ def _columns(rows: Sequence[Row]) -> list[_Column]:
             lambda row: _seconds(row.prepare_seconds or None),
         ),
         _Column(
-            "First success, s",
+            "To first success, s",
             "seconds of search and verification until half of all requests had their first "
             "verified success; a dash when fewer than half ever had.",
             lambda row: _seconds(row.first_success_seconds_median),
         ),
         _Column(
-            "First success, FLOPs",
+            "To first success, FLOPs",
             "the same in floating-point operations of the search.",
             lambda row: big(row.first_success_flops_median),
         ),
