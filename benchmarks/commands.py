@@ -69,9 +69,33 @@ LISTINGS: dict[str, Listing] = {
 }
 
 
+#: Listings whose names `explain` tells more of.
+EXPLAINED = ("attacks", "judges")
+
+
+def explain(args: Namespace) -> int:
+    """`attacks NAME`, `judges NAME`: one of them in full; the list without a name."""
+    if args.name is None or args.json:
+        return list_names(args)
+    from benchmarks.explain import explain as told
+
+    if args.kind == "attacks":
+        from attacks.registry import describe
+
+        known = describe()
+    else:
+        from benchmarks.judges.registry import JUDGES
+
+        known = JUDGES.describe()
+    print(told(args.kind.removesuffix("s"), args.name, known), end="")
+    return 0
+
+
 def list_names(args: Namespace) -> int:
     """`attacks`, `models`, ...: one aligned line each, or JSON."""
     found = args.listing()
+    if wanted := getattr(args, "name", None):
+        found = [item for item in found if item["name"] == wanted]
     if args.json:
         print(json.dumps(found, indent=2))
         return 0
