@@ -117,9 +117,16 @@ def _add_run(sub: argparse.ArgumentParser) -> None:
     for flag, field, meta, text in (
         ("--model", "models", "NAME", "shipped name, folder or Hub id; may be repeated"),
         ("--attack", "attacks", "SPEC", "name or name:key=value,...; A+B: A where B is at work"),
+        ("--defense", "defense", "SPEC", "put around the model, as attacks are named; or none"),
         ("--judge", "judges", "NAME", "default: reference where there are references, or phrases"),
     ):
         what.add_argument(flag, action="append", dest=field, metavar=meta, help=text)
+    what.add_argument(
+        "--adaptivity",
+        nargs="+",
+        choices=("static", "adaptive"),
+        help="whether attacks know of the defence (default: both, where that can differ)",
+    )
     _add_subject(what, "behaviours to fit on", "behaviours to attack")
     for flag, text in (
         ("--limit", "number of behaviours"),
