@@ -22,12 +22,12 @@ from attacks.core.sites import Site, Trace
 from benchmarks.defenses.defense import REFUSAL, Defense, texts_of
 from benchmarks.defenses.thresholds import (
     TOLERABLE,
-    area_under_curve,
     checked,
     halves,
     measured,
     threshold_between,
 )
+from benchmarks.roc import area_under_curve
 
 if TYPE_CHECKING:
     from attacks.core.model import Model

@@ -14,6 +14,7 @@ from attacks.core.errors import BadInput
 from attacks.core.objectives import Bound
 from attacks.core.prompt import Prompt
 from attacks.core.shields import excesses
+from benchmarks.roc import area_under_curve
 
 if TYPE_CHECKING:
     from attacks.core.model import Model
@@ -44,14 +45,6 @@ def threshold_between(
         floor = top if min(harmful) > top else low
         return (floor + min(harmful)) / 2
     return low
-
-
-def area_under_curve(harmless: Sequence[float], harmful: Sequence[float]) -> float | None:
-    """Area under the ROC curve: P(harmful > harmless) + P(equal) / 2; None without either."""
-    if not (harmless and harmful):
-        return None
-    wins = sum((a > b) + (a == b) / 2 for a in harmful for b in harmless)
-    return wins / (len(harmless) * len(harmful))
 
 
 def halves(
