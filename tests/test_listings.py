@@ -12,14 +12,16 @@ import pytest
 from attacks.core.declared import Declared, Field, NotDeclared, declared, of_class
 from attacks.core.plugins import Registry
 from attacks.registry import ATTACKS
+from benchmarks.defenses.registry import DEFENSES
 from benchmarks.judges.registry import JUDGES
 from conftest import ROOT
 
-LISTINGS = ("attacks", "models", "behaviors", "judges", "suites")
+LISTINGS = ("attacks", "models", "behaviors", "judges", "defenses", "suites")
 COMMANDS = [
     ["--help"],
     *([name] for name in LISTINGS),
     ["attacks", "--json"],
+    ["defenses", "--json"],
     ["leaderboard", "results/pocket-gcg-best"],
 ]
 
@@ -42,7 +44,7 @@ def same(one: Declared, other: Declared) -> bool:
 
 @pytest.mark.parametrize(
     ("registry", "name"),
-    [(registry, name) for registry in (ATTACKS, JUDGES) for name in registry.built_in],
+    [(registry, name) for registry in (ATTACKS, JUDGES, DEFENSES) for name in registry.built_in],
     ids=lambda value: value if isinstance(value, str) else value.kind,
 )
 def test_sources_declare_what_the_classes_have(registry: Registry, name: str) -> None:

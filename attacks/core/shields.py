@@ -127,38 +127,71 @@ class Hinge(Bound):
 
 
 @dataclass(frozen=True, eq=False)
-class Check(Shield):
-    """Blocks prompts by a score that is read from the model; what passes is asked."""
+class Blocking(Shield):
+    """Blocks prompts by a score; what passes is asked."""
 
     title: str
-    excess: Callable[[Model, Prompt], Bound]
-    """(B,) how far the score of a prompt is above its threshold; above 0 it is blocked."""
     refusal: str
     """What a blocked prompt is answered."""
     weight: float
-    """Of the penalty, in units of the loss."""
+    """Of what an attack adds to its loss, in units of the loss for each of the score."""
     margin: float
-    """The penalty begins so far below the threshold, in units of the score."""
+    """That begins so far below the threshold, in units of the score."""
 
     @property
     def name(self) -> str:
         return self.title
 
+    @abstractmethod
+    def scores(
+        self, model: Model, asked: Sequence[Messages], interventions: Sequence[Change]
+    ) -> list[float]:
+        """How far each conversation is above the threshold; above 0 it is blocked."""
+
     def answer(self, exchange: Exchange, asked: Sequence[Messages]) -> list[Shielded]:
-        found = excesses(exchange.model, asked, self.excess, exchange.interventions)
+        found = self.scores(exchange.model, asked, exchange.interventions)
         passed = exchange.ask(
             [turns for turns, over in zip(asked, found, strict=True) if over <= 0]
         )
         answers = iter(passed)
-        return [
-            (next(answers) if over <= 0 else Shielded(self.refusal, self.name)).scored(
-                self.name, over
-            )
-            for over in found
-        ]
+        said = [next(answers) if over <= 0 else Shielded(self.refusal, self.name) for over in found]
+        return [one.scored(self.name, over) for one, over in zip(said, found, strict=True)]
+
+
+@dataclass(frozen=True, eq=False)
+class Check(Blocking):
+    """Blocks by a score that one pass reads, and that gradients flow through."""
+
+    excess: Callable[[Model, Prompt], Bound]
+    """(B,) how far the score of a prompt is above its threshold."""
+
+    def scores(
+        self, model: Model, asked: Sequence[Messages], interventions: Sequence[Change]
+    ) -> list[float]:
+        return excesses(model, asked, self.excess, interventions)
 
     def penalty(self, model: Model, prompt: Prompt) -> Bound:
         return Hinge(self.excess(model, prompt), self.weight, self.margin)
+
+
+@dataclass(frozen=True, eq=False)
+class BlackBox(Blocking):
+    """Blocks by a score that takes more than one pass over the prompt: it has no gradient."""
+
+    measure: Callable[[Model, Sequence[Messages], Sequence[Change]], list[float]]
+    """How far each conversation is above the threshold."""
+
+    def scores(
+        self, model: Model, asked: Sequence[Messages], interventions: Sequence[Change]
+    ) -> list[float]:
+        return self.measure(model, asked, interventions)
+
+    def toll(self, model: Model, prompt: Prompt) -> Toll:
+        def cost(asked: Sequence[Messages]) -> Tensor:
+            excess = torch.tensor(self.scores(model, asked, ()))
+            return self.weight * (excess + self.margin).clamp_min(0)
+
+        return cost
 
 
 @torch.no_grad()

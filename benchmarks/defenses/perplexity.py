@@ -94,7 +94,7 @@ class Perplexity(Defense):
         from attacks.core.model import ShieldedModel
 
         excess = partial(self._excess, artefact)
-        check = Check(self.name, excess, REFUSAL, self.weight, self.margin)
+        check = Check(self.name, REFUSAL, self.weight, self.margin, excess)
         return ShieldedModel(model, [check])
 
     def _excess(self, artefact: Artefact, model: Model, prompt: Prompt) -> Bound:

@@ -57,18 +57,18 @@ def halves(
     Raises:
         BadInput: fewer than two of either kind.
     """
+    # A set may name the counterpart on both rows or on one of them.
+    pairs = {row.twin: row.id for row in train if row.twin}
+    names = [min(row.id, row.twin or row.id, pairs.get(row.id, row.id)) for row in train]
+    draws = {name: float(torch.rand((), generator=rng)) for name in dict.fromkeys(names)}
+    drawn = {row.id: draws[name] for row, name in zip(train, names, strict=True)}
     fitted: list[Behavior] = []
     held: list[Behavior] = []
-    draws = {}
-    for row in train:
-        pair = min(row.id, row.twin or row.id)
-        if pair not in draws:
-            draws[pair] = float(torch.rand((), generator=rng))
     for kind in (True, False):
         rows = [row for row in train if row.harmful == kind]
         if len(rows) < 2:
             raise BadInput("a defence is fitted to two or more harmful and harmless behaviours")
-        ordered = sorted(rows, key=lambda row: draws[min(row.id, row.twin or row.id)])
+        ordered = sorted(rows, key=lambda row: drawn[row.id])
         cut = min(len(rows) - 1, max(1, round((1 - held_out) * len(rows))))
         fitted += ordered[:cut]
         held += ordered[cut:]
