@@ -21,7 +21,7 @@ from conftest import pocket
 #: Every registered defence, and combinations.
 COMBINED = ["perplexity+latent-guard", "smooth-llm:copies=2+self-reminder+perplexity"]
 #: What has to be given for a defence to be made.
-GIVEN: dict[str, str] = {}
+GIVEN = {"guard": "guard:judge='phrases'"}
 DEFENSES = [*(GIVEN.get(name, name) for name in sorted(available())), *COMBINED]
 
 

@@ -24,6 +24,8 @@ DEFENSES: Registry[Defense] = Registry(
         "erase-and-check": "benchmarks.defenses.latent_guard:EraseAndCheck",
         "smooth-llm": "benchmarks.defenses.smooth_llm:SmoothLLM",
         "system-prompt": "benchmarks.defenses.reminders:SystemPrompt",
+        "steering": "benchmarks.defenses.steering:ConditionalSteering",
+        "guard": "benchmarks.defenses.guard:GuardJudge",
         "self-reminder": "benchmarks.defenses.reminders:SelfReminder",
     },
 )
