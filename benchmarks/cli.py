@@ -102,10 +102,11 @@ def _parser() -> argparse.ArgumentParser:
     front.set_defaults(command=commands.pareto)
     _add_inspect(add("inspect", help="look into a model: where refusal sits, and what attacks do"))
     _add_tokens(add("tokens", help="study a model's control tokens: thresholds and categories"))
-    new = add("new-attack", help="write a package with a working attack, to start from")
-    new.add_argument("name", metavar="NAME")
-    new.add_argument("folder", nargs="?", type=Path, metavar="DIR")
-    new.set_defaults(command=commands.new)
+    for kind, what in (("attack", "attack"), ("defense", "defence")):
+        new = add(f"new-{kind}", help=f"write a package with a working {what}, to start from")
+        new.add_argument("name", metavar="NAME")
+        new.add_argument("folder", nargs="?", type=Path, metavar="DIR")
+        new.set_defaults(command=commands.new, kind=kind)
     return parser
 
 

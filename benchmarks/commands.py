@@ -228,10 +228,11 @@ def tokens(args: Namespace) -> int:
 
 
 def new(args: Namespace) -> int:
-    """`new-attack`: writes the package and says what comes next."""
-    from benchmarks.new_attack import new_attack
+    """`new-attack`, `new-defense`: writes the package and says what comes next."""
+    from benchmarks import new_attack
 
-    written = new_attack(args.name, args.folder)
+    make = new_attack.new_defense if args.kind == "defense" else new_attack.new_attack
+    written = make(args.name, args.folder)
     for path in written:
         print(path)
     print(f"\nNext: pip install -e {written[0].parent}, and run its test with pytest")

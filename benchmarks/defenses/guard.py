@@ -8,7 +8,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 import torch
-from torch import Tensor
+from torch import Generator, Tensor
 
 from attacks.core.artefact import Artefact
 from attacks.core.behavior import Behavior
@@ -54,6 +54,10 @@ class GuardJudge(Defense):
         if self.on not in ("answer", "prompt"):
             raise BadInput(f"guard: on='{self.on}'; valid: answer, prompt")
         load_judge(self.judge)
+
+    def fit(self, model: Model, train: Sequence[Behavior], *, rng: Generator) -> Artefact:
+        """Nothing; what identifies the judge, its model's revision included."""
+        return Artefact(data={"judge": load_judge(self.judge).identity})
 
     def around(self, model: Model, artefact: Artefact) -> Model:
         """The judge in front of the model."""
