@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, ClassVar, TypeAlias
 
 import torch
 from torch import Tensor
@@ -61,6 +61,9 @@ class Exchange:
 
 class Shield(ABC):
     """Decides what of a conversation reaches a model, and what of an answer the user."""
+
+    whole: ClassVar[bool] = False
+    """Whether the model has to read a prompt in one pass, without a cache of its beginning."""
 
     @property
     @abstractmethod

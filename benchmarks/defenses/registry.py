@@ -25,6 +25,7 @@ DEFENSES: Registry[Defense] = Registry(
         "smooth-llm": "benchmarks.defenses.smooth_llm:SmoothLLM",
         "system-prompt": "benchmarks.defenses.reminders:SystemPrompt",
         "steering": "benchmarks.defenses.steering:ConditionalSteering",
+        "subspace-filter": "benchmarks.defenses.subspace_filter:SubspaceFilter",
         "guard": "benchmarks.defenses.guard:GuardJudge",
         "self-reminder": "benchmarks.defenses.reminders:SelfReminder",
     },

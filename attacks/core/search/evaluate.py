@@ -89,6 +89,7 @@ class Evaluator:
             BadInput: a slot that no read can see.
         """
         objective = penalised(model, prompt, objective)
+        use_cache = use_cache and not any(shield.whole for shield in model.shields)
         check_causality(prompt, objective)
         self.model = model
         self.prompt = prompt
