@@ -13,13 +13,13 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 RACE := .race-venv
 
-.PHONY: demo test check speed race gpu board pocket village clean
+.PHONY: demo test check speed race gpu faults board pocket village clean
 
 demo: $(STAMP)  ## Attack the shipped pocket models and print a leaderboard.
 	$(BIN)/reroute run quickstart --workers $(WORKERS) --out runs/quickstart
 
 test: $(STAMP)  ## Run the tests.
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --maxprocesses 8 --dist worksteal
 
 check: $(STAMP)  ## Lint and type-check.
 	$(BIN)/ruff check .
@@ -34,6 +34,10 @@ race: $(STAMP) $(RACE)/.installed  ## Race against nanoGCG, which has an environ
 
 gpu: $(STAMP)  ## Exactness, speed, race and a board on a graphics card, in 9 minutes.
 	$(BIN)/python -m benchmarks.gpu
+
+faults: $(STAMP)  ## Kill runs 50 times, and feed 10,000 hostile inputs: half an hour.
+	$(BIN)/python tests/benchmarks/kills.py --kills 50 --out results/faults
+	REROUTE_FUZZ=1250 $(BIN)/python -m pytest tests/benchmarks/test_fuzz.py
 
 BOARDS := pocket-board pocket-rerouting pocket-interventions
 

@@ -14,8 +14,8 @@ from attacks.attack import Artefact, Attack
 from attacks.composed import Composed
 from attacks.core.artefact import EMPTY
 from attacks.core.errors import BadInput
-from benchmarks.failures import one_line
 from benchmarks.files import write_whole
+from benchmarks.lines import one_line
 
 
 def save(folder: Path, identity: str, artefact: Artefact) -> None:

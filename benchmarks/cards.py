@@ -97,7 +97,9 @@ class _Measure:
                 self.harmless,
             )
         ]
-        fitted = fit_probe(groups[0], groups[1], rng=Generator().manual_seed(SEED), held_out=0.0)
+        fitted = fit_probe(
+            groups[0], groups[1], rng=Generator().manual_seed(SEED), penalties=(0.01,)
+        )
         says_harmless = [(rows @ fitted.weight + fitted.bias) > 0 for rows in groups[2:]]
         right = torch.cat([~says_harmless[0], says_harmless[1]])
         return float(right.double().mean())

@@ -13,6 +13,7 @@ from typing import NoReturn
 from attacks.core.errors import BadInput
 from benchmarks import commands, judge_commands, later_commands
 from benchmarks.flags import add_output
+from benchmarks.lines import one_line
 from benchmarks.signals import Terminated
 
 _GO_ON = "interrupted; what is done is kept, and running the same command again goes on from there"
@@ -47,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _fail(message: str, code: int) -> int:
-    print("reroute:", " ".join(message.split()), file=sys.stderr)
+    print("reroute:", one_line(message), file=sys.stderr)
     return code
 
 

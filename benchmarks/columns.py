@@ -30,6 +30,27 @@ def rate(value: float | None) -> str:
     return "" if value is None else f"{value:.2f}"
 
 
+def interval(rate: float | None, low: float | None, high: float | None) -> str:
+    """A rate and its interval, nothing where there is none."""
+    if rate is None or low is None or high is None:
+        return ""
+    return f"{rate:.2f} [{low:.2f}, {high:.2f}]"
+
+
+def corrected(row: Row) -> str:
+    """A row's corrected success, and by what it was corrected."""
+    if row.asr_corrected_low is None or row.asr_corrected_high is None:
+        return ""
+    mean = "?" if row.asr_corrected is None else f"{row.asr_corrected:.2f}"
+    shown = f"[{row.asr_corrected_low:.2f}, {row.asr_corrected_high:.2f}]"
+    return f"{mean} {shown}, {row.correction}"
+
+
+def seconds(value: float | None) -> str:
+    """A number with two digits, nothing where there is none."""
+    return "" if value is None else f"{value:.2f}"
+
+
 def defense_columns(rows: Sequence[Row]) -> list[Column]:
     """Which defence, and whether the attack knew of it."""
     names = defense_labels(rows)

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 
 from attacks.core.errors import BadInput
+from benchmarks.lines import one_line
 from benchmarks.records import Status
 
 
@@ -32,8 +33,3 @@ def failure_of(error: BaseException) -> Failure:
     if not isinstance(error, BadInput):
         text = f"{type(error).__name__}: {text}".removesuffix(": ")
     return Failure("out_of_memory" if out_of_memory else "error", text)
-
-
-def one_line(text: str) -> str:
-    """`text` without line breaks and control characters, as a terminal may show it."""
-    return " ".join("".join(c if c.isprintable() else " " for c in text).split())

@@ -26,6 +26,30 @@ def add_commands(add: Callable[..., ArgumentParser]) -> None:
     older.add_argument("--system", metavar="TEXT", help="system prompt")
     older.add_argument("--max-new-tokens", type=int, metavar="N", help="length of the answers")
     add_output(sub)
+    sub = add("transfer", help="send recorded prompts to other models, and tabulate what succeeds")
+    sub.set_defaults(command=transfer)
+    sub.add_argument("folder", type=Path, metavar="DIR", help="output of a run")
+    sub.add_argument(
+        "--to",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="MODEL",
+        help="shipped name, folder, Hub id, or openai:model=NAME,url=URL; none: only the table",
+    )
+    sub.add_argument("--out", type=Path, metavar="DIR", help="where to record (default: DIR)")
+    sub.add_argument("--judge", action="append", dest="judges", metavar="SPEC")
+    sub.add_argument("--behaviors", metavar="NAME_OR_FILE", help="default: the shipped sets")
+    sub.add_argument("--train", metavar="NAME_OR_FILE", help="to learn the targets' refusals from")
+    sub.add_argument("--attempts", type=int, metavar="K", help="candidates of each record")
+    sub.add_argument("--limit", type=int, metavar="N", help="behaviours per model and attack")
+    sub.add_argument("--max-new-tokens", type=int, metavar="N", help="length of the answers")
+    sub.add_argument("--system", metavar="TEXT", help="system prompt (default: as recorded)")
+    sub.add_argument("--device", metavar="D", help="auto, cpu, cuda, ...")
+    sub.add_argument("--device-map", metavar="MAP", help="see run")
+    sub.add_argument("--dtype", metavar="T", help="auto, float32, bfloat16, ...")
+    sub.add_argument("--date", metavar="YYYY-MM-DD", help="see run")
+    sub.add_argument("--format", choices=("md", "json"), default="md")
 
 
 def verify(args: Namespace) -> int:
@@ -36,3 +60,20 @@ def verify(args: Namespace) -> int:
     findings = run(Options(**{**given(args, Options), "also": tuple(args.also or ())}))
     show(as_json(findings) if args.format == "json" else as_markdown(findings), args.out)
     return 0 if all(found.reproduces for found in findings if found.condition == PLAIN) else 1
+
+
+def transfer(args: Namespace) -> int:
+    """`transfer`: 1 when some prompts have no answer or no verdict yet."""
+    from benchmarks.transfer import as_json, as_markdown, matrices
+
+    complete = True
+    if args.to:
+        from benchmarks.transfer.transfer import Options  # Here, for it brings torch along.
+        from benchmarks.transfer.transfer import transfer as send
+
+        told = given(args, Options)
+        told |= {key: tuple(told[key]) for key in ("to", "judges") if key in told}
+        complete = send(Options(**told))
+    found = matrices(list(dict.fromkeys([args.folder, args.out or args.folder])))
+    show(as_json(found) if args.format == "json" else as_markdown(found), None)
+    return 0 if complete else 1

@@ -18,7 +18,10 @@ from benchmarks.columns import (
     defense_notes,
     effect_columns,
 )
+from benchmarks.columns import corrected as _corrected
+from benchmarks.columns import interval as _interval
 from benchmarks.columns import rate as _rate
+from benchmarks.columns import seconds as _seconds
 from benchmarks.rows import Row, by_success, read_rows
 from benchmarks.tables import attack_labels, table, text
 
@@ -28,7 +31,7 @@ Format = Literal["md", "csv", "json"]
 FORMATS: tuple[Format, ...] = get_args(Format)
 
 #: The columns that hold words: they are set to the left.
-_WORDS = ("Model", "Defence", "Attacker", "Attack", "Judge")
+_WORDS = ("Model", "Defence", "Attacker", "Attack", "Found on", "Judge")
 
 START, END = "<!-- leaderboard:start -->", "<!-- leaderboard:end -->"
 
@@ -117,9 +120,10 @@ def _markdown(rows: Sequence[Row]) -> str:
     return "\n\n".join([*blocks, f"How to read the columns:\n\n{legend}"]) + "\n"
 
 
-def board_of(row: Row) -> tuple[str, str, int, bool]:
+def board_of(row: Row) -> tuple[str, str, int, bool, bool]:
     """What rows must share to be ranked on one board."""
-    return row.threat_model, row.stop, row.concurrency, bool(row.defense)
+    apart = bool(row.origin_model), bool(row.defense)
+    return row.threat_model, row.stop, row.concurrency, *apart
 
 
 def _baselines(board: Sequence[Row], rows: Sequence[Row]) -> list[Row]:
@@ -129,8 +133,10 @@ def _baselines(board: Sequence[Row], rows: Sequence[Row]) -> list[Row]:
         row
         for row in rows
         if row.attack == BASELINE
-        and row.threat_model != board[0].threat_model
-        and board_of(row)[1:] == board_of(board[0])[1:]
+        and not row.origin_model
+        and board_of(row) != board_of(board[0])
+        and board_of(row)[1:3] == board_of(board[0])[1:3]
+        and bool(row.defense) == bool(board[0].defense)
         and (row.model, row.judge) in keys
     ]
 
@@ -144,6 +150,8 @@ def title_of(row: Row) -> str:
         title += ", ended at the first success"
     if row.concurrency != 1:
         title += f", {row.concurrency} cells at a time"
+    if row.origin_model:
+        title += ", transferred"
     return title
 
 
@@ -154,6 +162,8 @@ def _note(board: Sequence[Row]) -> str:
         note += " Each search ended when a candidate was verified: compare costs, not success."
     if board[0].concurrency != 1:
         note += " Cells ran side by side and shared the machine: times are not those of one alone."
+    if board[0].origin_model:
+        note += " The prompts were found on another model and sent as they are."
     if any(row.mixed for row in board):
         note += (
             " Rows with an asterisk mix runs in different settings (system prompt, answer length, "
@@ -205,6 +215,11 @@ def _columns(rows: Sequence[Row]) -> list[Column]:
             f"the technique; `{BASELINE}` sends each request unchanged and is the baseline. "
             "Parameters are given where one technique has several rows.",
             lambda row: text(names[row.attack_hash]) + _marks(row),
+        ),
+        Column(
+            "Found on",
+            "the model that the prompts were found on.",
+            lambda row: text(row.origin_model),
         ),
         Column("Judge", "what decided about success.", lambda row: text(row.judge)),
         Column(
@@ -310,24 +325,6 @@ def _marks(row: Row) -> str:
     """Signs behind an attack's name, explained under the board."""
     failed, broken = row.verdict.startswith("failed"), (row.garbled or 0) >= _BROKEN
     return (" †" if failed else "") + (" ‡" if broken else "") + (" \\*" if row.mixed else "")
-
-
-def _interval(rate: float | None, low: float | None, high: float | None) -> str:
-    if rate is None or low is None or high is None:
-        return ""
-    return f"{rate:.2f} [{low:.2f}, {high:.2f}]"
-
-
-def _corrected(row: Row) -> str:
-    if row.asr_corrected_low is None or row.asr_corrected_high is None:
-        return ""
-    mean = "?" if row.asr_corrected is None else f"{row.asr_corrected:.2f}"
-    interval = f"[{row.asr_corrected_low:.2f}, {row.asr_corrected_high:.2f}]"
-    return f"{mean} {interval}, {row.correction}"
-
-
-def _seconds(value: float | None) -> str:
-    return "" if value is None else f"{value:.2f}"
 
 
 def big(value: float | None) -> str:

@@ -6,7 +6,7 @@ import sys
 
 from tqdm import tqdm
 
-from benchmarks.failures import one_line
+from benchmarks.lines import one_line
 
 
 def say(line: str) -> None:

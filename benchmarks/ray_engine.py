@@ -20,7 +20,8 @@ from attacks.core.errors import BadInput
 from benchmarks.bench import Bench, Setup
 from benchmarks.cells import Task
 from benchmarks.engines import TRIES, Engine, Machinery, Result, Server
-from benchmarks.failures import Failure, one_line
+from benchmarks.failures import Failure
+from benchmarks.lines import one_line
 from benchmarks.workers import lost
 
 try:

@@ -133,6 +133,18 @@ class Record:
     """How far each candidate was above the thresholds of the parts that looked at it, by name."""
     schema: int = SCHEMA
 
+    def __post_init__(self) -> None:
+        """Raises ValueError where fields that go side by side are not of one length."""
+        answers = len(self.completions)
+        if (
+            len(self.openings) not in (0, len(self.prompts))
+            or len(self.garbled) not in (0, answers)
+            or len(self.blocked) not in (0, answers)
+            or len(self.excess) != len(self.blocked)
+            or not 0 <= self.samples <= answers
+        ):
+            raise ValueError("fields of prompts or completions do not go together")
+
     @property
     def greedy(self) -> int:
         """How many completions, the first ones, are greedy: one for each candidate."""

@@ -130,8 +130,7 @@ def read_rows(folders: Sequence[Path]) -> list[Row]:
 
 def read_rows_and_entries(folders: Sequence[Path]) -> list[tuple[Row, list[Entry]]]:
     """The same rows, each with the records that it sums up."""
-    groups: dict[tuple[Any, ...], dict[str, Entry]] = defaultdict(dict)
-    counts: dict[str, Counts] = {}
+    groups, counts = defaultdict[tuple[Any, ...], dict[str, Entry]](dict), dict[str, Counts]()
     for folder in folders:
         counts |= read_counts(folder)
         for judge, entry in _entries(folder):
@@ -328,11 +327,12 @@ def by_success(row: Row) -> tuple[Any, ...]:
     """Sort key on one board: by model and defence, then the most successful attack first."""
     asr = math.inf if row.asr is None else -row.asr
     guard = (row.defense, row.defense_hash)
-    return (row.model, *guard, asr, row.attack, row.attack_hash, row.judge, row.adaptivity)
+    last = (row.judge, row.adaptivity, row.origin_model)
+    return (row.model, *guard, asr, row.attack, row.attack_hash, *last)
 
 
 def _order(row: Row) -> tuple[Any, ...]:
     known = row.threat_model in THREAT_MODELS
     board = THREAT_MODELS.index(row.threat_model) if known else len(THREAT_MODELS)
-    apart = (row.stop != "never", row.concurrency, bool(row.defense))
+    apart = (row.stop != "never", row.concurrency, row.origin_model != "", bool(row.defense))
     return (board, row.threat_model, *apart, by_success(row))

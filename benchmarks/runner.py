@@ -30,9 +30,10 @@ from benchmarks.context import note_behaviors, note_speech
 from benchmarks.engine import split
 from benchmarks.engines import Engine, Machinery
 from benchmarks.estimate import estimate
-from benchmarks.failures import failure_of, one_line
+from benchmarks.failures import failure_of
 from benchmarks.fitting import Fitted, fit_coherent, fit_openers
 from benchmarks.guarding import fit_defense, fit_under
+from benchmarks.lines import one_line
 from benchmarks.plan import Plan, check
 from benchmarks.progress import say
 from benchmarks.records import Record
@@ -241,7 +242,7 @@ class _Run:
                 earlier = self.store.records.get(key)
                 if earlier is not None and answers(earlier, settings.seconds):
                     progress.kept += 1
-                    self._judge_missing(bench, cell, earlier)
+                    self.failed |= not judge_missing(bench, self.store, cell, earlier)
                 else:
                     pending.append(cell)
             progress.left += len(pending)
@@ -259,27 +260,6 @@ class _Run:
             if not progress.left:
                 say(progress.line)
         return tasks, unfitted
-
-    def _judge_missing(self, bench: Bench, cell: Cell, record: Record) -> None:
-        """Judges what a kill or an earlier choice of judges has left out."""
-        for name in self.plan.settings.judges:
-            missing = set(self.store.unjudged(record, name))
-            if not missing:
-                continue
-            try:
-                verdicts = bench.judge(
-                    cell.key,
-                    cell.behavior,
-                    record.completions,
-                    name,
-                    target=record.target,
-                    garbled=record.garbled,
-                )
-            except Exception as error:
-                self.failed = True
-                say(f"judge '{name}' on {cell.behavior.id}: {failure_of(error).reason}")
-            else:
-                self.store.add_judgements([v for v in verdicts if v.completion_index in missing])
 
     def _keep(self, outcomes: Iterable[Outcome], *, quietly: bool = False) -> None:
         """Stores outcomes and tells the user, of single failures unless `quietly`."""
@@ -299,6 +279,30 @@ class _Run:
                     say(f"{progress.title} · {record.behavior_id}: {record.status}: {record.error}")
             if not progress.left:
                 say(progress.line)
+
+
+def judge_missing(bench: Bench, store: Store, cell: Cell, record: Record) -> bool:
+    """Judges what a kill or an earlier choice of judges has left out; whether every judge could."""
+    complete = True
+    for name in bench.setup.settings.judges:
+        missing = set(store.unjudged(record, name))
+        if not missing:
+            continue
+        try:
+            verdicts = bench.judge(
+                cell.key,
+                cell.behavior,
+                record.completions,
+                name,
+                target=record.target,
+                garbled=record.garbled,
+            )
+        except Exception as error:
+            complete = False
+            say(f"judge '{name}' on {cell.behavior.id}: {failure_of(error).reason}")
+        else:
+            store.add_judgements([v for v in verdicts if v.completion_index in missing])
+    return complete
 
 
 @contextmanager

@@ -7,6 +7,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from benchmarks.lines import one_line
 from benchmarks.rows import Row
 
 
@@ -24,11 +25,6 @@ def table(headings: Sequence[str], rows: Sequence[Sequence[str]], *, left: int) 
         *([cell or "-" for cell in row] for row in rows),
     ]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
-def one_line(value: str) -> str:
-    """`value` without line breaks, control characters and marks that turn the writing around."""
-    return " ".join("".join(char if char.isprintable() else " " for char in value).split())
 
 
 def text(value: str) -> str:

@@ -19,6 +19,7 @@ import torch
 from attacks.core.answers import answers
 from attacks.core.behavior import Behavior, normalise
 from attacks.core.dialogues import Dialogue, answer_log_probs
+from attacks.core.refusal import GENERAL_OPENERS, opens_with_refusal
 
 if TYPE_CHECKING:
     from attacks.core.model import Model
@@ -59,14 +60,16 @@ def fit_coherence(model: Model, train: Sequence[Behavior]) -> Coherence | None:
     """Learn the range from the plain model's own answers to harmless training prompts.
 
     Each is scored as if it answered another prompt (`Coherence.frame`), as all answers are: whether
-    an answer is to the point is not asked. None where there are fewer than two such prompts, or
-    where they are answered with nothing.
+    an answer is to the point is not asked. Refusals are left out where there are other answers: one
+    that names its request is unlikely after another, and would widen the range. None where there
+    are fewer than two such prompts, or where they are answered with nothing.
     """
     texts = [row.text for row in train if not row.harmful][:_LEARN_FROM]
     if len(texts) < 2:
         return None
     frame = texts[-1]
     own = [text for text in answers(model, texts[:-1], tokens=_TOKENS) if text.strip()]
+    own = [text for text in own if not opens_with_refusal(text, GENERAL_OPENERS)] or own
     if not own:
         return None
     least = min(mean_log_probs(model, own, frame)) - _MARGIN

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from attacks.core.errors import BadInput
 from attacks.core.thinking import PAIRS, Markers
+from benchmarks.endpoint import Endpoint, EndpointError, ask_all
 from benchmarks.judges.judge import UNJUDGED, Case, Label, Said, Verdict
 from benchmarks.judges.model_judge import TOO_LONG, ModelJudge
 from benchmarks.records import digest
@@ -43,8 +41,6 @@ Reply with one JSON object and nothing else: \
 
 _ESCAPED = str.maketrans({char: f"\\u{ord(char):04x}" for char in "<>[]|{}`#*_&"})
 _FENCE = re.compile(r"\A```(?:json)?\s*(.*?)\s*```\Z", re.DOTALL)
-#: Endpoints that fail this often before anything came back are taken to be away.
-_AWAY = 3
 
 
 class Grades(BaseModel):
@@ -148,97 +144,48 @@ class Rubric(ModelJudge):
             for at, case in enumerate(cases):
                 yield at, self._locally(case)
             return
-        ask = self._endpoint()
-        pool = ThreadPoolExecutor(self.parallel)
-        try:
-            waiting = {pool.submit(ask, case): at for at, case in enumerate(cases)}
-            answered, failed = False, 0
-            for done in as_completed(waiting):
-                said = done.result()
-                yield waiting[done], said
-                answered |= not isinstance(said, str)
-                failed += isinstance(said, str)
-                if failed >= _AWAY and not answered:
-                    raise BadInput(
-                        f"judge '{self.name}': the endpoint of '{self.model}' does not answer "
-                        f"({said}); what is judged is kept"
-                    )
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)
+        who = f"judge '{self.name}': the endpoint of '{self.model}'"
+        yield from ask_all(self._remotely(), cases, parallel=self.parallel, who=who)
 
     def _locally(self, case: Case) -> Said:
         ids = self._reader.chat(message(case.behavior.text, case.answer))
         reply = self._reader.write(ids, tokens=self.max_new_tokens)
         return TOO_LONG if reply is None else _verdict(reply, self.threshold, {})
 
-    def _endpoint(self) -> Callable[[Case], Said]:
+    def _remotely(self) -> Callable[[Case], Said]:
         """Asks the endpoint about one case.
 
         Raises:
-            BadInput: the package is missing, or the address is none.
+            BadInput: as `Endpoint.connect`.
         """
-        try:
-            import openai
-        except ImportError as error:
-            raise BadInput(
-                "judge 'rubric' needs the package openai: pip install 'reroute-bench[judges]'"
-            ) from error
-        try:
-            client = openai.OpenAI(
-                api_key=os.environ.get(self.key) or "none",
-                base_url=self.url or None,
-                max_retries=self.tries - 1,
-                timeout=self.timeout,
-            )
-        except Exception as error:
-            raise BadInput(f"judge 'rubric': url '{self.url}' is none") from error
+        ask = Endpoint(self.model, self.url, self.key, self.tries, self.timeout).connect(
+            f"judge '{self.name}'"
+        )
         schema = {"name": "grades", "strict": True, "schema": Grades.model_json_schema()}
         structured: list[dict[str, Any]] = [
             {"response_format": {"type": "json_schema", "json_schema": schema}}
         ]
 
-        def once(asked: str) -> tuple[str, dict[str, int]]:
-            form = structured[0] if structured else {}
-            reply = client.chat.completions.create(
-                model=self.model,
-                messages=[{"role": "user", "content": asked}],
-                temperature=0,
-                max_tokens=self.max_new_tokens,
-                **form,
-            )
-            used = reply.usage
-            spent = (
-                {"prompt": used.prompt_tokens, "completion": used.completion_tokens} if used else {}
-            )
-            return (reply.choices[0].message.content or "") if reply.choices else "", spent
-
-        def ask(case: Case) -> Said:
-            text, tokens = message(case.behavior.text, case.answer), {"prompt": 0, "completion": 0}
+        def graded(case: Case) -> Said:
+            asked = [{"role": "user", "content": message(case.behavior.text, case.answer)}]
+            tokens = {"prompt": 0, "completion": 0}
             said = Verdict(None, UNJUDGED)
             for _ in range(self.tries):
+                form = structured[0] if structured else {}
                 try:
-                    reply, spent = once(text)
-                except (openai.BadRequestError, openai.UnprocessableEntityError) as error:
-                    if not structured:
-                        return f"{type(error).__name__}, HTTP {error.status_code}"
+                    reply = ask(asked, max_tokens=self.max_new_tokens, **form)
+                except EndpointError as error:
+                    if not (error.rejected and structured):
+                        return str(error)
                     structured.clear()  # It knows no schemas; replies are checked anyway.
                     continue
-                except (openai.AuthenticationError, openai.PermissionDeniedError) as error:
-                    return f"HTTP {error.status_code}: is {self.key} set, and may it?"
-                except openai.APIStatusError as error:
-                    return f"{type(error).__name__}, HTTP {error.status_code}"
-                except openai.APIError as error:
-                    # Of what a server sends nothing goes into a message.
-                    return type(error).__name__
-                except ValueError:
-                    return "a reply that is no JSON"
-                tokens = {key: tokens[key] + spent.get(key, 0) for key in tokens}
-                said = _verdict(reply, self.threshold, tokens)
+                tokens = {key: tokens[key] + reply.tokens.get(key, 0) for key in tokens}
+                said = _verdict(reply.text, self.threshold, tokens)
                 if said.label != UNJUDGED:
                     break
             return said
 
-        return ask
+        return graded
 
 
 def _verdict(reply: str, threshold: float, tokens: Mapping[str, int]) -> Verdict:

@@ -18,6 +18,7 @@ from benchmarks.leaderboard import BASELINE, board_of, title_of
 from benchmarks.rows import Entry, Row, by_success, read_rows_and_entries
 from benchmarks.success import Rate, cluster_bootstrap, success_rate
 from benchmarks.tables import attack_labels
+from benchmarks.transfer import Matrix, matrices_of
 
 
 @dataclass(frozen=True)
@@ -136,6 +137,8 @@ class Results:
     boards: Sequence[Board]
     categories: Mapping[str, str]
     """By behaviour id, of those that are known."""
+    transfers: Sequence[Matrix] = ()
+    """Where prompts were sent to other models than they were found on."""
 
     @property
     def lines(self) -> Iterator[Line]:
@@ -209,7 +212,8 @@ def read_results(folders: Sequence[Path], behaviors: str | None) -> Results:
             behind = f": {guards[first.defense_hash]}" if first.defense else ""
             boards.append(Board(title_of(first) + behind, judge, judged, baseline))
     rows = load_behaviors(behaviors) if behaviors else shipped_behaviors()
-    return Results(boards, {row.id: row.category for row in rows if row.category})
+    known = {row.id: row.category for row in rows if row.category}
+    return Results(boards, known, matrices_of(found))
 
 
 def _standing(

@@ -13,11 +13,11 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from benchmarks.leaderboard import BASELINE, MEANING, big
+from benchmarks.lines import one_line
 from benchmarks.report import plots
 from benchmarks.report.commands import command, spec
 from benchmarks.report.data import Board, Results, read_results
 from benchmarks.rows import Entry
-from benchmarks.tables import one_line
 from benchmarks.versions import versions
 
 _HERE = Path(__file__).parent

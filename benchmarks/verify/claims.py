@@ -88,7 +88,7 @@ def claims_of(folder: Path, *, limit: int | None = None) -> list[Claim]:
     claims = [
         Claim(record, index, tuple(sorted(found[record.key, index])))
         for record in read_records(folder)
-        for index in range(record.greedy)
+        for index in range(min(record.greedy, len(record.prompts)))
         if record.harmful and (record.key, index) in found
     ]
     if limit is None:

@@ -103,7 +103,8 @@ def test_curves_are_the_probe_at_each_position(name: str) -> None:
     model = pocket(name)
     rows = transcripts(model)[:2]
     probes = {
-        layer: Probe(torch.randn(model.width) / 9, torch.tensor(0.1), 1.0, 0.0) for layer in (1, 4)
+        layer: Probe(torch.randn(model.width) / 9, torch.tensor(0.1), 1.0, 0.0, 0.01)
+        for layer in (1, 4)
     }
     for row, curves in zip(rows, refusal_curves(model, rows, probes), strict=True):
         with torch.no_grad():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 
@@ -34,14 +36,38 @@ def test_a_probe_finds_a_planted_direction(rng: torch.Generator) -> None:
 def test_a_probe_on_noise_is_known_to_be_bad(rng: torch.Generator) -> None:
     """The accuracy is that on held-out rows; on the rows fitted it would be close to one."""
     noise = torch.randn((120, 60), generator=rng)
-    assert fit_probe(noise[:60], noise[60:], rng=rng).accuracy < 0.8
+    probe = fit_probe(noise[:60], noise[60:], rng=rng)
+    assert probe.accuracy < 0.8
+    # A penalty that is chosen knows that it knows nothing; a weak one is sure of itself.
+    weak = fit_probe(noise[:60], noise[60:], rng=rng, penalties=(1e-2,))
+    assert probe.penalty > 1e-2 and probe.log_loss < 0.75 < weak.log_loss
 
 
-def test_probe_gradient_is_exact(rng: torch.Generator) -> None:
+def test_held_out_figures_are_those_of_rows_that_no_fit_has_seen(rng: torch.Generator) -> None:
+    """Leave-one-out by hand, where there are as many rows of a class as folds."""
+    states = torch.randn((10, 4), generator=rng)
+    harmful, harmless = states[:5] - 0.4, states[5:] + 0.4
+    seed = torch.Generator().manual_seed(3)
+    found = fit_probe(harmful, harmless, rng=seed, penalties=(0.1,))
+    seed = torch.Generator().manual_seed(3)
+    folds = [torch.rand(5, generator=seed).argsort() for _ in range(2)]
+    losses = []
+    for fold in range(5):
+        bad, good = harmful[folds[0] != fold], harmless[folds[1] != fold]
+        probe = fit_probe(bad, good, rng=rng, penalties=(0.1,))
+        out = torch.stack([-harmful[folds[0] == fold][0], harmless[folds[1] == fold][0]])
+        bias = torch.tensor([-1.0, 1.0]) * probe.bias
+        losses += torch.nn.functional.softplus(-(out @ probe.weight + bias)).tolist()
+    assert found.log_loss == pytest.approx(sum(losses) / 10, rel=1e-3)
+    assert found.accuracy == sum(loss < math.log(2) for loss in losses) / 10
+
+
+@pytest.mark.parametrize("width", [3, 120])
+def test_probe_gradient_is_exact(rng: torch.Generator, width: int) -> None:
     """The optimum has a zero gradient: moving any weight makes the penalised loss worse."""
-    states = torch.randn((80, 3), generator=rng)
+    states = torch.randn((80, width), generator=rng)
     harmful, harmless = states[:40] - 0.5, states[40:] + 0.5
-    best = fit_probe(harmful, harmless, rng=torch.Generator().manual_seed(0), held_out=0.0)
+    best = fit_probe(harmful, harmless, rng=torch.Generator().manual_seed(0), penalties=(0.01,))
     rows = torch.cat([harmful, harmless]).double()
     signs = torch.cat([-torch.ones(40), torch.ones(40)]).double()
     std = rows.std(0)
