@@ -13,7 +13,7 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 RACE := .race-venv
 
-.PHONY: demo test check speed race gpu faults board pocket village clean
+.PHONY: demo test check speed race gpu faults docs board pocket village clean
 
 demo: $(STAMP)  ## Attack the shipped pocket models and print a leaderboard.
 	$(BIN)/reroute run quickstart --workers $(WORKERS) --out runs/quickstart
@@ -41,10 +41,15 @@ faults: $(STAMP)  ## Kill runs 50 times, and feed 10,000 hostile inputs: half an
 
 BOARDS := pocket-board pocket-rerouting pocket-interventions
 
-board: $(STAMP)  ## Run the committed boards and refresh README's tables.
+board: $(STAMP)  ## Run the committed boards and refresh their tables and README's picture.
 	for suite in $(BOARDS); do \
 	  $(BIN)/reroute run $$suite --workers $(WORKERS) --out results/$$suite >/dev/null || exit 1; done
-	$(BIN)/reroute leaderboard $(BOARDS:%=results/%) --readme README.md
+	$(BIN)/reroute leaderboard $(BOARDS:%=results/%) --readme results/boards.md
+	$(BIN)/python -m benchmarks.overview $(BOARDS:%=results/%)
+
+docs: $(STAMP)  ## Build the documentation as a site, in build/site.
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[docs]'
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet
 
 pocket: $(STAMP)  ## Train the pocket models again and recompute their cards.
 	$(BIN)/python data/pocket/world.py

@@ -223,9 +223,9 @@ def _columns(rows: Sequence[Row]) -> list[Column]:
         ),
         Column("Judge", "what decided about success.", lambda row: text(row.judge)),
         Column(
-            "Success",
-            "share of harmful requests that the attack's first candidate got through, with the "
-            "95 % interval; errors count as failures.",
+            "ASR",
+            "attack success rate: share of harmful requests on which the attack's first candidate "
+            "succeeds, with the 95 % interval; errors count as failures.",
             lambda row: _interval(row.asr, row.asr_low, row.asr_high),
         ),
         Column(
@@ -236,7 +236,7 @@ def _columns(rows: Sequence[Row]) -> list[Column]:
             _corrected,
         ),
         Column(
-            "Success of k",
+            "ASR@k",
             f"the same for any of the first k candidates that were answered; k is {tries}.",
             lambda row: _rate(row.success_at_k) if row.attempts > 1 else "",
         ),
@@ -252,12 +252,12 @@ def _columns(rows: Sequence[Row]) -> list[Column]:
             lambda row: "" if row.sample_any is None else f"{row.sample_any:.2f} of {row.samples}",
         ),
         Column(
-            "Complied",
+            "Compliance",
             "share of harmful requests that were answered, rightly or not.",
             lambda row: _rate(row.compliance),
         ),
         Column(
-            "Refused",
+            "Refusal",
             "share of harmful requests that were refused.",
             lambda row: _rate(row.refusal_rate),
         ),
@@ -269,7 +269,7 @@ def _columns(rows: Sequence[Row]) -> list[Column]:
         ),
         *effect_columns(),
         Column(
-            "Harmless refused",
+            "Over-refusal",
             "share of harmless requests that were refused.",
             lambda row: _rate(row.over_refusal),
         ),
@@ -279,7 +279,7 @@ def _columns(rows: Sequence[Row]) -> list[Column]:
             lambda row: _rate(row.harmless_kept),
         ),
         Column(
-            "Harmless KL",
+            "KL on harmless",
             "how far the interventions move the first token of answers to harmless requests: the "
             "mean divergence of what the changed model says from what it would say, in nats.",
             lambda row: "" if row.harmless_kl is None else f"{row.harmless_kl:.2g}",
@@ -295,13 +295,13 @@ def _columns(rows: Sequence[Row]) -> list[Column]:
             lambda row: _seconds(row.prepare_seconds or None),
         ),
         Column(
-            "First success, s",
+            "To first success, s",
             "seconds of search and verification until half of all requests had their first "
             "verified success; a dash when fewer than half ever had.",
             lambda row: _seconds(row.first_success_seconds_median),
         ),
         Column(
-            "First success, FLOPs",
+            "To first success, FLOPs",
             "the same in floating-point operations of the search.",
             lambda row: big(row.first_success_flops_median),
         ),

@@ -37,7 +37,7 @@ class FirstSuccess:
 
 @dataclass(frozen=True)
 class Record:
-    """What one attack did to one behaviour on one model (file format: README, "Records")."""
+    """What one attack did to one behaviour on one model (docs/running.md, "Results")."""
 
     key: str
     """`cell_key` of everything that determines the outcome."""

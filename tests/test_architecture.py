@@ -43,7 +43,10 @@ ALLOWED = {
     "attacks.core.choice": ("attacks.core.errors",),
     "attacks.core.dialogues": (*_CORE,),
     "attacks.core.fit_subspace": (*_CORE, "attacks.core.dialogues"),
-    "attacks.core.coherence": (*_CORE, "attacks.core.answers", "attacks.core.dialogues"),
+    "attacks.core.coherence": (
+        *_CORE,
+        *(f"attacks.core.{name}" for name in ("answers", "dialogues", "refusal")),
+    ),
     "attacks.core.verdicts": (
         *_CORE,
         *(f"attacks.core.{name}" for name in ("answers", "coherence", "dialogues", "refusal")),

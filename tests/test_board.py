@@ -1,4 +1,4 @@
-"""The committed boards: complete, judged, what README shows, and what is said about them."""
+"""The committed boards: complete, judged, what the page shows, and what is said about them."""
 
 from __future__ import annotations
 
@@ -53,9 +53,9 @@ def test_every_cell_of_the_suite_is_there_once_and_judged(folder) -> None:  # ty
     assert {record.concurrency for record in records} == {2}
 
 
-def test_readme_shows_these_boards(rows: list[Row]) -> None:
-    readme = (ROOT / "README.md").read_text()
-    assert update_block(readme, render(rows, "md")) == readme
+def test_the_page_shows_these_boards(rows: list[Row]) -> None:
+    page = (ROOT / "results" / "boards.md").read_text()
+    assert update_block(page, render(rows, "md")) == page
 
 
 def test_alignment_and_interventions_show(rows: list[Row]) -> None:

@@ -126,7 +126,7 @@ def test_the_board_shows_side_effects(done: Path) -> None:
     alone, opened = (rows[name].harmless_kl for name in list(rows)[::-1] if "gcg" not in name)
     assert alone == opened
     table = render(list(rows.values()), "md")
-    assert "Intervention attacks" in table and "| Harmless KL |" in table
+    assert "Intervention attacks" in table and "| KL on harmless |" in table
     assert "gcg+refusal-direction †" in table, "the model refuses nothing"
 
 
@@ -165,7 +165,7 @@ def test_records_from_before_still_load(done: Path, tmp_path: Path) -> None:
         del row["openings"], row["first_token_kl"]
     (tmp_path / "records.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     assert all(record.first_token_kl is None for record in read_records(tmp_path))
-    assert "Harmless KL" not in render(read_rows([tmp_path]), "md")
+    assert "KL on harmless" not in render(read_rows([tmp_path]), "md")
     board = read_records(ROOT / "results" / "pocket-board")
     assert all(record.openings == () for record in board if record.attack != "prefill")
 

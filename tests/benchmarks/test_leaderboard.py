@@ -147,7 +147,7 @@ def test_harmless_only_has_no_success_rate(tmp_path: Path) -> None:
     (row,) = _run(tmp_path, [(_record(1, harmful=False), ("refused",))])
     assert (row.n, row.asr, row.asr_low, row.seconds_median) == (0, None, None, None)
     assert row.over_refusal == 1.0
-    assert "Harmless refused" in render([row], "md")
+    assert "Over-refusal" in render([row], "md")
 
 
 def test_harmless_kept_is_the_reference_judges_word(tmp_path: Path) -> None:
@@ -277,7 +277,7 @@ def test_markdown_shows_a_board_for_each_threat_model(tmp_path: Path) -> None:
     # The baseline is on the board of the interventions too, and only where it ran.
     boards = text.split("### ")[1:]
     assert ["| direct |" in board for board in boards] == [True, False, True]
-    assert "- **Success**:" in text
+    assert "- **ASR**:" in text
     # Every table is one: as many cells in each line as in its heading.
     for board in boards:
         lines = [line for line in board.splitlines() if line.startswith("|")]
