@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from attacks.core.behavior import Behavior
-from attacks.core.errors import BadInput
+from attacks.core.errors import BadInput, suggestion
 from benchmarks import models
 from benchmarks.behavior_files import SUFFIXES, read_file
 from benchmarks.hub_sets import is_hub_set, load_hub
@@ -59,7 +59,7 @@ def load_behaviors(name_or_file: str) -> list[Behavior]:
     valid = ", ".join([*shipped, *PUBLIC_SETS])
     raise BadInput(
         f"unknown behaviour set '{name_or_file}'; valid: {valid}, a file ({', '.join(SUFFIXES)}), "
-        "or owner/name:split on the Hub"
+        f"or owner/name:split on the Hub{suggestion(name_or_file, [*shipped, *PUBLIC_SETS])}"
     )
 
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import sys
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import NoReturn
 
-from attacks.core.errors import BadInput
+from attacks.core.errors import BadInput, suggestion
 from benchmarks import commands, judge_commands, later_commands
 from benchmarks.flags import add_output
 from benchmarks.lines import one_line
@@ -27,6 +28,9 @@ class _Parser(argparse.ArgumentParser):
     """Tells of bad arguments in one line, without the usage."""
 
     def error(self, message: str) -> NoReturn:
+        if found := re.search(r"invalid choice: '(.*?)' \(choose from (.*)\)", message):
+            choices = re.findall(r"[\w-]+", found[2])
+            message += suggestion(found[1], choices)
         raise _UsageError(f"{message} (see '{self.prog} --help')")
 
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Protocol
 
+from attacks.core.errors import BadInput, suggestion
 from attacks.core.model import Model
+from benchmarks.models import names
 
 
 class How(Protocol):
@@ -45,4 +47,7 @@ def check_model(source: str, name: str, how: How) -> None:
     Raises:
         BadInput: see `Model.check`.
     """
-    Model.check(source, name=name, system=how.system, date=how.date)
+    try:
+        Model.check(source, name=name, system=how.system, date=how.date)
+    except BadInput as error:
+        raise BadInput(f"{error}{suggestion(name, names())}") from error

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from attacks.core.errors import BadInput
+from attacks.core.errors import BadInput, suggestion
 from benchmarks import village
 from benchmarks.paths import data_dir
 
@@ -52,7 +52,11 @@ def resolve(name: str) -> str:
         raise BadInput(f"model '{name}' is a file; name the folder that holds config.json")
     # A Hub id is `name` or `owner/name`; everything else can only have been meant as a path.
     if not name or name[0] in "./~" or name.count("/") > 1 or name.endswith("/"):
-        raise BadInput(f"model '{name}': no such folder; shipped models: {', '.join(names())}")
+        shipped = names()
+        raise BadInput(
+            f"model '{name}': no such folder; shipped models: {', '.join(shipped)}"
+            f"{suggestion(name, shipped)}"
+        )
     return name
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, with_config
 
-from attacks.core.errors import BadInput
+from attacks.core.errors import BadInput, suggestion
 from attacks.core.template import DATE
 from attacks.registry import params_of, parse_spec
 from benchmarks.paths import data_dir
@@ -100,7 +100,8 @@ def suite_from(values: Mapping[str, Any], source: str) -> Suite:
         place = ".".join(str(part) for part in first["loc"])
         if first["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
             valid = ", ".join(field.name for field in dataclasses.fields(Suite))
-            raise BadInput(f"{source}: unknown key '{place}'; valid: {valid}") from error
+            close = suggestion(place, valid.split(", "))
+            raise BadInput(f"{source}: unknown key '{place}'; valid: {valid}{close}") from error
         reason = first["msg"][0].lower() + first["msg"][1:]
         raise BadInput(f"{source}: '{place}': {reason}") from error
 
@@ -116,6 +117,7 @@ def load_suite(name_or_path: str) -> Suite:
     if not path.is_file():
         raise BadInput(
             f"unknown suite '{name_or_path}'; valid: {', '.join(shipped)}, or a TOML file"
+            f"{suggestion(name_or_path, shipped)}"
         )
     try:
         values = tomllib.loads(path.read_text(encoding="utf-8"))

@@ -8,7 +8,7 @@ from importlib.metadata import EntryPoint, entry_points
 from typing import Generic, TypeVar
 
 from attacks.core.declared import Declared, NotDeclared, declared, of_class
-from attacks.core.errors import BadInput
+from attacks.core.errors import BadInput, suggestion
 
 T = TypeVar("T")
 
@@ -49,7 +49,8 @@ class Registry(Generic[T]):
         """
         table = self.sources()
         if name not in table:
-            raise BadInput(f"unknown {self.kind} '{name}'; valid: {', '.join(sorted(table))}")
+            valid = ", ".join(sorted(table))
+            raise BadInput(f"unknown {self.kind} '{name}'; valid: {valid}{suggestion(name, table)}")
         source = f"{self.kind} '{name}' ({table[name]})"
         try:
             loaded: type[T] = EntryPoint(name, table[name], self.group).load()

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
-from attacks.core.errors import BadInput
+from attacks.core.errors import BadInput, suggestion
 
 T = TypeVar("T")
 
@@ -113,7 +113,9 @@ def refuse_unknown(who: str, names: Iterable[str], valid: Sequence[str]) -> None
     """
     for name in names:
         if name not in valid:
-            raise BadInput(f"{who} has no parameter '{name}'; valid: {', '.join(valid) or 'none'}")
+            known = ", ".join(valid) or "none"
+            close = suggestion(name, valid)
+            raise BadInput(f"{who} has no parameter '{name}'; valid: {known}{close}")
 
 
 def _check_names(who: str, cls: Any, params: Mapping[str, Any], path: str = "") -> None:
