@@ -10,7 +10,7 @@ from pydantic import TypeAdapter
 
 from attacks.core.declared import Declared
 from attacks.core.plugins import Registry
-from attacks.core.specs import build, option_groups, refuse_unknown, split
+from attacks.core.specs import build, option_groups, refuse_unknown, split, summands
 
 if TYPE_CHECKING:
     from attacks.attack import Attack
@@ -87,7 +87,7 @@ def parse_spec(spec: str, numbers: Mapping[str, Any] | None = None) -> Attack:
     Raises:
         BadInput: as `load`, or parameters that are not TOML.
     """
-    parts = _parts(spec)
+    parts = summands(spec)
     if len(parts) > 1:
         from attacks.composed import Composed  # Here, for it brings torch along.
 
@@ -97,28 +97,6 @@ def parse_spec(spec: str, numbers: Mapping[str, Any] | None = None) -> Attack:
     known = {field.name for field in dataclasses.fields(cls)} if cls.searches else set()
     defaults = {key: value for key, value in (numbers or {}).items() if key in known}
     return load(name, **{**defaults, **params})
-
-
-def _parts(spec: str) -> list[str]:
-    """`spec` split at each `+` outside brackets and quotes that is not the sign of a number."""
-    parts, quote, depth, escaped = [""], "", 0, False
-    for at, char in enumerate(spec):
-        before, after = spec[at - 1 : at], spec[at + 1 : at + 2]
-        signs = before == "=" or after.isdigit()
-        if char == "+" and not (quote or depth or signs):
-            parts.append("")
-            continue
-        parts[-1] += char
-        if quote:
-            # Only in double quotes does a backslash take the next character along.
-            closes = char == quote and not escaped
-            escaped = quote == '"' and char == "\\" and not escaped
-            quote = "" if closes else quote
-        elif char in "\"'":
-            quote = char
-        else:
-            depth += (char in "[{") - (char in "]}")
-    return parts
 
 
 def params_of(attack: Attack) -> Mapping[str, Any]:

@@ -119,6 +119,8 @@ def first_outcomes(folders: Sequence[Path]) -> Outcomes:
         }
         if row.judge and own:
             board = f"{row.threat_model}, {row.stop}, {row.concurrency}"
+            if row.defense:
+                board += f", {row.defense} {row.defense_hash}, {row.adaptivity}"
             read[board, f"{row.model}@{row.revision}", row.model, names[row.attack_hash]][
                 row.judge
             ] = own

@@ -10,9 +10,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from safetensors.torch import save as serialised
 
-from attacks.attack import Artefact
+from attacks.attack import Artefact, Attack
+from attacks.composed import Composed
+from attacks.core.artefact import EMPTY
 from attacks.core.errors import BadInput
 from benchmarks.files import write_whole
+from benchmarks.lines import one_line
 
 
 def save(folder: Path, identity: str, artefact: Artefact) -> None:
@@ -63,3 +66,26 @@ def find(identity: str, folders: Iterable[Path]) -> Artefact | None:
         BadInput: as `load`.
     """
     return next((found for folder in folders if (found := load(folder, identity))), None)
+
+
+def artefact_of(folder: Path, attack: Attack, identity: str) -> Artefact:
+    """The artefact of this id (see `Record.artefact`), joined where it has parts.
+
+    Raises:
+        BadInput: damaged files.
+    """
+    if not identity:
+        return EMPTY
+    found = [load(folder, at) if at else None for at in identity.split("+")]
+    fitted = [artefact or EMPTY for artefact in found]
+    return attack.join(fitted) if isinstance(attack, Composed) else fitted[0]
+
+
+def verdict_of(artefact: Artefact) -> str:
+    """What the check of an artefact says, in one line (`Record.verdict`)."""
+    check = artefact.check
+    if not check:
+        return ""
+    notes = check.get("notes", [])
+    said = [check["verdict"], "; ".join([*check["faults"], *notes])]
+    return one_line(": ".join(part for part in said if part))

@@ -11,24 +11,23 @@ from typing import NamedTuple
 
 import torch
 
-from attacks.attack import Artefact, Attack, Behavior, Step
-from attacks.composed import Composed
+from attacks.attack import Artefact, Behavior, Step
 from attacks.core.answers import answers
-from attacks.core.artefact import EMPTY
 from attacks.core.coherence import Coherence, garbled
 from attacks.core.model import Model, Work
 from attacks.core.prompt import Messages
 from attacks.core.refusal import OPENER_TOKENS, opens_with_refusal
+from attacks.core.shields import Shielded
 from attacks.registry import params_of
-from benchmarks import artefacts
+from benchmarks.artefacts import artefact_of, verdict_of
 from benchmarks.cells import Cell, ModelId, Settings
 from benchmarks.checkpoints import Checkpoints
 from benchmarks.context import behavior_hash
 from benchmarks.failures import Failure
 from benchmarks.judges import load_judge
-from benchmarks.lines import one_line
 from benchmarks.loading import load_model
 from benchmarks.records import FirstSuccess, Judgement, Record, Seconds, Status
+from benchmarks.stances import Views
 from benchmarks.suites import attack_hash
 from benchmarks.timing import Clock
 from benchmarks.versions import versions
@@ -131,6 +130,7 @@ class Bench:
         self._judges = {name: load_judge(name) for name in setup.settings.judges}
         self._stop_judge = load_judge(setup.settings.stop_judge)
         self._refused: dict[str, bool] = {}
+        self.views = Views(self.model, setup.artefacts)
 
     def artefact(self, cell: Cell) -> Artefact:
         """What the cell's attack has been fitted, joined from its parts where it has some.
@@ -155,7 +155,10 @@ class Bench:
             for messages, completion in zip(asked, completions, strict=True)
         ]
         texts = [last_user_message(messages) for messages in asked]
-        return tuple(garbled(self.model, self.setup.coherence, said, texts))
+        marks = garbled(self.model, self.setup.coherence, said, texts)
+        # What a defence says is no answer of the model's, and makes sense.
+        by = [isinstance(c, Shielded) and bool(c.by) for c in completions]
+        return tuple(mark and not own for mark, own in zip(marks, by, strict=True))
 
     def refuses_plainly(self, behavior: Behavior) -> bool:
         """Whether the model as it is refuses the request: to answer that is no damage."""
@@ -230,7 +233,8 @@ class Bench:
             self.setup,
             tally,
             prompts=tuple(last_user_message(messages) for messages in prompts),
-            completions=tuple(completions),
+            completions=tuple(map(str, completions)),
+            shielded=tuple(c for c in completions if isinstance(c, Shielded)),
             openings=openings if any(openings) else (),
             garbled=garbled,
             verdict=verdict_of(self.artefact(cell)),
@@ -239,19 +243,6 @@ class Bench:
             seconds=clock.seconds,
             peak_memory_bytes=max(tally.peak_memory, self.model.peak_memory()),
         )
-
-
-def artefact_of(folder: Path, attack: Attack, identity: str) -> Artefact:
-    """The artefact of this id (see `Record.artefact`), joined where it has parts.
-
-    Raises:
-        BadInput: damaged files.
-    """
-    if not identity:
-        return EMPTY
-    found = [artefacts.load(folder, at) if at else None for at in identity.split("+")]
-    fitted = [artefact or EMPTY for artefact in found]
-    return attack.join(fitted) if isinstance(attack, Composed) else fitted[0]
 
 
 def make_record(
@@ -266,6 +257,7 @@ def make_record(
     openings: tuple[str, ...] = (),
     garbled: tuple[bool, ...] = (),
     verdict: str = "",
+    shielded: tuple[Shielded, ...] = (),
     first_token_kl: float | None = None,
     seconds: Seconds = Seconds(),  # noqa: B008  (frozen)
     peak_memory_bytes: int = 0,
@@ -313,22 +305,15 @@ def make_record(
         peak_memory_bytes=peak_memory_bytes,
         concurrency=setup.concurrency,
         versions=versions(),
+        **(cell.guard.fields() if cell.guard else {}),
+        blocked=tuple(answer.by for answer in shielded),
+        excess=tuple(answer.scores for answer in shielded),
     )
 
 
 def model_id(model: Model) -> ModelId:
     """What identifies a loaded model."""
     return ModelId(model.name, model.revision, model.dtype, model.system)
-
-
-def verdict_of(artefact: Artefact) -> str:
-    """What the check of an artefact says, in one line (`Record.verdict`)."""
-    check = artefact.check
-    if not check:
-        return ""
-    notes = check.get("notes", [])
-    said = [check["verdict"], "; ".join([*check["faults"], *notes])]
-    return one_line(": ".join(part for part in said if part))
 
 
 def last_user_message(messages: Messages) -> str:

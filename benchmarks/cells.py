@@ -13,6 +13,7 @@ import torch
 from attacks.attack import Attack, Behavior
 from attacks.registry import params_of
 from benchmarks.records import SCHEMA, digest
+from benchmarks.stances import Guard
 from benchmarks.suites import attack_hash
 
 
@@ -58,11 +59,13 @@ class Cell:
     seed: int
     artefact: str
     """Id of the fitted artefact, empty where the attack fits none; see `fitting.Fitted`."""
+    guard: Guard | None = None
+    """The defence around the model."""
 
 
 @dataclass(frozen=True)
 class Task:
-    """What is run in one go: a search, or a batch of answers; one attack, one artefact."""
+    """What is run in one go: a search, or a batch of answers; one attack, artefact and defence."""
 
     cells: tuple[Cell, ...]
 
@@ -80,6 +83,7 @@ def cell_key(
     seed: int,
     settings: Settings,
     openers: Sequence[str],
+    guard: Guard | None = None,
 ) -> str:
     """Hash of everything that determines a cell's outcome, times apart.
 
@@ -96,8 +100,10 @@ def cell_key(
     }
     if settings.sampling.samples:
         generation["sampling"] = dataclasses.asdict(settings.sampling)
+    under = {} if guard is None else {"defense": guard.facts()}
     return digest(
         {
+            **under,
             "model": f"{model.name}@{model.revision}",
             "dtype": model.dtype,
             "system": model.system,

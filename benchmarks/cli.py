@@ -125,10 +125,11 @@ def _parser() -> argparse.ArgumentParser:
     front.set_defaults(command=commands.pareto)
     _add_inspect(add("inspect", help="look into a model: where refusal sits, and what attacks do"))
     _add_tokens(add("tokens", help="study a model's control tokens: thresholds and categories"))
-    new = add("new-attack", help="write a package with a working attack, to start from")
-    new.add_argument("name", metavar="NAME")
-    new.add_argument("folder", nargs="?", type=Path, metavar="DIR")
-    new.set_defaults(command=commands.new)
+    for kind, what in (("attack", "attack"), ("defense", "defence")):
+        new = add(f"new-{kind}", help=f"write a package with a working {what}, to start from")
+        new.add_argument("name", metavar="NAME")
+        new.add_argument("folder", nargs="?", type=Path, metavar="DIR")
+        new.set_defaults(command=commands.new, kind=kind)
     return parser
 
 
@@ -140,9 +141,16 @@ def _add_run(sub: argparse.ArgumentParser) -> None:
     for flag, field, meta, text in (
         ("--model", "models", "NAME", "shipped name, folder or Hub id; may be repeated"),
         ("--attack", "attacks", "SPEC", "name or name:key=value,...; A+B: A where B is at work"),
+        ("--defense", "defense", "SPEC", "put around the model, as attacks are named; or none"),
         ("--judge", "judges", "NAME", "default: reference where there are references, or phrases"),
     ):
         what.add_argument(flag, action="append", dest=field, metavar=meta, help=text)
+    what.add_argument(
+        "--adaptivity",
+        nargs="+",
+        choices=("static", "adaptive"),
+        help="whether attacks know of the defence (default: both, where that can differ)",
+    )
     _add_subject(what, "behaviours to fit on", "behaviours to attack")
     for flag, text in (
         ("--limit", "number of behaviours"),

@@ -16,6 +16,9 @@ from benchmarks.flags import given, show
 #: What `attacks` tells of each, beside its name and parameters.
 _ATTACK = ("summary", "threat_model", "needs_train", "searches")
 
+#: What `defenses` tells of each.
+_DEFENSE = ("summary", "adapts", "changes", "needs_train")
+
 Listing = Callable[[], list[dict[str, Any]]]
 
 
@@ -50,6 +53,19 @@ def _judges() -> list[dict[str, Any]]:
     return _named({name: found.constants["summary"] for name, found in JUDGES.describe().items()})
 
 
+def _defenses() -> list[dict[str, Any]]:
+    from benchmarks.defenses.registry import DEFENSES
+
+    return [
+        {
+            "name": name,
+            **{key: found.constants[key] for key in _DEFENSE},
+            "params": found.params,
+        }
+        for name, found in DEFENSES.describe().items()
+    ]
+
+
 def _suites() -> list[dict[str, Any]]:
     from benchmarks.suites import suite_names
 
@@ -65,6 +81,7 @@ LISTINGS: dict[str, Listing] = {
     "models": _models,
     "behaviors": _behaviors,
     "judges": _judges,
+    "defenses": _defenses,
     "suites": _suites,
 }
 
@@ -235,10 +252,11 @@ def tokens(args: Namespace) -> int:
 
 
 def new(args: Namespace) -> int:
-    """`new-attack`: writes the package and says what comes next."""
-    from benchmarks.new_attack import new_attack
+    """`new-attack`, `new-defense`: writes the package and says what comes next."""
+    from benchmarks import new_attack
 
-    written = new_attack(args.name, args.folder)
+    make = new_attack.new_defense if args.kind == "defense" else new_attack.new_attack
+    written = make(args.name, args.folder)
     for path in written:
         print(path)
     print(f"\nNext: pip install -e {written[0].parent}, and run its test with pytest")

@@ -76,7 +76,7 @@ class _Outcomes:
 
 
 def compare(folders: Sequence[Path], base: str) -> list[Comparison]:
-    """Every other attack of the same threat model against `base`, model by model.
+    """Every other attack of the same threat model against `base`, model by model, undefended.
 
     Args:
         folders: of results.
@@ -86,7 +86,8 @@ def compare(folders: Sequence[Path], base: str) -> list[Comparison]:
     Raises:
         BadInput: a folder without records, or no row of that name.
     """
-    found = [pair for pair in read_rows_and_entries(folders) if not pair[0].origin_model]
+    every = read_rows_and_entries(folders)
+    found = [pair for pair in every if not (pair[0].origin_model or pair[0].defense)]
     labels = attack_labels([row for row, _ in found])
     bases = {
         (row.model, row.judge): (row, entries)

@@ -166,7 +166,13 @@ class _Search:
         rng = cell_generator(attack, behavior.id, self.cell.seed)
         shown = behavior.for_attack()
         return iter(
-            attack.run(self.bench.model, shown, artefact=self.artefact, rng=rng, state=state)
+            attack.run(
+                self.bench.views.attacked(self.cell.guard),
+                shown,
+                artefact=self.artefact,
+                rng=rng,
+                state=state,
+            )
         )
 
     def _next(self, steps: Iterator[Step]) -> Step | None:
@@ -180,7 +186,7 @@ class _Search:
         """One greedy answer to the best candidate, for the stop judge."""
         tally = self.tally
         with self.clock.phase("verify"):
-            (completion,) = self.bench.model.generate(
+            (completion,) = self.bench.views.answering(self.cell.guard).generate(
                 step.prompts[:1],
                 max_new_tokens=self.bench.setup.settings.max_new_tokens,
                 interventions=step.interventions,
@@ -196,7 +202,7 @@ class _Search:
         if not prompts or self.latest is None:
             return []
         with self.clock.phase("generate"):
-            return self.bench.model.generate(
+            return self.bench.views.answering(self.cell.guard).generate(
                 prompts,
                 max_new_tokens=self.bench.setup.settings.max_new_tokens,
                 interventions=self.latest.interventions,
@@ -232,7 +238,8 @@ def _single_step(bench: Bench, cell: Cell, artefact: Artefact) -> _Pending:
         with item.clock.phase("search"):
             rng = cell_generator(cell.attack, cell.behavior.id, cell.seed)
             shown = cell.behavior.for_attack()
-            step = next(iter(cell.attack.run(bench.model, shown, artefact=artefact, rng=rng)))
+            model = bench.views.attacked(cell.guard)
+            step = next(iter(cell.attack.run(model, shown, artefact=artefact, rng=rng)))
         item.tally.add_step(step)
         item.prompts = step.prompts[: bench.setup.settings.attempts]
         item.interventions = step.interventions
@@ -267,7 +274,7 @@ def _answer(bench: Bench, group: Sequence[_Pending]) -> dict[str, list[str]]:
     failure = None
     try:
         with shared.phase("generate"):
-            texts = bench.model.generate(
+            texts = bench.views.answering(group[0].cell.guard).generate(
                 prompts,
                 max_new_tokens=bench.setup.settings.max_new_tokens,
                 interventions=group[0].interventions,

@@ -40,13 +40,14 @@ def estimate(plan: Plan, out: Path, *, workers: int) -> list[str]:
     """Lines with the cells of each model and attack, and their time; writes nothing.
 
     The time comes from earlier records in `out`, else from those of the committed board, else from
-    one step that is run and timed for the purpose.
+    one step that is run and timed for the purpose. A defended cell counts as an undefended one, to
+    which most defences add little.
 
     Raises:
         BadInput: a model that does not load, or a malformed record in `out`.
     """
     mine, board = _records(out), _records(data_dir().parent / BOARD)
-    done = {_cell(record) for record in mine if record.status == "ok"}
+    done: set[tuple[str, ...]] = {_cell(record) for record in mine if record.status == "ok"}
     # What earlier records in the folder were made with is there to be used again.
     fitted = {pair: cost._replace(prepare=0.0) for pair, cost in _costs(mine).items()}
     known = [(fitted, f"records in {out}"), (_costs(board), BOARD)]
@@ -55,10 +56,12 @@ def estimate(plan: Plan, out: Path, *, workers: int) -> list[str]:
         model: Model | None = None
         for attack in plan.attacks:
             pair = (name, attack_hash(attack))
+            stances = [s.identity if s else ("", "") for s in plan.stances(attack)]
             wanted = [
-                (*pair, behavior.id, seed)
+                (*pair, behavior.id, str(seed), *stance)
                 for behavior in plan.behaviors(attack)
                 for seed in plan.seeds
+                for stance in stances
             ]
             left = sum(cell not in done for cell in wanted)
             cells += left
@@ -109,8 +112,9 @@ def _records(folder: Path) -> list[Record]:
     return [record for record in found if not record.origin]
 
 
-def _cell(record: Record) -> tuple[str, str, str, int]:
-    return (record.model, record.attack_hash, record.behavior_id, record.seed)
+def _cell(record: Record) -> tuple[str, ...]:
+    told = (record.behavior_id, record.seed, record.defense_hash, record.adaptivity)
+    return (record.model, record.attack_hash, *map(str, told))
 
 
 def _costs(records: Sequence[Record]) -> dict[tuple[str, str], _Cost]:

@@ -17,7 +17,8 @@ from attacks.core.refusal import GENERAL_OPENERS, learn_openers
 from attacks.core.survey import Survey, Surveyor, survey
 from attacks.registry import params_of
 from benchmarks import artefacts
-from benchmarks.bench import model_id, verdict_of
+from benchmarks.artefacts import verdict_of
+from benchmarks.bench import model_id
 from benchmarks.cells import artefact_id, prepare_generator
 from benchmarks.checkpoints import Checkpoint, Checkpoints, Keeper
 from benchmarks.failures import CONTAINED, Failure, failure_of
@@ -45,19 +46,21 @@ def fit_attack(
     seed: int,
     folders: Sequence[Path],
     checkpoints: Checkpoints | None = None,
+    *,
+    under: Any = None,
 ) -> Fitted:
     """Fits the attack's artefact or finds it; the first of `folders` has it afterwards.
 
     A fit that was interrupted goes on from its checkpoint, where the attack keeps one. Each part of
     a combination keeps files of its own, and takes them from a run of that part alone where nothing
-    to its right changes the model.
+    to its right changes the model. `under` is a JSON value: the defence that has changed `model`.
 
     Raises:
         BadInput: damaged artefact files.
     """
     if isinstance(attack, Composed):
-        return _fit_parts(model, attack, train, seed, folders, checkpoints)
-    return _fit(model, attack, train, seed, folders, checkpoints)
+        return _fit_parts(model, attack, train, seed, folders, checkpoints, under=under)
+    return _fit(model, attack, train, seed, folders, checkpoints, under=under)
 
 
 def _fit_parts(
@@ -67,6 +70,8 @@ def _fit_parts(
     seed: int,
     folders: Sequence[Path],
     checkpoints: Checkpoints | None,
+    *,
+    under: Any,
 ) -> Fitted:
     rng = prepare_generator("attack", model.revision, seed)
     identities, made = [""] * len(attack.parts), [EMPTY] * len(attack.parts)
@@ -77,7 +82,7 @@ def _fit_parts(
             return Fitted("", f"unfitted {attack_hash(attack)}", failure_of(error))
         behind = attack.parts[at + 1 :] if changed is not model else ()
         part = attack.parts[at]
-        fitted = _fit(changed, part, train, seed, folders, checkpoints, behind=behind)
+        fitted = _fit(changed, part, train, seed, folders, checkpoints, behind=behind, under=under)
         if fitted.failure is not None:
             return fitted
         if fitted.identity:
@@ -97,20 +102,23 @@ def _fit(
     checkpoints: Checkpoints | None,
     *,
     behind: Sequence[Attack] = (),
+    under: Any = None,
 ) -> Fitted:
-    """Of a single attack; `behind` are those that have changed `model`."""
+    """Of a single attack; `behind` are those that have changed `model`, `under` the defence."""
     if type(attack).prepare is Attack.prepare:
         return Fitted("", EMPTY.hash)
     what: dict[str, Any] = {"attack": attack.name, "params": params_of(attack)}
     if behind:
         what["on"] = [{"attack": part.name, "params": params_of(part)} for part in behind]
+    if under is not None:
+        what["under"] = under
     identity = artefact_id(model_id(model), what, train, seed)
     if (found := _found(identity, folders)) is not None:
         return Fitted(identity, found.hash, verdict=verdict_of(found))
     keeper = checkpoints.keeper(identity) if checkpoints else None
     try:
         # The survey that is kept is that of the model as it is.
-        if isinstance(attack, Surveyor) and not behind:
+        if isinstance(attack, Surveyor) and not behind and under is None:
             made = _surveyed(model, attack, train, seed, folders)
         else:
             made = _in_steps(model, attack, train, seed, keeper)

@@ -6,12 +6,22 @@ import csv
 import dataclasses
 import io
 import json
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from itertools import groupby
 from typing import Any, Literal, get_args
 
 from attacks.core.errors import BadInput
+from benchmarks.columns import (
+    Column,
+    defense_columns,
+    defense_labels,
+    defense_notes,
+    effect_columns,
+)
+from benchmarks.columns import corrected as _corrected
+from benchmarks.columns import interval as _interval
+from benchmarks.columns import rate as _rate
+from benchmarks.columns import seconds as _seconds
 from benchmarks.rows import Row, by_success, read_rows
 from benchmarks.tables import attack_labels, table, text
 
@@ -19,6 +29,9 @@ __all__ = ["FORMATS", "Format", "Row", "read_rows", "render", "update_block"]
 
 Format = Literal["md", "csv", "json"]
 FORMATS: tuple[Format, ...] = get_args(Format)
+
+#: The columns that hold words: they are set to the left.
+_WORDS = ("Model", "Defence", "Attacker", "Attack", "Found on", "Judge")
 
 START, END = "<!-- leaderboard:start -->", "<!-- leaderboard:end -->"
 
@@ -38,15 +51,6 @@ MEANING = {
     "intervention": "The attacker changes activations or logits while the model answers.",
     "weights": "The attacker changes the weights.",
 }
-
-
-@dataclass(frozen=True)
-class _Column:
-    """A column of the Markdown table, left out where all its cells are empty."""
-
-    heading: str
-    meaning: str
-    cell: Callable[[Row], str]
 
 
 def render(rows: Sequence[Row], style: Format) -> str:
@@ -116,9 +120,10 @@ def _markdown(rows: Sequence[Row]) -> str:
     return "\n\n".join([*blocks, f"How to read the columns:\n\n{legend}"]) + "\n"
 
 
-def board_of(row: Row) -> tuple[str, str, int, bool]:
+def board_of(row: Row) -> tuple[str, str, int, bool, bool]:
     """What rows must share to be ranked on one board."""
-    return row.threat_model, row.stop, row.concurrency, bool(row.origin_model)
+    apart = bool(row.origin_model), bool(row.defense)
+    return row.threat_model, row.stop, row.concurrency, *apart
 
 
 def _baselines(board: Sequence[Row], rows: Sequence[Row]) -> list[Row]:
@@ -131,6 +136,7 @@ def _baselines(board: Sequence[Row], rows: Sequence[Row]) -> list[Row]:
         and not row.origin_model
         and board_of(row) != board_of(board[0])
         and board_of(row)[1:3] == board_of(board[0])[1:3]
+        and bool(row.defense) == bool(board[0].defense)
         and (row.model, row.judge) in keys
     ]
 
@@ -138,6 +144,8 @@ def _baselines(board: Sequence[Row], rows: Sequence[Row]) -> list[Row]:
 def title_of(row: Row) -> str:
     """The title of the board that a row is on, not escaped."""
     title = f"{row.threat_model.capitalize()} attacks"
+    if row.defense:
+        title += " on defended models"
     if row.stop == "first-success":
         title += ", ended at the first success"
     if row.concurrency != 1:
@@ -166,10 +174,11 @@ def _note(board: Sequence[Row]) -> str:
 
 def _footnotes(board: Sequence[Row]) -> list[str]:
     """What a reader must know of single rows: failed fits, fall-backs, broken answers."""
-    names = attack_labels(board)
+    names, guards = attack_labels(board), defense_labels(board)
 
     def named(row: Row) -> str:
-        return f"{text(names[row.attack_hash])} on {text(row.model)}"
+        behind = f" behind {text(guards[row.defense_hash])}" if row.defense else ""
+        return f"{text(names[row.attack_hash])} on {text(row.model)}{behind}"
 
     notes = [
         f"† {named(row)}: the fit {text(row.verdict)}."
@@ -185,128 +194,130 @@ def _footnotes(board: Sequence[Row]) -> list[str]:
         if set(row.sources) - {_USUAL}:
             told = ", ".join(f"{text(name)} ({count})" for name, count in row.sources.items())
             notes.append(f"{named(row)} aimed at: {told}.")
-    return list(dict.fromkeys(notes))
+    return list(dict.fromkeys([*notes, *defense_notes(board)]))
 
 
-def _table(columns: Sequence[_Column], rows: Sequence[Row]) -> str:
-    left = sum(column.heading in ("Model", "Attack", "Found on", "Judge") for column in columns)
+def _table(columns: Sequence[Column], rows: Sequence[Row]) -> str:
+    left = sum(column.heading in _WORDS for column in columns)
     cells = [[column.cell(row) for column in columns] for row in rows]
     return table([column.heading for column in columns], cells, left=left)
 
 
-def _columns(rows: Sequence[Row]) -> list[_Column]:
+def _columns(rows: Sequence[Row]) -> list[Column]:
     """All columns that the boards of these rows may show."""
     names = attack_labels(rows)
     tries = max(row.attempts for row in rows)
     return [
-        _Column("Model", "the model under attack.", lambda row: text(row.model)),
-        _Column(
+        Column("Model", "the model under attack.", lambda row: text(row.model)),
+        *defense_columns(rows),
+        Column(
             "Attack",
             f"the technique; `{BASELINE}` sends each request unchanged and is the baseline. "
             "Parameters are given where one technique has several rows.",
             lambda row: text(names[row.attack_hash]) + _marks(row),
         ),
-        _Column(
+        Column(
             "Found on",
             "the model that the prompts were found on.",
             lambda row: text(row.origin_model),
         ),
-        _Column("Judge", "what decided about success.", lambda row: text(row.judge)),
-        _Column(
+        Column("Judge", "what decided about success.", lambda row: text(row.judge)),
+        Column(
             "ASR",
             "attack success rate: share of harmful requests on which the attack's first candidate "
             "succeeds, with the 95 % interval; errors count as failures.",
             lambda row: _interval(row.asr, row.asr_low, row.asr_high),
         ),
-        _Column(
+        Column(
             "Corrected",
             "success with the judge's error taken out, and its 95 % interval: by people's labels "
             "of a part of the very answers (labels), or by the judge's errors on known answers "
             "(calibration), as far as those are like these.",
             _corrected,
         ),
-        _Column(
+        Column(
             "ASR@k",
             f"the same for any of the first k candidates that were answered; k is {tries}.",
             lambda row: _rate(row.success_at_k) if row.attempts > 1 else "",
         ),
-        _Column(
+        Column(
             "Drawn",
             "probability that an answer drawn to the first candidate is a success, with the 95 % "
             "interval of a bootstrap over requests.",
             lambda row: _interval(row.sample_asr, row.sample_asr_low, row.sample_asr_high),
         ),
-        _Column(
+        Column(
             "Any drawn",
             "share of harmful requests of which any of the drawn answers is a success.",
             lambda row: "" if row.sample_any is None else f"{row.sample_any:.2f} of {row.samples}",
         ),
-        _Column(
+        Column(
             "Compliance",
             "share of harmful requests that were answered, rightly or not.",
             lambda row: _rate(row.compliance),
         ),
-        _Column(
+        Column(
             "Refusal",
             "share of harmful requests that were refused.",
             lambda row: _rate(row.refusal_rate),
         ),
-        _Column(
+        Column(
             "Garbled",
             "share of harmful requests whose answer is incoherent, a loop or an echo of the "
             "prompt; never a success.",
             lambda row: _rate(row.garbled),
         ),
-        _Column(
+        *effect_columns(),
+        Column(
             "Over-refusal",
             "share of harmless requests that were refused.",
             lambda row: _rate(row.over_refusal),
         ),
-        _Column(
+        Column(
             "Harmless kept",
             "share of harmless requests that were still answered with all facts.",
             lambda row: _rate(row.harmless_kept),
         ),
-        _Column(
+        Column(
             "KL on harmless",
             "how far the interventions move the first token of answers to harmless requests: the "
             "mean divergence of what the changed model says from what it would say, in nats.",
             lambda row: "" if row.harmless_kl is None else f"{row.harmless_kl:.2g}",
         ),
-        _Column(
+        Column(
             "Seconds",
             "median wall-clock time for one request: search and answer.",
             lambda row: _seconds(row.seconds_median),
         ),
-        _Column(
+        Column(
             "Preparation",
             "seconds for fitting the attack to the model, once.",
             lambda row: _seconds(row.prepare_seconds or None),
         ),
-        _Column(
+        Column(
             "To first success, s",
             "seconds of search and verification until half of all requests had their first "
             "verified success; a dash when fewer than half ever had.",
             lambda row: _seconds(row.first_success_seconds_median),
         ),
-        _Column(
+        Column(
             "To first success, FLOPs",
             "the same in floating-point operations of the search.",
             lambda row: big(row.first_success_flops_median),
         ),
-        _Column(
+        Column(
             "Steps/s",
             "search steps a second.",
             lambda row: _seconds(row.steps_per_second),
         ),
-        _Column("Requests", "harmful requests with a verdict.", lambda row: str(row.n)),
-        _Column(
+        Column("Requests", "harmful requests with a verdict.", lambda row: str(row.n)),
+        Column(
             "Seeds",
             "repetitions of each request.",
             lambda row: str(row.seeds) if max(r.seeds for r in rows) > 1 else "",
         ),
-        _Column("Errors", "runs that failed.", lambda row: str(row.errors)),
-        _Column("Unjudged", "answers without a verdict, left out.", lambda row: str(row.nulls)),
+        Column("Errors", "runs that failed.", lambda row: str(row.errors)),
+        Column("Unjudged", "answers without a verdict, left out.", lambda row: str(row.nulls)),
     ]
 
 
@@ -314,28 +325,6 @@ def _marks(row: Row) -> str:
     """Signs behind an attack's name, explained under the board."""
     failed, broken = row.verdict.startswith("failed"), (row.garbled or 0) >= _BROKEN
     return (" †" if failed else "") + (" ‡" if broken else "") + (" \\*" if row.mixed else "")
-
-
-def _interval(rate: float | None, low: float | None, high: float | None) -> str:
-    if rate is None or low is None or high is None:
-        return ""
-    return f"{rate:.2f} [{low:.2f}, {high:.2f}]"
-
-
-def _corrected(row: Row) -> str:
-    if row.asr_corrected_low is None or row.asr_corrected_high is None:
-        return ""
-    mean = "?" if row.asr_corrected is None else f"{row.asr_corrected:.2f}"
-    interval = f"[{row.asr_corrected_low:.2f}, {row.asr_corrected_high:.2f}]"
-    return f"{mean} {interval}, {row.correction}"
-
-
-def _rate(value: float | None) -> str:
-    return "" if value is None else f"{value:.2f}"
-
-
-def _seconds(value: float | None) -> str:
-    return "" if value is None else f"{value:.2f}"
 
 
 def big(value: float | None) -> str:

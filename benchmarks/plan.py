@@ -6,7 +6,7 @@ import dataclasses
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from attacks.attack import Attack, Behavior
 from attacks.core.behavior import normalise
@@ -16,7 +16,11 @@ from benchmarks.cells import Sampling, Settings
 from benchmarks.judges import default_judge, load_judge
 from benchmarks.loading import check_model
 from benchmarks.models import resolve
+from benchmarks.stances import Stance, load_defenses, stances_of
 from benchmarks.suites import Suite, suite_attacks, suite_from
+
+if TYPE_CHECKING:
+    from benchmarks.defenses.defense import Defense
 
 
 class Shard(NamedTuple):
@@ -56,17 +60,24 @@ class Plan:
     settings: Settings
     notes: tuple[str, ...]
     shard: Shard = Shard(1, 1)  # noqa: RUF009  (frozen)
+    defenses: tuple[Defense | None, ...] = (None,)
+    """What is put around the models, each in turn."""
 
     def behaviors(self, attack: Attack) -> tuple[Behavior, ...]:
         """What this attack is run on, in this shard."""
         every = self.attacked if attack.searches else self.attacked + self.answered
         return every[self.shard.part - 1 :: self.shard.parts]
 
-    def groups(self) -> Iterator[tuple[Attack, int]]:
-        """Attacks and seeds: what shares an artefact."""
+    def groups(self) -> Iterator[tuple[Attack, int, Stance | None]]:
+        """Attacks, seeds and stances towards defences: what shares an artefact."""
         for attack in self.attacks:
             for seed in self.seeds:
-                yield attack, seed
+                for stance in self.stances(attack):
+                    yield attack, seed, stance
+
+    def stances(self, attack: Attack) -> list[Stance | None]:
+        """What this attack is run as; None is on the model without a defence."""
+        return stances_of(attack, self.defenses, self.suite.adaptivity)
 
     @property
     def seeds(self) -> tuple[int, ...]:
@@ -76,7 +87,7 @@ class Plan:
     @property
     def n_cells(self) -> int:
         """Cells of the whole run."""
-        per_model = sum(len(self.behaviors(attack)) for attack, _ in self.groups())
+        per_model = sum(len(self.behaviors(attack)) for attack, _, _ in self.groups())
         return len(self.models) * per_model
 
 
@@ -111,6 +122,15 @@ def check(suite: Suite, shard: str | None = None) -> Plan:
                 f"attack '{attack.name}' needs harmful and harmless training behaviours, and "
                 f"'{suite.train}' holds only {'harmful' if train[0].harmful else 'harmless'} ones"
             )
+    defenses = load_defenses(suite.defense)
+    for defense in defenses:
+        if defense is not None and defense.needs_train and len({row.harmful for row in train}) < 2:
+            raise BadInput(
+                f"defence '{defense.name}' needs harmful and harmless training behaviours: give "
+                "--train NAME_OR_FILE, or train = '...' in the suite"
+            )
+    if suite.samples and any(defenses):
+        raise BadInput("answers of defended models are not drawn: leave out --samples or --defense")
     refuse_overlap(train, rows, str(suite.train), suite.behaviors)
     rows, notes = distinct(rows, suite.behaviors)
     train, repeated = distinct(train, str(suite.train))
@@ -145,7 +165,9 @@ def check(suite: Suite, shard: str | None = None) -> Plan:
         sampling,
     )
     shown = tuple(behavior.for_attack() for behavior in train)
-    return Plan(suite, models, attacks, shown, attacked, answered, settings, tuple(notes), part)
+    return Plan(
+        suite, models, attacks, shown, attacked, answered, settings, tuple(notes), part, defenses
+    )
 
 
 def split_judges(specs: Sequence[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 SCHEMA = 1
@@ -115,6 +115,22 @@ class Record:
     peak_memory_bytes: int = 0
     concurrency: int = 1
     versions: Mapping[str, str] = field(default_factory=dict)
+    defense: str = ""
+    """What was put around the model; empty: nothing. This and what follows is left out of the lines
+    of undefended records, which are what they were before there were defences."""
+    defense_params: Mapping[str, Any] = field(default_factory=dict)
+    defense_hash: str = ""
+    """`defense_hash` of both, the defence's identity on a board."""
+    defense_artefact: str = ""
+    """Id of what the defence fitted, as `artefact`."""
+    defense_verdict: str = ""
+    """What a check on held-out prompts said of that, as `verdict`."""
+    adaptivity: str = ""
+    """static: the attack ran on the model without the defence; adaptive: with it."""
+    blocked: tuple[str, ...] = ()
+    """The part of the defence that blocked each candidate, in the same order; "" where none did."""
+    excess: tuple[Mapping[str, float], ...] = ()
+    """How far each candidate was above the thresholds of the parts that looked at it, by name."""
     schema: int = SCHEMA
 
     def __post_init__(self) -> None:
@@ -123,9 +139,11 @@ class Record:
         if (
             len(self.openings) not in (0, len(self.prompts))
             or len(self.garbled) not in (0, answers)
+            or len(self.blocked) not in (0, answers)
+            or len(self.excess) != len(self.blocked)
             or not 0 <= self.samples <= answers
         ):
-            raise ValueError("prompts, openings, completions and garbled do not go together")
+            raise ValueError("fields of prompts or completions do not go together")
 
     @property
     def greedy(self) -> int:
@@ -150,6 +168,21 @@ class Judgement:
     detail: Mapping[str, Any] = field(default_factory=dict)
     """More of the judge's own, such as a guard's categories."""
     schema: int = SCHEMA
+
+
+#: The fields of a record that are there with a defence only.
+DEFENDED = (
+    *("defense", "defense_params", "defense_hash", "defense_artefact", "defense_verdict"),
+    *("adaptivity", "blocked", "excess"),
+)
+
+
+def line_of(row: Record | Judgement) -> dict[str, Any]:
+    """What is written of a record or a judgement."""
+    found = asdict(row)
+    if isinstance(row, Record) and not row.defense:
+        found = {key: value for key, value in found.items() if key not in DEFENDED}
+    return found
 
 
 def digest(value: Any) -> str:

@@ -31,7 +31,8 @@ from benchmarks.engine import split
 from benchmarks.engines import Engine, Machinery
 from benchmarks.estimate import estimate
 from benchmarks.failures import failure_of
-from benchmarks.fitting import fit_attack, fit_coherent, fit_openers
+from benchmarks.fitting import Fitted, fit_coherent, fit_openers
+from benchmarks.guarding import fit_defense, fit_under
 from benchmarks.lines import one_line
 from benchmarks.plan import Plan, check
 from benchmarks.progress import say
@@ -151,8 +152,8 @@ class _Run:
     folders: Sequence[Path]
     bar: tqdm[Any]
     failed: bool = False
-    progress: dict[str, _Progress] = dataclasses.field(default_factory=dict)
-    """By attack hash, for the model at hand."""
+    progress: dict[tuple[str, str, str], _Progress] = dataclasses.field(default_factory=dict)
+    """By hashes of attack and defence, and adaptivity, for the model at hand."""
 
     def run_model(self, name: str, source: str) -> None:
         """All cells of one model."""
@@ -208,27 +209,36 @@ class _Run:
 
     def _tasks(self, bench: Bench) -> tuple[list[Task], list[Outcome]]:
         """What is left to run once all is fitted, and the records of what could not be fitted."""
-        identity = model_id(bench.model)
+        identity, train, folders = model_id(bench.model), self.plan.train, self.folders
         self.progress = {}
         tasks: list[Task] = []
         unfitted: list[Outcome] = []
-        for attack, seed in self.plan.groups():
-            progress = self.progress.setdefault(
-                attack_hash(attack), _Progress(f"{identity.name} · {attack.name}")
-            )
+        for attack, seed, stance in self.plan.groups():
+            title, at = f"{identity.name} · {attack.name}", ("", "")
+            if stance is not None:
+                title, at = f"{title} · {stance.defense.name}, {stance.adaptivity}", stance.identity
+            progress = self.progress.setdefault((attack_hash(attack), *at), _Progress(title))
+            guard, amiss = None, None
+            if stance is not None:
+                guard, amiss = fit_defense(bench.model, stance, train, folders)
             self.bar.set_postfix_str(f"preparing {attack.name}")
             watch = Stopwatch()
-            fitted = fit_attack(
-                bench.model, attack, self.plan.train, seed, self.folders, self.checkpoints
-            )
+            if amiss is not None and guard is not None:
+                fitted = Fitted("", guard.hash, amiss)
+            else:
+                fitted = fit_under(
+                    bench.model, attack, guard, train, seed, folders, self.checkpoints
+                )
             self.bar.set_postfix_str("")
             if fitted.failure is None and watch.elapsed >= _WORTH_SAYING:
                 say(f"{progress.title}: prepared in {watch.elapsed:.0f} s")
             settings, openers = self.plan.settings, bench.setup.openers
             pending = []
             for behavior in self.plan.behaviors(attack):
-                key = cell_key(identity, attack, fitted.hash, behavior, seed, settings, openers)
-                cell = Cell(key, attack, behavior, seed, fitted.identity)
+                key = cell_key(
+                    identity, attack, fitted.hash, behavior, seed, settings, openers, guard
+                )
+                cell = Cell(key, attack, behavior, seed, fitted.identity, guard)
                 earlier = self.store.records.get(key)
                 if earlier is not None and answers(earlier, settings.seconds):
                     progress.kept += 1
@@ -260,7 +270,8 @@ class _Run:
                 # What has failed is tried again, and goes on from there.
                 self.checkpoints.remove(record.key)
             self.bar.update()
-            progress = self.progress[record.attack_hash]
+            at = (record.attack_hash, record.defense_hash, record.adaptivity)
+            progress = self.progress[at]
             progress.add(outcome)
             if record.status not in ("ok", "budget"):
                 self.failed = True

@@ -19,7 +19,7 @@ from typing import Any, NoReturn, Self, TypeVar
 from filelock import FileLock, Timeout
 from pydantic import TypeAdapter
 
-from benchmarks.records import Judgement, Record, digest
+from benchmarks.records import Judgement, Record, digest, line_of
 
 RECORDS, JUDGEMENTS = "records.jsonl", "judgements.jsonl"
 OWNER = ".owner"
@@ -93,7 +93,7 @@ class Store:
         earlier, failed = self.records.get(record.key), record.status in ("error", "out_of_memory")
         if earlier and failed and (earlier.status, earlier.error) == (record.status, record.error):
             return
-        append_lines(self.folder / RECORDS, [dataclasses.asdict(record)])
+        append_lines(self.folder / RECORDS, [line_of(record)])
         self.records[record.key] = record
         self.add_judgements(judgements)
 
@@ -224,7 +224,7 @@ def _latest(rows: Iterable[Record]) -> list[Record]:
     seen, kept = set(), []
     for row in reversed(by_key.values()):
         attacked = (row.model, row.revision, row.dtype, row.attack_hash, row.stop, row.origin)
-        cell = (*attacked, row.behavior_id, row.seed)
+        cell = (*attacked, row.defense_hash, row.adaptivity, row.behavior_id, row.seed)
         if row.status in ("ok", "budget") or cell not in seen:
             kept.append(row)
         seen.add(cell)

@@ -44,6 +44,14 @@ class Suite:
     """`name` or `name:key=value,...`; see `attacks.registry.parse_spec`."""
     behaviors: str
     train: str | None = None
+    defense: tuple[str, ...] = ()
+    """What is put around the models, each in turn: `name` or `name:key=value,...`, joined by `+`;
+    "none" is the model without any, and so is an empty list."""
+    adaptivity: Annotated[tuple[Literal["static", "adaptive"], ...], Field(min_length=1)] = (
+        "static",
+        "adaptive",
+    )
+    """Whether attacks know of the defence; see `stances.Adaptivity`."""
     judges: tuple[str, ...] = ()
     """Empty: `benchmarks.judges.default_judge`."""
     limit: Count | None = None

@@ -13,9 +13,9 @@ ROOT = Path(__file__).resolve().parents[1]
 LONGEST = 350
 
 #: Modules of the suite that a module may import, by the longest matching prefix. The order is
-#: behavior <- prompt <- sites <- interventions, weights, objectives <- model <- directions, refusal
-#: and what else is found out about a model, search <- attack <- the attack files, composed <-
-#: registry <- benchmarks.
+#: behavior <- prompt <- sites <- interventions, weights, objectives <- shields <- model <-
+#: directions, refusal and what else is found out about a model, search <- attack <- the attack
+#: files, composed <- registry <- benchmarks.
 _TYPES = (
     *("errors", "behavior", "prompt", "sites", "artefact", "interventions"),
     *("template", "thinking", "weights"),
@@ -33,7 +33,8 @@ ALLOWED = {
     "attacks.core.interventions": ("attacks.core.errors", "attacks.core.sites"),
     "attacks.core.weights": ("attacks.core.interventions",),
     "attacks.core.objectives": (*_CORE, "attacks.core.objectives"),
-    "attacks.core.model": (*_CORE, "attacks.core.model"),
+    "attacks.core.shields": (*_CORE, "attacks.core.objectives"),
+    "attacks.core.model": (*_CORE, "attacks.core.model", "attacks.core.shields"),
     "attacks.core.control": (*_CORE,),
     "attacks.core.states": (*_CORE,),
     "attacks.core.probes": (*_CORE,),
@@ -112,7 +113,10 @@ ALLOWED = {
         *(f"attacks.core.{name}" for name in ("directions", "own_answers", "probes")),
         *(f"attacks.core.{name}" for name in ("refusal", "states")),
     ),
-    "attacks.core.search": (*_CORE, "attacks.core.objectives", "attacks.core.search"),
+    "attacks.core.search": (
+        *_CORE,
+        *("attacks.core.objectives", "attacks.core.search", "attacks.core.shields"),
+    ),
     "attacks.core.declared": (),
     "attacks.core.plugins": ("attacks.core.declared", "attacks.core.errors"),
     "attacks.core.specs": ("attacks.core.errors",),

@@ -14,14 +14,16 @@ from attacks.core.declared import Declared, Field, NotDeclared, declared, of_cla
 from attacks.core.plugins import Registry
 from attacks.registry import ATTACKS, load
 from benchmarks.cli import main
+from benchmarks.defenses.registry import DEFENSES
 from benchmarks.judges.registry import JUDGES
 from conftest import ROOT
 
-LISTINGS = ("attacks", "models", "behaviors", "judges", "suites")
+LISTINGS = ("attacks", "models", "behaviors", "judges", "defenses", "suites")
 COMMANDS = [
     ["--help"],
     *([name] for name in LISTINGS),
     ["attacks", "--json"],
+    ["defenses", "--json"],
     ["leaderboard", "results/pocket-gcg-best"],
 ]
 
@@ -44,7 +46,7 @@ def same(one: Declared, other: Declared) -> bool:
 
 @pytest.mark.parametrize(
     ("registry", "name"),
-    [(registry, name) for registry in (ATTACKS, JUDGES) for name in registry.built_in],
+    [(registry, name) for registry in (ATTACKS, JUDGES, DEFENSES) for name in registry.built_in],
     ids=lambda value: value if isinstance(value, str) else value.kind,
 )
 def test_sources_declare_what_the_classes_have(registry: Registry, name: str) -> None:
@@ -167,7 +169,7 @@ def test_one_attack_in_full(capsys: pytest.CaptureFixture[str]) -> None:
             "steps?",
         ),
         ("run --model pocket-llama --attack gcg --behaviors pocket-tst --dry-run", "pocket-test"),
-        ("calibrate phrase --cases x", "did you mean phrases?"),
+        ("judge results/pocket-board --judge phrase", "did you mean phrases?"),
     ],
 )
 def test_unknown_names_are_answered_with_the_closest(

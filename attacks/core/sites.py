@@ -8,6 +8,7 @@ from torch import Tensor
 
 #: In the order in which a block computes them; a trace reads them in this order.
 SITE_ORDER = (
+    "tokens",
     "embed",
     "resid_pre",
     "scores",
@@ -38,7 +39,8 @@ class Site:
 
     `attn_out` and `mlp_out` are what is added to the residual stream (after the block's output norm
     in families that have one). `resid_pre` of block l is its input, `resid_post` its output;
-    `embed` is what the embedding module gives for each token. `embed` and `logits` belong to no
+    `embed` is what the embedding module gives for each token, and `tokens` are the tokens
+    themselves, which only a `ShieldedModel` reads. `embed`, `tokens` and `logits` belong to no
     layer and have layer -1. `scores` are attention scores after scaling and
     soft cap, before the mask; `pattern` is their masked softmax; `z` is each head's output, the
     input of attention's output projection, and `mlp_post` the input of the MLP's. In blocks with
@@ -66,7 +68,8 @@ class Site:
         return (layer, SITE_ORDER.index(self.name))
 
 
-#: Activations (B, P, D) at each site's positions P; (B, P, V) for `logits`, (B, P, H, d) for `z`,
+#: Activations (B, P, D) at each site's positions P; (B, P, V) for `logits`, (B, P) int64 for
+#: `tokens`, (B, P, H, d) for `z`,
 #: (B, P, E) for `router` and `gates`, and (B, P, H, K) for `scores` and `pattern`, with keys K from
 #: the start of the conversation, those in a prefix cache included.
 Trace = dict[Site, Tensor]

@@ -47,6 +47,28 @@ def split(kind: str, spec: str, *, bare: bool = False) -> tuple[str, dict[str, A
         ) from error
 
 
+def summands(spec: str) -> list[str]:
+    """A spec split at each `+` outside brackets and quotes that is not the sign of a number."""
+    parts, quote, depth, escaped = [""], "", 0, False
+    for at, char in enumerate(spec):
+        before, after = spec[at - 1 : at], spec[at + 1 : at + 2]
+        signs = before == "=" or after.isdigit()
+        if char == "+" and not (quote or depth or signs):
+            parts.append("")
+            continue
+        parts[-1] += char
+        if quote:
+            # Only in double quotes does a backslash take the next character along.
+            closes = char == quote and not escaped
+            escaped = quote == '"' and char == "\\" and not escaped
+            quote = "" if closes else quote
+        elif char in "\"'":
+            quote = char
+        else:
+            depth += (char in "[{") - (char in "]}")
+    return parts
+
+
 def build(who: str, cls: type[T], params: Mapping[str, Any], *, name: str = "") -> T:
     """An object of `cls` with these parameters, checked.
 

@@ -9,16 +9,20 @@ from functools import cache
 from typing import Any
 
 from attacks.registry import describe
+from benchmarks.defenses.registry import DEFENSES
 from benchmarks.report.data import Line
 from benchmarks.tables import flat
 
 
-def spec(attack: str, params: Mapping[str, Any]) -> str:
-    """The attack as `--attack` takes it, without parameters that have their defaults."""
+def spec(attack: str, params: Mapping[str, Any], kind: str = "attack") -> str:
+    """The attack as `--attack` takes it, without parameters that have their defaults.
+
+    Or the defence as `--defense` does, with `kind` "defense".
+    """
     names = attack.split("+")
     if len(names) > 1:
-        return "+".join(spec(name, params.get(name, {})) for name in names)
-    defaults = _known().get(attack, {})
+        return "+".join(spec(name, params.get(name, {}), kind) for name in names)
+    defaults = _known(kind).get(attack, {})
     changed = [
         f"{key}={_toml(value)}"
         for key, value in flat(params).items()
@@ -32,6 +36,9 @@ def command(line: Line) -> str:
     row, record = line.row, line.entries[0].record
     seeds = sorted({entry.record.seed for entry in line.entries})
     words = ["reroute", "run", "--model", row.model, "--attack", spec(row.attack, row.params)]
+    if row.defense:
+        words += ["--defense", spec(row.defense, row.defense_params, "defense")]
+        words += ["--adaptivity", row.adaptivity]
     words += ["--behaviors", "NAME_OR_FILE", "--judge", row.judge or "NAME"]
     words += ["--seed", *map(str, seeds), "--stop", row.stop, "--attempts", str(row.attempts)]
     if record.budget_seconds:
@@ -41,9 +48,10 @@ def command(line: Line) -> str:
 
 
 @cache
-def _known() -> dict[str, dict[str, Any]]:
-    """The defaults of the installed attacks."""
-    return {name: flat(found.params) for name, found in describe().items()}
+def _known(kind: str) -> dict[str, dict[str, Any]]:
+    """The defaults of the installed attacks, or defences."""
+    table = DEFENSES.describe() if kind == "defense" else describe()
+    return {name: flat(found.params) for name, found in table.items()}
 
 
 def _plain(value: Any) -> Any:

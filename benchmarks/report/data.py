@@ -7,12 +7,13 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import groupby
 from pathlib import Path
 from statistics import fmean
+from typing import Any
 
 from attacks.core.errors import BadInput
 from benchmarks.behaviors import load_behaviors, shipped_behaviors
+from benchmarks.columns import defense_labels
 from benchmarks.leaderboard import BASELINE, board_of, title_of
 from benchmarks.rows import Entry, Row, by_success, read_rows_and_entries
 from benchmarks.success import Rate, cluster_bootstrap, success_rate
@@ -187,10 +188,16 @@ def read_results(folders: Sequence[Path], behaviors: str | None) -> Results:
     if not found:
         raise BadInput(f"no records in {', '.join(map(str, folders))} yet; nothing to report")
     labels = attack_labels([row for row, _ in found])
-    lines = [Line(row, entries, labels[row.attack_hash]) for row, entries in found]
+    guards = defense_labels([row for row, _ in found])
+    lines = [
+        Line(row, entries, " ".join(filter(None, (labels[row.attack_hash], row.adaptivity))))
+        for row, entries in found
+    ]
     boards = []
-    for _, group in groupby(lines, key=lambda line: board_of(line.row)):
-        own = list(group)
+    groups: dict[tuple[Any, ...], list[Line]] = defaultdict(list)
+    for line in lines:
+        groups[_board(line.row)].append(line)
+    for own in groups.values():
         for judge in sorted({line.row.judge for line in own}):
             judged = [line for line in own if line.row.judge == judge]
             judged.sort(key=lambda line: by_success(line.row))
@@ -199,10 +206,11 @@ def read_results(folders: Sequence[Path], behaviors: str | None) -> Results:
                 line.row.model: line.row
                 for line in lines
                 if line.row.attack == BASELINE
-                and board_of(line.row)[1:] == board_of(first)[1:]
+                and _board(line.row)[1:] == _board(first)[1:]
                 and line.row.judge == judge
             }
-            boards.append(Board(title_of(first), judge, judged, baseline))
+            behind = f": {guards[first.defense_hash]}" if first.defense else ""
+            boards.append(Board(title_of(first) + behind, judge, judged, baseline))
     rows = load_behaviors(behaviors) if behaviors else shipped_behaviors()
     known = {row.id: row.category for row in rows if row.category}
     return Results(boards, known, matrices_of(found))
@@ -217,3 +225,8 @@ def _standing(
         return Standing(label, rate, 0.0, 0.0, 0.0)
     low, high = cluster_bootstrap(gaps) if len(gaps) > 1 else (-1.0, 1.0)
     return Standing(label, rate, fmean(gaps), low, high)
+
+
+def _board(row: Row) -> tuple[Any, ...]:
+    """As `board_of`, and each defence by itself: the baseline is the one behind the same."""
+    return (*board_of(row), row.defense_hash)

@@ -62,7 +62,7 @@ def _matrix(attack: str, judge: str, group: Sequence[tuple[Row, list[Entry]]]) -
     if not sent:
         return None
     origins = {row.origin_model for row, _ in sent}
-    own = [(row, entries) for row, entries in group if not row.origin_model]
+    own = [(row, entries) for row, entries in group if not (row.origin_model or row.defense)]
     own = [(row, entries) for row, entries in own if row.model in origins]
     succeeded = {entry.record.key: entry.success for _, entries in own for entry in entries}
     cells, carried = {}, {}

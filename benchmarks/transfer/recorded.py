@@ -68,14 +68,14 @@ def sendable(
     """The records whose prompts can be sent, and lines for the user about the others.
 
     Args:
-        records: of a folder; those of earlier transfers are no sources.
+        records: of a folder; those of earlier transfers and of defended models are no sources.
         limit: how many behaviours of each attack on each model, in the order of the records.
     """
     kept: list[Record] = []
     lost = Counter[str]()
     seen: dict[tuple[str, str], set[str]] = {}
     for record in records:
-        if record.origin or not record.completions:
+        if record.origin or record.defense or not record.completions:
             continue
         if record.threat_model not in STRINGS:
             lost[record.attack] += 1

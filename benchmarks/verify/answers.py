@@ -16,7 +16,7 @@ from attacks.core.prompt import Messages
 from attacks.core.weights import Change
 from attacks.registry import load
 from benchmarks.alike import same
-from benchmarks.bench import artefact_of
+from benchmarks.artefacts import artefact_of
 from benchmarks.cells import ModelId, artefact_id, cell_generator
 from benchmarks.context import Context
 from benchmarks.failures import failure_of

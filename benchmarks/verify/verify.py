@@ -30,6 +30,9 @@ from benchmarks.verify.claims import (
     split_revision,
 )
 
+#: How claims can be verified: from the string, with the attack's changes, or not.
+_SIDES = ("string", "changed", "lost", "defended")
+
 Loaded = TypeVar("Loaded", Model, PlainModel)
 
 #: same: word for word; other: another answer that is a success as well; failed: another answer
@@ -114,14 +117,18 @@ class _Verifying:
         self, name: str, revision: str, claims: Sequence[Claim], condition: Condition
     ) -> Iterator[Finding]:
         """Those of the claims about one model, in any order."""
-        sides: dict[str, list[Claim]] = {"string": [], "changed": [], "lost": []}
+        sides: dict[str, list[Claim]] = {name: [] for name in _SIDES}
         for claim in claims:
             side = "changed" if claim.record.threat_model in CHANGES else "string"
             side = "lost" if claim.record.threat_model == "embedding" else side
+            side = "defended" if claim.record.defense else side
             sides[side].append(claim)
         told = self.options.model or name
         for claim in sides["lost"]:
             reason = "the attack's embeddings are in no file; run it again"
+            yield Finding(claim, told, condition, "unverifiable", reason)
+        for claim in sides["defended"]:
+            reason = f"defences are not put around models anew ({claim.record.defense})"
             yield Finding(claim, told, condition, "unverifiable", reason)
         if sides["string"]:
             yield from self._from_strings(told, revision, sides["string"], condition)

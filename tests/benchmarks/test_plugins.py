@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from attacks.core.errors import BadInput
-from benchmarks.new_attack import new_attack
+from benchmarks.new_attack import new_attack, new_defense
 
 ROOT = Path(__file__).parents[2]
 PLUGIN = ROOT / "tests" / "plugin_package"
@@ -87,6 +87,29 @@ def test_a_new_attack_works_as_written(tmp_path: Path) -> None:
     target = _install(package, tmp_path / "installed")
     listed = _python("-m", "benchmarks.cli", "attacks", path=target)
     assert "two-words" in listed.stdout, listed.stderr
+
+
+def test_a_new_defense_works_as_written(tmp_path: Path) -> None:
+    package = tmp_path / "mine"
+    written = new_defense("too-long", package)
+    assert {path.name for path in written} == {
+        "pyproject.toml",
+        "README.md",
+        "reroute_too_long.py",
+        "test_reroute_too_long.py",
+    }
+    tested = _python("-m", "pytest", "-q", "-p", "no:cacheprovider", path=package, cwd=package)
+    assert tested.returncode == 0, tested.stdout
+    target = _install(package, tmp_path / "installed")
+    out = tmp_path / "out"
+    flags = f"--attack direct --defense too-long:most=5 --limit 2 --out {out}".split()
+    command = ["-m", "benchmarks.cli", "run", "--model", "pocket-llama", *flags]
+    done = _python(*command, "--behaviors", "pocket-test", path=target)
+    assert done.returncode == 0, done.stderr
+    records = [json.loads(line) for line in (out / "records.jsonl").read_text().splitlines()]
+    assert [record["blocked"] for record in records] == [["too-long"], ["too-long"]]
+    with pytest.raises(BadInput, match="a defence called 'perplexity'"):
+        new_defense("perplexity", tmp_path)
 
 
 def test_nothing_is_overwritten(tmp_path: Path) -> None:

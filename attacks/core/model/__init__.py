@@ -4,5 +4,6 @@ from attacks.core.model.cache import Prefix
 from attacks.core.model.meter import Work
 from attacks.core.model.model import Model
 from attacks.core.model.plain import PlainModel
+from attacks.core.model.shielded import ShieldedModel, reworded
 
-__all__ = ["Model", "PlainModel", "Prefix", "Work"]
+__all__ = ["Model", "PlainModel", "Prefix", "ShieldedModel", "Work", "reworded"]

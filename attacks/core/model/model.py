@@ -27,6 +27,7 @@ from attacks.core.model.hooks import by_site, intervening
 from attacks.core.model.loading import load_parts, load_tokenizer
 from attacks.core.model.meter import Meter
 from attacks.core.prompt import SYSTEM, Messages, Prompt, conversation
+from attacks.core.shields import Shield
 from attacks.core.sites import Site, Trace
 from attacks.core.template import DATE
 from attacks.core.weights import Change, WeightEdit
@@ -34,6 +35,9 @@ from attacks.core.weights import Change, WeightEdit
 
 class Model(OnDevice):
     """A frozen model with its chat template, and the work done with it so far (`meter`)."""
+
+    shields: tuple[Shield, ...] = ()
+    """What answers have to pass; see `ShieldedModel`."""
 
     def __init__(
         self,
@@ -83,7 +87,7 @@ class Model(OnDevice):
 
         Args:
             name_or_path: folder, Hub id, GGUF file or PEFT adapter; see `sources.find_source`.
-            name: what records call it; by default `name_or_path`.
+            name: what records call it, by default `name_or_path`.
             device: a torch device; "auto" is CUDA where present.
             dtype: float32, bfloat16, float16, float64; "auto" is float32 on the CPU, else its own.
             device_map: for one model on several devices, accelerate's "auto" or another map.
@@ -91,8 +95,8 @@ class Model(OnDevice):
             date: YYYY-MM-DD, what chat templates that write today's date are told.
 
         Raises:
-            BadInput: not found, gated, pickled, no chat template, unknown device or dtype, a
-                package that is missing, no such date, or no system role when `system` is given.
+            BadInput: not found, gated, pickled, no chat template, unknown device, dtype or date, a
+                package that is missing, or no system role when `system` is given.
         """
         hf, words, known = load_parts(name_or_path, device, dtype, device_map)
         name = name or name_or_path
@@ -124,8 +128,7 @@ class Model(OnDevice):
     def changed(self, interventions: Sequence[Change]) -> Model:
         """This model with `interventions` active in every pass and answer, before any others.
 
-        A light view: weights, meter and chat are shared, and `self` stays as it is. So an attack
-        that is given it searches on the changed model without knowing of it.
+        A light view: all else is shared. An attack that is given it does not know of the change.
         """
         if not interventions:
             return self
@@ -163,7 +166,7 @@ class Model(OnDevice):
 
     @property
     def embedding_table(self) -> Tensor:
-        """(V, D) what `embed` gives for each id; kept as long as the weights are the same."""
+        """(V, D) what `embed` gives for each id; kept while the weights are the same."""
         module = self.hf.get_input_embeddings()
         weight: Tensor = module.weight
         if type(module) is torch.nn.Embedding:
@@ -178,8 +181,8 @@ class Model(OnDevice):
     def editing(self, changes: Sequence[Change] = ()) -> Iterator[None]:
         """Apply the weight edits of this model and of `changes` inside the block, and undo them.
 
-        Every pass enters this for its own interventions; an edit that is in place already is not
-        applied twice. So a loop of passes enters it once, around the whole, to save the work.
+        Every pass enters this for its own; an edit that is in place is not applied twice. So a loop
+        of passes enters it once, around the whole, to save the work.
 
         Raises:
             BadInput: see `editing.edited`.
@@ -222,12 +225,11 @@ class Model(OnDevice):
         Gradients flow to `inputs` when they are embeddings that require them.
 
         Args:
-            inputs: ids (B, T) or embeddings (B, T, D) of what follows the prefix; embeddings are
-                taken as they are, so with weight edits make them inside `editing`.
+            inputs: ids (B, T) or embeddings (B, T, D) of what follows the prefix; with weight edits
+                make embeddings inside `editing`.
             reads: sites with absolute positions, counted from the start of the prefix.
             prefix: keys and values of earlier positions, shared by all rows.
-            interventions: applied at each site in the order given, before it is read; weight edits
-                hold during the whole pass.
+            interventions: applied at each site in order before it is read; weight edits always.
             roles: (T,) or (B, T) roles of the positions of `inputs`, for interventions.
 
         Returns:
@@ -298,16 +300,14 @@ class Model(OnDevice):
     ) -> list[str]:
         """Greedy answers, in the order of `conversations`.
 
-        Thinking is part of an answer, markers included (`Chat.answer` tells it from what is said);
-        where the chat template has opened it already, the marker is put before the answer.
+        Thinking is part of an answer, its markers included, also one that the template has opened.
 
         Args:
             conversations: each is rendered and tokenised anew, as a user's would be.
             max_new_tokens: longest answer, thinking included.
-            interventions: active throughout.
+            interventions: active throughout, after those of this model.
             pad_to: with a `batch_size`, gives batches of a fixed shape (see `generation.batches`).
-            batch_size: rows of a batch; by default all at once. With `pad_to` > 1 a smaller batch
-                is filled up with copies of its last row.
+            batch_size: rows of a batch, by default all; with `pad_to` > 1 one is filled up.
 
         Raises:
             BadInput: a conversation that leaves no room for an answer in the context, or prompts of

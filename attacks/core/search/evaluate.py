@@ -15,6 +15,7 @@ from attacks.core.objectives import Bound
 from attacks.core.prompt import GENERATED, Prompt
 from attacks.core.search.openings import Begun, Halves
 from attacks.core.search.sharing import Group, common_filling, first_change, groups
+from attacks.core.shields import Toll, penalised, toll_of
 from attacks.core.sites import Site, Trace
 from attacks.core.weights import Change
 
@@ -56,7 +57,8 @@ class Evaluator:
     share before the first slot in which they differ (`sharing`); equal candidates are computed
     once. Sequences end at the last position that the objective reads, and the forward pass stops
     after the deepest layer that it reads. Where only the best are asked for, candidates that the
-    opening of the loss rules out are not run to the end (`openings`).
+    opening of the loss rules out are not run to the end (`openings`). What the model's shields cost
+    is added to the objective (`shields`).
     """
 
     def __init__(
@@ -86,6 +88,8 @@ class Evaluator:
         Raises:
             BadInput: a slot that no read can see.
         """
+        objective = penalised(model, prompt, objective)
+        use_cache = use_cache and not any(shield.whole for shield in model.shields)
         check_causality(prompt, objective)
         self.model = model
         self.prompt = prompt
@@ -104,6 +108,7 @@ class Evaluator:
                 interventions=interventions,
                 roles=self._roles[: self._start],
             )
+        self._toll = toll_of(model, prompt)
         self._share = share and use_cache
         self._halves = Halves.of(objective) if bound and self._share else None
         self._standing: _Standing | None = None
@@ -154,9 +159,19 @@ class Evaluator:
                     self._in_batches, starting_batch_size=max(1, self.batch_size // 2)
                 )
                 losses = back_off(distinct, k)
+        if self._toll is not None:
+            losses = self._with_toll(self._toll, distinct, losses, k)
         if losses.isnan().any():
             raise FloatingPointError("the loss is not a number (NaN)")
         return losses[copies]
+
+    def _with_toll(self, toll: Toll, candidates: Tensor, losses: Tensor, k: int | None) -> Tensor:
+        """(B,) losses with what shields without gradient add; with `k` of the k lowest alone."""
+        order = losses.argsort(stable=True)[:k]
+        asked = self.model.chat.messages(self.prompt, candidates[order])
+        found = torch.full_like(losses, float("inf"))
+        found[order] = losses[order] + toll(asked)
+        return found
 
     def _in_batches(self, batch_size: int, candidates: Tensor, k: int | None) -> Tensor:
         self.batch_size = batch_size

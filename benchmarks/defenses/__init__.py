@@ -1,0 +1,31 @@
+"""Defences: what is put around a model, and what it costs. Importing this imports no torch."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from benchmarks.defenses.registry import available, defense_hash, load_defense, params_of
+
+if TYPE_CHECKING:
+    from attacks.core.artefact import Artefact
+    from benchmarks.defenses.defense import REFUSAL, Defense, Stack
+
+__all__ = [
+    "REFUSAL",
+    "Artefact",
+    "Defense",
+    "Stack",
+    "available",
+    "defense_hash",
+    "load_defense",
+    "params_of",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """What needs torch, on first use."""
+    if name not in __all__:
+        raise AttributeError(f"module '{__name__}' has no attribute '{name}'")
+    from benchmarks.defenses import defense
+
+    return getattr(defense, name)

@@ -1,0 +1,306 @@
+"""Latent Guard and erase-and-check: what the model itself takes for harmful is blocked."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+import torch
+from torch import Generator, Tensor
+from torch.nn.functional import cosine_similarity, normalize
+
+from attacks.core.artefact import Artefact
+from attacks.core.behavior import Behavior
+from attacks.core.errors import BadInput
+from attacks.core.objectives import Bound
+from attacks.core.prompt import INSTRUCTION, Messages, Prompt
+from attacks.core.shields import BlackBox, Check, excesses
+from attacks.core.sites import Site, Trace
+from attacks.core.states import at_last, at_last_instruction, read, read_at
+from attacks.core.weights import Change
+from benchmarks.defenses.defense import REFUSAL, Defense, texts_of
+from benchmarks.defenses.thresholds import (
+    checked,
+    halves,
+    threshold_between,
+)
+from benchmarks.roc import area_under_curve
+
+if TYPE_CHECKING:
+    from attacks.core.model import Model
+
+#: What is fitted, for each layer.
+_TENSORS = ("direction", "centre")
+
+
+@dataclass(frozen=True)
+class LatentCheck(Defense):
+    """What defences share that read harmfulness from the model (arXiv 2507.11878, section 5).
+
+    The score of a token is the cosine between the harmfulness direction, mean of harmful minus mean
+    of harmless requests at that token, and the residual stream there less the middle of both means,
+    averaged over `layers`.
+    """
+
+    needs_train: ClassVar[bool] = True
+
+    layers: tuple[int, ...] = ()
+    """Whose outputs are read. None: the one that tells held-out requests apart best, the earliest
+    of equally good ones (the paper averages over all, also those that know only the last word)."""
+    budget: float = 0.02
+    """Share of held-out harmless requests that may be blocked where the threshold is put."""
+    weight: float = 10.0
+    """Of what attacks add to their loss, a nat for each unit of cosine."""
+    margin: float = 0.05
+    """Cosine below the threshold from which that counts."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.budget < 1:
+            raise BadInput(f"{self.name}: budget={self.budget}: must be from 0 to below 1")
+
+    @abstractmethod
+    def token_of(self, prompt: Prompt) -> tuple[int]:
+        """Where the direction is measured, and the score read."""
+
+    @abstractmethod
+    def scores(
+        self,
+        artefact: Artefact,
+        layers: Sequence[int],
+        model: Model,
+        asked: Sequence[Messages],
+        interventions: Sequence[Change] = (),
+    ) -> list[float]:
+        """Of each conversation, in units of cosine."""
+
+    def fit(self, model: Model, train: Sequence[Behavior], *, rng: Generator) -> Artefact:
+        """Directions from a third, layer and threshold from another third, and a check on the rest.
+
+        Raises:
+            BadInput: a layer that is not there, or too few behaviours.
+        """
+        wrong = [layer for layer in self.layers if not 0 <= layer < model.n_layers]
+        if wrong:
+            raise BadInput(f"{self.name}: no layer {wrong[0]}; there are {model.n_layers}")
+        rows, rest = halves(train, rng=rng, held_out=2 / 3)
+        chosen, last = halves(rest, rng=rng)
+        layers = self.layers or tuple(range(model.n_layers))
+        tensors = self._directions(model, rows, layers)
+        choices = [layers] if self.layers else [(layer,) for layer in layers]
+        scored = {at: self._on(model, Artefact(tensors), at, chosen) for at in choices}
+        best = max(choices, key=lambda at: area_under_curve(*scored[at]) or 0.0)
+        threshold = threshold_between(*scored[best], self.budget)
+        kept = {f"{what}.{at}": tensors[f"{what}.{at}"] for what in _TENSORS for at in best}
+        harmless, harmful = self._on(model, Artefact(kept), best, last)
+        check = checked([s - threshold for s in harmless], [s - threshold for s in harmful])
+        return Artefact(kept, {"threshold": threshold, "layers": list(best)}, check=check)
+
+    def _on(
+        self, model: Model, artefact: Artefact, layers: Sequence[int], rows: Sequence[Behavior]
+    ) -> tuple[list[float], list[float]]:
+        """Scores of the harmless and of the harmful ones of `rows`."""
+        harmless, harmful = (
+            [model.conversation(text) for text in texts_of(rows, harmful=kind)]
+            for kind in (False, True)
+        )
+        return (
+            self.scores(artefact, layers, model, harmless),
+            self.scores(artefact, layers, model, harmful),
+        )
+
+    def _directions(
+        self, model: Model, rows: Sequence[Behavior], layers: Sequence[int]
+    ) -> dict[str, Tensor]:
+        """`direction.<layer>` (D,), of length 1, and `centre.<layer>` (D,), between both means."""
+        sites = [Site(layer, "resid_post") for layer in layers]
+        found: dict[str, Tensor] = {}
+        means = []
+        for kind in (True, False):
+            states = read(model, texts_of(rows, harmful=kind), sites, locate=self.token_of)
+            means.append([states[site][:, 0].double().mean(0) for site in sites])
+        for layer, harmful, harmless in zip(layers, *means, strict=True):
+            found[f"direction.{layer}"] = normalize(harmful - harmless, dim=0).float()
+            found[f"centre.{layer}"] = ((harmful + harmless) / 2).float()
+        return found
+
+
+@dataclass(frozen=True)
+class LatentGuard(LatentCheck):
+    """Blocks requests whose last token the model takes for harmful (arXiv 2507.11878, section 5).
+
+    Unlike in the paper the score is the cosine with the direction and not the difference of cosines
+    with both means, of one layer by default, and the threshold is not 0 but chosen on held-out
+    requests. Gradients flow through the score.
+    """
+
+    name: ClassVar[str] = "latent-guard"
+    summary: ClassVar[str] = "blocks requests that the model itself takes for harmful"
+    adapts: ClassVar = "gradient"
+
+    token: Literal["instruction", "last"] = "instruction"
+    """Which token is read: the request's last, as in the paper, or the prompt's last, where small
+    models know more, and where the paper finds refusal."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.token not in ("instruction", "last"):
+            raise BadInput(f"latent-guard: token='{self.token}'; valid: instruction, last")
+
+    def token_of(self, prompt: Prompt) -> tuple[int]:
+        """The request's or the prompt's last token."""
+        return at_last(prompt) if self.token == "last" else at_last_instruction(prompt)
+
+    def scores(
+        self,
+        artefact: Artefact,
+        layers: Sequence[int],
+        model: Model,
+        asked: Sequence[Messages],
+        interventions: Sequence[Change] = (),
+    ) -> list[float]:
+        """One pass for each conversation."""
+        return excesses(model, asked, partial(self._excess, artefact, layers, 0.0), interventions)
+
+    def around(self, model: Model, artefact: Artefact) -> Model:
+        """A check in front of the model."""
+        from attacks.core.model import ShieldedModel
+
+        layers, threshold = artefact.data["layers"], artefact.data["threshold"]
+        excess = partial(self._excess, artefact, layers, threshold)
+        check = Check(self.name, REFUSAL, self.weight, self.margin, excess)
+        return ShieldedModel(model, [check])
+
+    def _excess(
+        self,
+        artefact: Artefact,
+        layers: Sequence[int],
+        threshold: float,
+        model: Model,
+        prompt: Prompt,
+    ) -> Bound:
+        sites = tuple(Site(layer, "resid_post", self.token_of(prompt)) for layer in layers)
+        return _Harmful(sites, *_rows(artefact, layers, model), threshold)
+
+
+@dataclass(frozen=True)
+class EraseAndCheck(LatentCheck):
+    """Blocks a request if it, or what is left when its last tokens are erased, seems harmful.
+
+    Erase-and-check in suffix mode (arXiv 2309.02705, section 3): a suffix of up to `erased` tokens
+    hides nothing that the filter finds without it. The filter is Latent Guard's score at the
+    prompt's last token in place of a trained classifier, and the threshold is for the highest
+    score of the whole request and all that is left of it.
+
+    An attack that knows it adds the score of its best candidates to their loss.
+    """
+
+    name: ClassVar[str] = "erase-and-check"
+    summary: ClassVar[str] = "blocks requests that seem harmful once up to N last tokens are erased"
+    adapts: ClassVar = "search"
+
+    erased: int = 20
+    """Most tokens erased; the first of a request is always left."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.erased < 1:
+            raise BadInput(f"erase-and-check: erased={self.erased}: must be at least 1")
+
+    def token_of(self, prompt: Prompt) -> tuple[int]:
+        """The prompt's last token."""
+        return at_last(prompt)
+
+    def scores(
+        self,
+        artefact: Artefact,
+        layers: Sequence[int],
+        model: Model,
+        asked: Sequence[Messages],
+        interventions: Sequence[Change] = (),
+    ) -> list[float]:
+        """All that is left of a request in one batch."""
+        sites = [Site(layer, "resid_post") for layer in layers]
+        directions, centres = _rows(artefact, layers, model)
+        found = []
+        for turns in asked:
+            left = beginnings(*model.chat.tokens(turns), self.erased)
+            states = read_at(
+                model,
+                [ids for ids, _ in left],
+                sites,
+                [(len(ids) - 1,) for ids, _ in left],
+                roles=[roles for _, roles in left],
+                interventions=interventions,
+            )
+            own = torch.stack([states[site] for site in sites], dim=2).to(model.device)
+            found.append(float(cosines(own, directions, centres).max()))
+        return found
+
+    def around(self, model: Model, artefact: Artefact) -> Model:
+        """A check in front of the model."""
+        from attacks.core.model import ShieldedModel
+
+        layers, threshold = artefact.data["layers"], artefact.data["threshold"]
+
+        def measure(
+            model: Model, asked: Sequence[Messages], interventions: Sequence[Change]
+        ) -> list[float]:
+            scores = self.scores(artefact, layers, model, asked, interventions)
+            return [score - threshold for score in scores]
+
+        check = BlackBox(self.name, REFUSAL, self.weight, self.margin, measure)
+        return ShieldedModel(model, [check])
+
+
+def beginnings(ids: Tensor, roles: Tensor, most: int) -> list[tuple[Tensor, Tensor]]:
+    """A prompt's ids and roles (T,), and those with 1 to `most` last tokens of the request erased.
+
+    Raises:
+        BadInput: no token of the request.
+    """
+    own = (roles == INSTRUCTION).nonzero().flatten()
+    if not len(own):
+        raise BadInput("no token of the prompt lies within the request; it is empty")
+    found = [(ids, roles)]
+    for count in range(1, min(most, len(own) - 1) + 1):
+        kept = torch.ones_like(ids, dtype=torch.bool)
+        kept[own[-count:]] = False
+        found.append((ids[kept], roles[kept]))
+    return found
+
+
+def cosines(states: Tensor, directions: Tensor, centres: Tensor) -> Tensor:
+    """(B, P) scores of residual streams (B, P, K, D) by directions and centres (K, D)."""
+    states = states.to(torch.promote_types(states.dtype, torch.float32))
+    away = states - centres.to(states.dtype)
+    return cosine_similarity(away, directions.to(states.dtype), dim=-1).mean(2)
+
+
+def _rows(artefact: Artefact, layers: Sequence[int], model: Model) -> tuple[Tensor, Tensor]:
+    """(K, D) directions and (K, D) centres, on the model's device."""
+    directions, centres = (
+        torch.stack([artefact.tensors[f"{what}.{layer}"] for layer in layers]).to(model.device)
+        for what in _TENSORS
+    )
+    return directions, centres
+
+
+@dataclass(frozen=True, eq=False)
+class _Harmful(Bound):
+    sites: tuple[Site, ...]
+    directions: Tensor
+    """(K, D)"""
+    centres: Tensor
+    """(K, D)"""
+    threshold: float
+
+    @property
+    def reads(self) -> tuple[Site, ...]:
+        return self.sites
+
+    def __call__(self, trace: Trace) -> Tensor:
+        states = torch.stack([trace[site] for site in self.sites], dim=2)
+        return cosines(states, self.directions, self.centres)[:, 0] - self.threshold
