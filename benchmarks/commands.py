@@ -87,24 +87,25 @@ LISTINGS: dict[str, Listing] = {
 
 
 #: Listings whose names `explain` tells more of.
-EXPLAINED = ("attacks", "judges")
+EXPLAINED = ("attacks", "judges", "defenses")
 
 
 def explain(args: Namespace) -> int:
-    """`attacks NAME`, `judges NAME`: one of them in full; the list without a name."""
+    """`attacks NAME`, `judges NAME`, ...: one of them in full; the list without a name."""
     if args.name is None or args.json:
         return list_names(args)
     from benchmarks.explain import explain as told
 
-    if args.kind == "attacks":
-        from attacks.registry import describe
+    from attacks.registry import ATTACKS
+    from benchmarks.defenses.registry import DEFENSES
+    from benchmarks.judges.registry import JUDGES
 
-        known = describe()
-    else:
-        from benchmarks.judges.registry import JUDGES
-
-        known = JUDGES.describe()
-    print(told(args.kind.removesuffix("s"), args.name, known), end="")
+    describe = {
+        "attacks": ATTACKS.describe,
+        "judges": JUDGES.describe,
+        "defenses": DEFENSES.describe,
+    }[args.kind]
+    print(told(args.kind.removesuffix("s"), args.name, describe()), end="")
     return 0
 
 

@@ -64,8 +64,14 @@ def _shown(value: Any) -> str:
 
 def _example(kind: str, name: str, found: Declared) -> str:
     spec = f"{name}:steps=64" if any(field.name == "steps" for field in found.fields) else name
-    if kind != "attack":
+    if kind == "judge":
         return f"reroute judge runs/quickstart --judge {name}"
+    if kind == "defense":
+        return (
+            f"reroute run --model pocket-llama --defense {name} --attack direct --attack gcg "
+            "--behaviors pocket-test --train pocket-train --limit 5 --harmless "
+            f"--out runs/{name}"
+        )
     train = " --train pocket-train" if found.constants.get("needs_train") else ""
     return (
         f"reroute run --model pocket-llama --attack {spec} --behaviors pocket-test{train} "
