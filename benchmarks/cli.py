@@ -99,7 +99,12 @@ def _parser() -> argparse.ArgumentParser:
     judge_commands.add(add)
     board = add("leaderboard", help="tabulate the results in folders")
     board.add_argument("folders", nargs="+", type=Path, metavar="DIR", help="output of a run")
-    board.add_argument("--format", choices=("md", "csv", "json"), default="md")
+    board.add_argument(
+        "--format",
+        choices=("md", "csv", "json"),
+        help="default: md, and at a terminal a narrower table",
+    )
+    board.add_argument("--explain", action="store_true", help="say what the columns mean")
     board.add_argument("--out", type=Path, metavar="FILE", help="write it there")
     board.add_argument(
         "--readme", type=Path, metavar="FILE", help="put it between that file's leaderboard markers"
