@@ -164,3 +164,12 @@ def test_a_defence_that_cannot_be_fitted_fails_its_own_cells_only(world, tmp_pat
     records = read_records(tmp_path)
     assert {(r.defense, r.status) for r in records} == {("", "ok"), ("latent-guard", "error")}
     assert all("no layer 9" in r.error for r in records if r.defense)
+
+
+def test_the_picture_needs_something_to_draw(defended: Path, world, tmp_path: Path, capsys) -> None:  # type: ignore[no-untyped-def]
+    image = tmp_path / "defences.png"
+    assert main(["leaderboard", str(defended), "--plot", str(image)]) == 0
+    assert image.read_bytes().startswith(b"\x89PNG") and capsys.readouterr().out == ""
+    assert run(suite(world, "direct"), tmp_path / "plain")
+    assert main(["leaderboard", str(tmp_path / "plain"), "--plot", str(image)]) == 2
+    assert "nothing to draw" in capsys.readouterr().err
