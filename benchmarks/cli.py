@@ -17,6 +17,16 @@ from benchmarks.flags import add_output
 from benchmarks.lines import one_line
 from benchmarks.signals import Terminated
 
+_EXAMPLES = """\
+examples:
+  reroute run quickstart                          attack the shipped pocket models
+  reroute attacks gcg                             what an attack does, and its parameters
+  reroute run --model MODEL --attack gcg --attack ssr-probe \\
+    --behaviors jailbreakbench-harmful --train xstest --limit 20 --out runs/mine
+  reroute leaderboard runs/mine                   the table again
+  reroute report runs/mine --out report.html      one page with figures
+"""
+
 _GO_ON = "interrupted; what is done is kept, and running the same command again goes on from there"
 
 
@@ -57,13 +67,21 @@ def _fail(message: str, code: int) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog="reroute", description="A benchmark of attacks on chat models.")
+    parser = _Parser(
+        prog="reroute",
+        description="An adversarial attack benchmark for chat models.",
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--version", action="version", version=f"%(prog)s {_version()}")
     add = parser.add_subparsers(title="commands", metavar="COMMAND", required=True).add_parser
     for name, listing in commands.LISTINGS.items():
         sub = add(name, help=f"list the {name} that can be named")
         sub.add_argument("--json", action="store_true", help="print a list of objects")
         sub.set_defaults(command=commands.list_names, listing=listing)
+        if name in commands.EXPLAINED:
+            sub.add_argument("name", nargs="?", metavar="NAME", help="all about this one")
+            sub.set_defaults(command=commands.explain, kind=name)
         if name == "models":
             sub.add_argument(
                 "--check",
@@ -81,7 +99,12 @@ def _parser() -> argparse.ArgumentParser:
     judge_commands.add(add)
     board = add("leaderboard", help="tabulate the results in folders")
     board.add_argument("folders", nargs="+", type=Path, metavar="DIR", help="output of a run")
-    board.add_argument("--format", choices=("md", "csv", "json"), default="md")
+    board.add_argument(
+        "--format",
+        choices=("md", "csv", "json"),
+        help="default: md, and at a terminal a narrower table",
+    )
+    board.add_argument("--explain", action="store_true", help="say what the columns mean")
     board.add_argument("--out", type=Path, metavar="FILE", help="write it there")
     board.add_argument(
         "--plot", type=Path, metavar="FILE", help="draw success against over-refusal of defences"

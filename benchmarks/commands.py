@@ -6,12 +6,16 @@ import dataclasses
 import json
 import sys
 from argparse import Namespace
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from attacks.core.errors import BadInput
 from benchmarks.flags import given, show
+
+if TYPE_CHECKING:
+    from benchmarks.leaderboard import Format
+    from benchmarks.rows import Row
 
 #: What `attacks` tells of each, beside its name and parameters.
 _ATTACK = ("summary", "threat_model", "needs_train", "searches")
@@ -86,9 +90,33 @@ LISTINGS: dict[str, Listing] = {
 }
 
 
+#: Listings whose names `explain` tells more of.
+EXPLAINED = ("attacks", "judges", "defenses")
+
+
+def explain(args: Namespace) -> int:
+    """`attacks NAME`, `judges NAME`, ...: one of them in full; the list without a name."""
+    if args.name is None or args.json:
+        return list_names(args)
+    from attacks.registry import ATTACKS
+    from benchmarks.defenses.registry import DEFENSES
+    from benchmarks.explain import explain as told
+    from benchmarks.judges.registry import JUDGES
+
+    describe = {
+        "attacks": ATTACKS.describe,
+        "judges": JUDGES.describe,
+        "defenses": DEFENSES.describe,
+    }[args.kind]
+    print(told(args.kind.removesuffix("s"), args.name, describe()), end="")
+    return 0
+
+
 def list_names(args: Namespace) -> int:
     """`attacks`, `models`, ...: one aligned line each, or JSON."""
     found = args.listing()
+    if wanted := getattr(args, "name", None):
+        found = [item for item in found if item["name"] == wanted]
     if args.json:
         print(json.dumps(found, indent=2))
         return 0
@@ -143,8 +171,8 @@ def run(args: Namespace) -> int:
         )
     if args.dry_run:
         return 0
-    from benchmarks.leaderboard import read_rows, render
     from benchmarks.plan import split_judges
+    from benchmarks.rows import read_rows
 
     if later := split_judges(suite.judges)[1]:
         # Here, when no attacked model is in memory any more.
@@ -152,7 +180,12 @@ def run(args: Namespace) -> int:
 
         judge_folders([out], later)
 
-    print(render(read_rows([out]), "md"), end="")
+    show_boards(read_rows([out]))
+    print(
+        f"Next: `reroute leaderboard {out} --explain` says what the columns mean, `reroute report "
+        f"{out}` draws a page.",
+        file=sys.stderr,
+    )
     if not complete:
         message = f"some cells failed: see 'status' and 'error' in {out / 'records.jsonl'}"
         print("reroute:", message, file=sys.stderr)
@@ -182,8 +215,27 @@ def leaderboard(args: Namespace) -> int:
         text = args.readme.read_bytes().decode()
         args.readme.write_bytes(update_block(text, render(rows, "md")).encode())
     if args.out or not (args.readme or args.plot):
-        show(render(rows, args.format), args.out)
+        show_boards(rows, args.format, args.out, explain=args.explain)
     return 0
+
+
+def show_boards(
+    rows: Sequence[Row],
+    style: Format | None = None,
+    out: Path | None = None,
+    *,
+    explain: bool = False,
+) -> None:
+    """Boards in a format that was asked for, else narrow ones at a terminal, else Markdown."""
+    if style is None and out is None and sys.stdout.isatty():
+        from benchmarks.brief import draw
+        from benchmarks.flags import console
+
+        draw(rows, console(), explain=explain)
+    else:
+        from benchmarks.leaderboard import render
+
+        show(render(rows, style or "md"), out)
 
 
 def report(args: Namespace) -> int:
@@ -203,7 +255,8 @@ def compare(args: Namespace) -> int:
     from benchmarks.compare import as_json, as_markdown, compare
 
     rows = compare(args.folders, args.base)
-    show(as_json(rows) if args.format == "json" else as_markdown(rows), args.out)
+    as_text = as_json if args.format == "json" else as_markdown
+    show(as_text(rows), args.out, markdown=args.format == "md")
     return 0
 
 

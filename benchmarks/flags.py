@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 
 def given(args: Namespace, cls: type[Any]) -> dict[str, Any]:
@@ -20,9 +24,26 @@ def add_output(sub: ArgumentParser) -> None:
     sub.add_argument("--out", type=Path, metavar="FILE", help="write it there")
 
 
-def show(shown: str, out: Path | None) -> None:
-    """Prints it, unless it goes into a file."""
+#: Characters that drawn tables take at most.
+_WIDTH = 100
+
+
+def show(shown: str, out: Path | None, *, markdown: bool = False) -> None:
+    """Prints it, unless it goes into a file; Markdown is drawn where that is a terminal."""
     if out:
         out.write_text(shown, "utf-8")
+    elif markdown and sys.stdout.isatty():
+        from benchmarks.brief import draw_markdown  # Here, for it takes its time.
+
+        draw_markdown(shown, console())
     else:
         print(shown, end="")
+
+
+def console() -> Console:
+    """The terminal, at most `_WIDTH` wide."""
+    from rich.console import Console
+
+    found = Console(highlight=False)
+    found.width = min(_WIDTH, found.width)
+    return found

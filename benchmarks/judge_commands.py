@@ -86,7 +86,8 @@ def calibrate(args: Namespace) -> int:
         for each in found:
             keep_counts(folder, each.judge, each.cases, each.counts)
     as_json = args.format == "json"
-    show(calibration.as_json(found) if as_json else calibration.as_markdown(found), args.out)
+    shown = calibration.as_json(found) if as_json else calibration.as_markdown(found)
+    show(shown, args.out, markdown=not as_json)
     return 0
 
 
@@ -123,5 +124,6 @@ def agreement(args: Namespace) -> int:
     from benchmarks.agreement import agreement, as_json, as_markdown
 
     found = agreement(args.folders)
-    show(as_json(found) if args.format == "json" else as_markdown(found), args.out)
+    as_text = as_json if args.format == "json" else as_markdown
+    show(as_text(found), args.out, markdown=args.format == "md")
     return 0

@@ -58,7 +58,8 @@ def verify(args: Namespace) -> int:
     from benchmarks.verify import verify as run
 
     findings = run(Options(**{**given(args, Options), "also": tuple(args.also or ())}))
-    show(as_json(findings) if args.format == "json" else as_markdown(findings), args.out)
+    as_text = as_json if args.format == "json" else as_markdown
+    show(as_text(findings), args.out, markdown=args.format == "md")
     return 0 if all(found.reproduces for found in findings if found.condition == PLAIN) else 1
 
 
@@ -75,5 +76,6 @@ def transfer(args: Namespace) -> int:
         told |= {key: tuple(told[key]) for key in ("to", "judges") if key in told}
         complete = send(Options(**told))
     found = matrices(list(dict.fromkeys([args.folder, args.out or args.folder])))
-    show(as_json(found) if args.format == "json" else as_markdown(found), None)
+    as_text = as_json if args.format == "json" else as_markdown
+    show(as_text(found), None, markdown=args.format == "md")
     return 0 if complete else 1

@@ -108,14 +108,13 @@ def _markdown(rows: Sequence[Row]) -> str:
     if not rows:
         return "No records.\n"
     blocks, used = [], set[str]()
-    columns = _columns(rows)
+    columns = columns_of(rows)
     for _, board in groupby(rows, key=board_of):
         own = list(board)
-        # A row of another threat model, but what every board is to be compared with.
-        shown = sorted([*_baselines(own, rows), *own], key=by_success)
+        shown = with_baselines(own, rows)
         filled = [column for column in columns if any(map(column.cell, shown))]
         used |= {column.heading for column in filled}
-        blocks.append(f"### {text(title_of(own[0]))}\n\n{_table(filled, shown)}\n\n{_note(own)}")
+        blocks.append(f"### {text(title_of(own[0]))}\n\n{_table(filled, shown)}\n\n{note_of(own)}")
     legend = "\n".join(f"- **{c.heading}**: {c.meaning}" for c in columns if c.heading in used)
     return "\n\n".join([*blocks, f"How to read the columns:\n\n{legend}"]) + "\n"
 
@@ -126,10 +125,10 @@ def board_of(row: Row) -> tuple[str, str, int, bool, bool]:
     return row.threat_model, row.stop, row.concurrency, *apart
 
 
-def _baselines(board: Sequence[Row], rows: Sequence[Row]) -> list[Row]:
-    """The baseline's rows on the board's models under its judges, unless they are on it."""
+def with_baselines(board: Sequence[Row], rows: Sequence[Row]) -> list[Row]:
+    """A board and the baseline on its models under its judges, which all is to be compared with."""
     keys = {(row.model, row.judge) for row in board}
-    return [
+    added = [
         row
         for row in rows
         if row.attack == BASELINE
@@ -139,6 +138,7 @@ def _baselines(board: Sequence[Row], rows: Sequence[Row]) -> list[Row]:
         and bool(row.defense) == bool(board[0].defense)
         and (row.model, row.judge) in keys
     ]
+    return sorted([*added, *board], key=by_success)
 
 
 def title_of(row: Row) -> str:
@@ -155,7 +155,7 @@ def title_of(row: Row) -> str:
     return title
 
 
-def _note(board: Sequence[Row]) -> str:
+def note_of(board: Sequence[Row]) -> str:
     """The lines under a board."""
     note = MEANING.get(board[0].threat_model, "")
     if board[0].stop == "first-success":
@@ -203,7 +203,7 @@ def _table(columns: Sequence[Column], rows: Sequence[Row]) -> str:
     return table([column.heading for column in columns], cells, left=left)
 
 
-def _columns(rows: Sequence[Row]) -> list[Column]:
+def columns_of(rows: Sequence[Row]) -> list[Column]:
     """All columns that the boards of these rows may show."""
     names = attack_labels(rows)
     tries = max(row.attempts for row in rows)

@@ -11,8 +11,8 @@ from benchmarks.suites import load_suite
 from conftest import ALIGNED, ROOT
 
 BOARDS = [ROOT / "results" / f"pocket-{name}" for name in ("board", "rerouting", "interventions")]
-RUNGS = tuple(f"pocket-llama-hard{number}" for number in (1, 2, 3))
-LADDER = ("pocket-llama-raw", "pocket-llama", *RUNGS)
+LEVELS = tuple(f"pocket-llama-hard{number}" for number in (1, 2, 3))
+LADDER = ("pocket-llama-raw", "pocket-llama", *LEVELS)
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +43,7 @@ def test_every_cell_of_the_suite_is_there_once_and_judged(folder) -> None:  # ty
     suite = load_suite(folder.name)
     records = read_records(folder)
     harmful = [record for record in records if record.harmful]
-    extra = 2 * 50 if folder.name == "pocket-rerouting" else 0  # gcg:steps=32 on two rungs
+    extra = 2 * 50 if folder.name == "pocket-rerouting" else 0  # gcg:steps=32 on two levels
     assert suite.limit is not None
     assert len(harmful) == len(suite.models) * len(suite.attacks) * suite.limit + extra
     assert {record.status for record in records} == {"ok"}
@@ -88,7 +88,7 @@ def test_rerouting_costs_half_of_gcg_at_no_lower_success(
             row.difference >= 0 and row.flops_ratio is not None and row.flops_ratio <= 0.5
             for row in against_gcg[model, "gcg (steps=8)"]
         )
-    # And it gets through on the upper rungs, at no more operations than gcg's 32 steps.
+    # And it gets through on the upper levels, at no more operations than gcg's 32 steps.
     for model in ("pocket-llama-hard2", "pocket-llama-hard3"):
         assert any(row.difference > -0.05 for row in against_gcg[model, "gcg (steps=32)"])
     assert any(
@@ -101,9 +101,9 @@ def test_the_ladder_ranks(rows: list[Row]) -> None:
     assert success == sorted(set(success), reverse=True)
 
 
-def test_the_gradient_pays_on_a_hardened_rung(rows: list[Row]) -> None:
+def test_the_gradient_pays_on_a_hardened_level(rows: list[Row]) -> None:
     """At the same number of candidates, with intervals that do not overlap."""
     assert any(
-        best(rows, rung, "gcg", steps=8).asr_low > best(rows, rung, "random-search").asr_high
-        for rung in RUNGS
+        best(rows, level, "gcg", steps=8).asr_low > best(rows, level, "random-search").asr_high
+        for level in LEVELS
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +12,8 @@ import pytest
 
 from attacks.core.declared import Declared, Field, NotDeclared, declared, of_class
 from attacks.core.plugins import Registry
-from attacks.registry import ATTACKS
+from attacks.registry import ATTACKS, load
+from benchmarks.cli import main
 from benchmarks.defenses.registry import DEFENSES
 from benchmarks.judges.registry import JUDGES
 from conftest import ROOT
@@ -137,3 +139,43 @@ def test_reading_follows_imports_and_refuses_what_is_computed(
     assert same(found, of_class(plugin_of_a_test.Plain))
     registry = Registry("thing", "none", "elsewhere:Mother", {"it": "plugin_of_a_test:Computed"})
     assert registry.describe()["it"].params["steps"] == 3
+
+
+def test_one_attack_in_full(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["attacks", "gcg"]) == 0
+    shown = capsys.readouterr().out
+    for field in dataclasses.fields(load("gcg")):
+        assert f"  {field.name}" in shown
+    assert "arXiv 2307.15043" in shown and "reroute run --model pocket-llama --attack gcg" in shown
+    assert "loss.kind" in shown and "mellowmax" in shown
+    assert main(["judges", "rubric"]) == 0
+    assert "threshold = 0.5" in capsys.readouterr().out
+    assert main(["attacks", "gcg", "--json"]) == 0
+    assert [item["name"] for item in json.loads(capsys.readouterr().out)] == ["gcg"]
+
+
+@pytest.mark.parametrize(
+    ("command", "close"),
+    [
+        ("attacks gcq", "did you mean gcg?"),
+        ("run quikstart", "did you mean quickstart?"),
+        ("lederboard runs", "did you mean leaderboard?"),
+        (
+            "run --model pocket-lama --attack direct --behaviors pocket-test --dry-run",
+            "pocket-llama",
+        ),
+        (
+            "run --model pocket-llama --attack gcg:step=3 --behaviors pocket-test --dry-run",
+            "steps?",
+        ),
+        ("run --model pocket-llama --attack gcg --behaviors pocket-tst --dry-run", "pocket-test"),
+        ("judge results/pocket-board --judge phrase", "did you mean phrases?"),
+    ],
+)
+def test_unknown_names_are_answered_with_the_closest(
+    command: str, close: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(command.split()) == 2
+    line = capsys.readouterr().err
+    assert close in line.partition("did you mean")[1] + line.partition("did you mean")[2]
+    assert line.count("\n") == 1

@@ -1,8 +1,8 @@
 """Harden a pocket model against suffixes: ``python data/pocket/harden.py [--out DIR]``.
 
 Rounds of adversarial training: search suffixes against requests of the sft split, then learn to
-refuse harmful requests that carry them and to answer harmless ones that do. The rungs of the ladder
-are the model after each round; later rounds search longer, since the model gets harder to attack.
+refuse harmful requests that carry them and to answer harmless ones that do. The levels are
+the model after each round; later rounds search longer, since the model gets harder to attack.
 The train and test splits are never seen.
 """
 
@@ -45,7 +45,7 @@ class Round:
         search: Steps of the suffix search.
         behaviors: Requests that are searched against.
         steps: Optimiser steps.
-        name: The rung that the model is after this round.
+        name: The level that the model is after this round.
     """
 
     search: int
@@ -113,7 +113,7 @@ def learn(
 
 
 def main() -> None:
-    """Run the rounds and save the rungs."""
+    """Run the rounds and save the levels."""
     parser = argparse.ArgumentParser(description="Harden a pocket model against suffixes.")
     parser.add_argument("--out", type=Path, default=MODELS)
     args = parser.parse_args()

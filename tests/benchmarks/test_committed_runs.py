@@ -62,7 +62,7 @@ def test_gcg_gets_through_to_aligned_models_within_a_hundred_steps(model: str) -
 
 @pytest.mark.parametrize("model", RUNGS)
 def test_the_strongest_gcg_is_stronger_than_the_plain_one(model: str) -> None:
-    """On the first rung both are through everywhere, and what differs is the cost."""
+    """On level 1 both succeed everywhere, and what differs is the cost."""
     found = [row for row in compare([RESULTS / "pocket-gcg-best"], "gcg") if row.model == model]
     assert len(found) == 3
     strongest = max(found, key=lambda row: row.asr - (row.flops_ratio or 0))
