@@ -107,6 +107,9 @@ def _parser() -> argparse.ArgumentParser:
     board.add_argument("--explain", action="store_true", help="say what the columns mean")
     board.add_argument("--out", type=Path, metavar="FILE", help="write it there")
     board.add_argument(
+        "--plot", type=Path, metavar="FILE", help="draw success against over-refusal of defences"
+    )
+    board.add_argument(
         "--readme", type=Path, metavar="FILE", help="put it between that file's leaderboard markers"
     )
     board.set_defaults(command=commands.leaderboard)

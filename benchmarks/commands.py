@@ -206,11 +206,15 @@ def leaderboard(args: Namespace) -> int:
     from benchmarks.leaderboard import read_rows, render, update_block
 
     rows = read_rows(args.folders)
+    if args.plot:
+        from benchmarks.defense_plot import draw
+
+        draw(rows, args.plot)
     if args.readme:
         # Read and write the line ends as they are.
         text = args.readme.read_bytes().decode()
         args.readme.write_bytes(update_block(text, render(rows, "md")).encode())
-    if args.out or not args.readme:
+    if args.out or not (args.readme or args.plot):
         show_boards(rows, args.format, args.out, explain=args.explain)
     return 0
 

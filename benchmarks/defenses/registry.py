@@ -55,6 +55,19 @@ def load_defense(spec: str) -> Defense:
     return build(f"defence '{name}'", DEFENSES.find(name), params, name=name)
 
 
+def rebuilt(name: str, params: Mapping[str, Any]) -> Defense:
+    """The defence of these parameters, as `params_of` gives them.
+
+    Raises:
+        BadInput: as `load_defense`.
+    """
+    if "+" in name:
+        from benchmarks.defenses.defense import Stack  # Here, for it brings torch along.
+
+        return Stack(tuple(rebuilt(part, params.get(part, {})) for part in name.split("+")))
+    return build(f"defence '{name}'", DEFENSES.find(name), params, name=name)
+
+
 def params_of(defense: Defense) -> Mapping[str, Any]:
     """The defence's parameters as JSON values; those of a combination under its parts' names."""
     from benchmarks.defenses.defense import Stack  # Here, for it brings torch along.

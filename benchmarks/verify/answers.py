@@ -9,16 +9,19 @@ from pathlib import Path
 
 from attacks.attack import Artefact, Attack
 from attacks.composed import Composed
+from attacks.core.artefact import EMPTY
 from attacks.core.behavior import Behavior
 from attacks.core.errors import BadInput
 from attacks.core.model import Model, PlainModel
 from attacks.core.prompt import Messages
 from attacks.core.weights import Change
 from attacks.registry import load
+from benchmarks import artefacts
 from benchmarks.alike import same
 from benchmarks.artefacts import artefact_of
 from benchmarks.cells import ModelId, artefact_id, cell_generator
 from benchmarks.context import Context
+from benchmarks.defenses.registry import rebuilt
 from benchmarks.failures import failure_of
 from benchmarks.records import Record
 from benchmarks.verify.claims import Claim
@@ -116,6 +119,47 @@ def with_changes(
         changes = own
         waiting.append(claim)
     yield from flush()
+
+
+def behind_defenses(
+    model: Model,
+    claims: Sequence[Claim],
+    how: How,
+    *,
+    folder: Path,
+    context: Context,
+) -> Iterator[Anew]:
+    """What the model says behind the recorded defences, one by one: a check sees each alone."""
+    views: dict[tuple[str, str], Model] = {}
+    for claim in claims:
+        record = claim.record
+        at = (record.defense_hash, record.defense_artefact)
+        try:
+            if at not in views:
+                views[at] = _defended(model, record, folder)
+            string = record.threat_model in ("prompt", "prefill")
+            changes = () if string else _changes(views[at], record, how, folder, context)
+            (said,) = views[at].generate(
+                [claim.asked(how.system)],
+                max_new_tokens=how.tokens(record),
+                interventions=changes,
+            )
+            yield Anew(str(said))
+        except Exception as error:
+            yield Anew(reason=failure_of(error).reason)
+
+
+def _defended(model: Model, record: Record, folder: Path) -> Model:
+    """The model behind the record's defence, with what it was fitted then.
+
+    Raises:
+        BadInput: a defence that is not installed, or an artefact that is not kept.
+    """
+    kept, identity = folder / "artefacts", record.defense_artefact
+    fitted = artefacts.load(kept, identity) if identity else EMPTY
+    if fitted is None:
+        raise BadInput(f"the artefact {identity} of its defence is not in '{kept}'")
+    return rebuilt(record.defense, record.defense_params).around(model, fitted)
 
 
 def _tried(answer: Answer, asked: list[Messages]) -> list[Anew]:

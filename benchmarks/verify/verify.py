@@ -19,7 +19,7 @@ from benchmarks.failures import failure_of
 from benchmarks.models import resolve
 from benchmarks.rejudge import rejudge, with_answers
 from benchmarks.threads import fixed_threads
-from benchmarks.verify.answers import TOKENS, Anew, How, from_strings, with_changes
+from benchmarks.verify.answers import TOKENS, Anew, How, behind_defenses, from_strings, with_changes
 from benchmarks.verify.claims import (
     CHANGES,
     PLAIN,
@@ -120,16 +120,19 @@ class _Verifying:
         sides: dict[str, list[Claim]] = {name: [] for name in _SIDES}
         for claim in claims:
             side = "changed" if claim.record.threat_model in CHANGES else "string"
-            side = "lost" if claim.record.threat_model == "embedding" else side
             side = "defended" if claim.record.defense else side
+            side = "lost" if claim.record.threat_model == "embedding" else side
             sides[side].append(claim)
         told = self.options.model or name
         for claim in sides["lost"]:
             reason = "the attack's embeddings are in no file; run it again"
             yield Finding(claim, told, condition, "unverifiable", reason)
-        for claim in sides["defended"]:
-            reason = f"defences are not put around models anew ({claim.record.defense})"
-            yield Finding(claim, told, condition, "unverifiable", reason)
+        if sides["defended"] and self.options.model is not None:
+            for claim in sides["defended"]:
+                reason = f"its defence was fitted to {name}"
+                yield Finding(claim, told, condition, "unverifiable", reason)
+        elif sides["defended"]:
+            yield from self._with_changes(name, revision, sides["defended"], condition)
         if sides["string"]:
             yield from self._from_strings(told, revision, sides["string"], condition)
         if sides["changed"] and self.options.model is not None:
@@ -161,14 +164,13 @@ class _Verifying:
             yield from self._unloaded(name, claims, condition, error)
             return
         changed = self._changed(split_revision(model.revision)[0], revision)
-        made = with_changes(
-            model,
-            claims,
-            self.how,
-            condition.batch,
-            folder=self.options.folder,
-            context=self.context,
-        )
+        folder, context = self.options.folder, self.context
+        if claims[0].record.defense:
+            made = behind_defenses(model, claims, self.how, folder=folder, context=context)
+        else:
+            made = with_changes(
+                model, claims, self.how, condition.batch, folder=folder, context=context
+            )
         for claim, anew in zip(claims, made, strict=True):
             yield self._finding(claim, name, condition, anew, changed)
 

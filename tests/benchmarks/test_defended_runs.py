@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -164,3 +165,35 @@ def test_a_defence_that_cannot_be_fitted_fails_its_own_cells_only(world, tmp_pat
     records = read_records(tmp_path)
     assert {(r.defense, r.status) for r in records} == {("", "ok"), ("latent-guard", "error")}
     assert all("no layer 9" in r.error for r in records if r.defense)
+
+
+def test_the_picture_needs_something_to_draw(defended: Path, world, tmp_path: Path, capsys) -> None:  # type: ignore[no-untyped-def]
+    image = tmp_path / "defences.png"
+    assert main(["leaderboard", str(defended), "--plot", str(image)]) == 0
+    assert image.read_bytes().startswith(b"\x89PNG") and capsys.readouterr().out == ""
+    assert run(suite(world, "direct"), tmp_path / "plain")
+    assert main(["leaderboard", str(tmp_path / "plain"), "--plot", str(image)]) == 2
+    assert "nothing to draw" in capsys.readouterr().err
+
+
+def test_successes_behind_a_defence_are_verified(tmp_path: Path, capsys) -> None:  # type: ignore[no-untyped-def]
+    out = tmp_path / "run"
+    told = {"train": "pocket-train", "limit": 2, "defense": ('latent-guard:token="last"',)}
+    attacks = ("gcg:steps=4,width=32", "refusal-direction")
+    pocket = make_suite(Path("pocket-llama"), Path("pocket-test"), *attacks, **told)
+    assert run(dataclasses.replace(pocket, max_new_tokens=48), out)
+    capsys.readouterr()
+    assert main(["verify", str(out), "--format", "json"]) == 0
+    rows = json.loads(capsys.readouterr().out)
+    assert {row["attack"] for row in rows} == set(load_names(attacks))
+    assert {row["status"] for row in rows} <= {"same", "other"}
+    (fitted,) = {record.defense_artefact for record in read_records(out)}
+    (out / "artefacts" / f"{fitted}.json").unlink()
+    assert main(["verify", str(out), "--format", "json"]) == 1
+    rows = json.loads(capsys.readouterr().out)
+    assert {row["status"] for row in rows} == {"unverifiable"}
+    assert all("of its defence is not in" in row["reason"] for row in rows)
+
+
+def load_names(specs: tuple[str, ...]) -> list[str]:
+    return [spec.partition(":")[0] for spec in specs]
