@@ -153,9 +153,9 @@ def _timed(plan: Plan, model: Model, attack: Attack) -> _Cost:
             pad_to=PAD_TO,
             batch_size=1 if attack.searches else BATCH_SIZE,
         )
-    # Parts of a fit read every prompt, others as many as they need. Measured on pocket-llama, with 32
-    # prompts for 224: within a factor of 1.3 of what refusal-direction, ssr-probe, head-ablation and
-    # gcg-refusal took, half of refusal-tokens, and four times as much as refusal-subspace.
+    # Parts of a fit read every prompt, others as many as they need. Measured on pocket-llama, with
+    # 32 prompts for 224: within a factor of 1.3 of what refusal-direction, ssr-probe, head-ablation
+    # and gcg-refusal took, half of refusal-tokens, four times as much as refusal-subspace.
     fitted = clock.spent("prepare") * (len(plan.train) / len(few) if few else 1.0) ** 0.5
     if not attack.searches:
         return _Cost(clock.spent("search") + clock.spent("generate") / BATCH_SIZE, fitted)
