@@ -1,6 +1,6 @@
 """Cells on a Ray cluster: actors that hold a model each, and one driver that writes.
 
-Scheduling, retries, restarts and logs are Ray's. All machines see the results folder under the same
+Scheduling, placement and logs are Ray's. All machines see the results folder under the same
 path: artefacts and checkpoints go through it, so a cell of a node that was lost goes on elsewhere
 from its last checkpoint.
 """
@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections import deque
+import socket
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -52,6 +53,7 @@ class RayEngine(Engine):
                 cores = max(os.cpu_count() or 1, machinery.size)
                 ray.init(address="local", num_cpus=cores, include_dashboard=False)
             else:
+                _answers(machinery.address)
                 ray.init(address=machinery.address)
         except Exception as error:  # Ray raises plain ones too.
             where = f" at '{machinery.address}'" if machinery.address else ""
@@ -72,10 +74,11 @@ class RayEngine(Engine):
         if Path(setup.source).is_dir():
             setup = dataclasses.replace(setup, source=str(Path(setup.source).resolve()))
         waiting, given = deque(tasks), ray.put(setup)
-        options = self._options(setup)
-        start: Any = _Actor
-        idle = [start.options(**options).remote() for _ in tasks[: self._machinery.size]]
+        actors: Any = _Actor
+        actors = actors.options(**self._options(setup))
+        idle = [actors.remote() for _ in tasks[: self._machinery.size]]
         busy: dict[Any, tuple[Any, Task]] = {}
+        deaths = Counter[int]()
         with _token(setup.artefacts.parent) as token:
             while waiting or busy:
                 while waiting and idle:
@@ -86,19 +89,32 @@ class RayEngine(Engine):
                     ray.kill(idle.pop())
                 (done, *_), _ = ray.wait(list(busy))
                 actor, task = busy.pop(done)
-                idle.append(actor)
-                yield task, self._result(done, task)
+                try:
+                    result = self._result(done)
+                except ray.exceptions.RayActorError as error:
+                    # Its process, or the node under it. One that Ray cannot reach for the moment
+                    # would fail every task that it is given.
+                    ray.kill(actor)
+                    idle.append(actors.remote())
+                    deaths[id(task)] += 1
+                    if deaths[id(task)] < TRIES:
+                        waiting.appendleft(task)
+                        continue
+                    result = self._given_up(task, error)
+                else:
+                    idle.append(actor)
+                yield task, result
         for actor in idle:
             ray.kill(actor)
 
-    def _result(self, done: Any, task: Task) -> Result:
+    def _given_up(self, task: Task, error: Exception) -> Failure:
+        reason = f"the worker died {TRIES} times: {one_line(str(error))}"[:300]
+        self._say(f"{reason}, during {lost(task)}; given up")
+        return Failure("error", reason)
+
+    def _result(self, done: Any) -> Result:
         try:
             result: Result = ray.get(done)
-        except ray.exceptions.RayActorError as error:
-            # Ray has tried it as often as it was told to, and starts another actor in its place.
-            reason = f"the worker died {TRIES} times: {one_line(str(error))}"[:300]
-            self._say(f"{reason}, during {lost(task)}; given up")
-            return Failure("error", reason)
         except ray.exceptions.RayTaskError as error:
             cause = error.cause
             if isinstance(cause, BadInput):
@@ -116,9 +132,18 @@ class RayEngine(Engine):
             "num_cpus": setup.threads,
             "num_gpus": gpus,
             "memory": BASE + (0 if gpus else setup.weights),
-            "max_restarts": -1,
-            "max_task_retries": TRIES - 1,
         }
+
+
+def _answers(address: str) -> None:
+    """Fails at once where nobody listens: Ray tries for minutes, and then ends the process.
+
+    Raises:
+        OSError: no connection to `HOST:PORT`; other forms of address are Ray's to find.
+    """
+    host, _, port = address.rpartition(":")
+    if host and port.isdecimal() and "/" not in host:
+        socket.create_connection((host, int(port)), timeout=10).close()
 
 
 @contextmanager

@@ -1,0 +1,71 @@
+"""The same cells on a Ray cluster: two nodes on this machine, one of which is killed."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("ray")
+
+import ray
+from ray.cluster_utils import Cluster
+
+from attacks.core.errors import BadInput
+from benchmarks.runner import run
+from benchmarks.store import read_records
+from benchmarks.suites import Suite
+from runs import SEARCH, contents, make_model, make_suite, write_behaviors
+
+
+@pytest.fixture
+def suite(tmp_path: Path) -> Suite:
+    """Searches that last, and answers in a batch."""
+    behaviors = write_behaviors(tmp_path / "b.jsonl", 4)
+    model = make_model(tmp_path / "tiny")
+    return make_suite(model, behaviors, "direct", f"gcg:{SEARCH}", steps=60)
+
+
+@pytest.fixture
+def cluster() -> Iterator[Any]:
+    """A head node, to which tests add others."""
+    found = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+    yield found
+    ray.shutdown()
+    found.shutdown()
+
+
+def test_two_nodes_give_what_one_process_gives(suite: Suite, cluster: Any, tmp_path: Path) -> None:
+    cluster.add_node(num_cpus=1)
+    assert run(suite, tmp_path / "alone")
+    assert run(suite, tmp_path / "out", engine="ray", address=cluster.address, workers=2)
+    assert contents(tmp_path / "out") == contents(tmp_path / "alone")
+
+
+def test_cells_of_a_lost_node_go_on_elsewhere(suite: Suite, cluster: Any, tmp_path: Path) -> None:
+    node, out = cluster.add_node(num_cpus=1), tmp_path / "out"
+    killed = threading.Event()
+
+    def kill() -> None:
+        # While both nodes search: a checkpoint of each is there.
+        while len(list((out / "checkpoints").glob("*.safetensors"))) < 2:
+            time.sleep(0.02)
+        cluster.remove_node(node, allow_graceful=False)
+        killed.set()
+
+    threading.Thread(target=kill, daemon=True).start()
+    how: dict[str, Any] = {"engine": "ray", "address": cluster.address, "checkpoint": 0}
+    assert run(suite, out, workers=2, **how)
+    assert killed.is_set()
+    assert {record.status for record in read_records(out)} == {"ok"}
+    assert run(suite, tmp_path / "alone")
+    assert contents(out) == contents(tmp_path / "alone")
+
+
+def test_no_cluster_there_is_one_line(suite: Suite, tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match=r"no Ray cluster at '127\.0\.0\.1:1'"):
+        run(suite, tmp_path / "out", engine="ray", address="127.0.0.1:1")
