@@ -25,6 +25,7 @@ ATTACKS: Registry[Attack] = Registry(
         "random-search": "attacks.random_search:RandomSearch",
         "gcg": "attacks.gcg:GCG",
         "gcg-refusal": "attacks.gcg:RefusalGCG",
+        "strong": "attacks.strong:Strong",
         "universal-gcg": "attacks.universal_gcg:UniversalGCG",
         "pgd": "attacks.pgd:PGD",
         "ssr-probe": "attacks.ssr:ProbeSSR",

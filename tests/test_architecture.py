@@ -137,7 +137,7 @@ ATTACK_FILES = sorted(
 ALLOWED |= {f"attacks.{name}": ("attacks.core", "attacks.attack") for name in ATTACK_FILES}
 HEAVY = {"transformers", "nnsight"}
 #: Run by another Python, in an environment that this suite is not part of.
-ELSEWHERE = ("template", "peer.py")
+ELSEWHERE = ("template", "peer.py", "peer_nanogcg.py", "peer_ssr.py")
 
 
 def sources() -> list[Path]:

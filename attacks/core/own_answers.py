@@ -17,7 +17,7 @@ from attacks.core.behavior import Behavior
 from attacks.core.checked_direction import Checked
 from attacks.core.coherence import Coherence, garbled
 from attacks.core.interventions import AblateDirection, AblateSubspace
-from attacks.core.refusal import GENERAL_OPENERS, opens_with_refusal
+from attacks.core.refusal import GENERAL_OPENERS, opens_with_refusal, refuses_on_the_way
 from attacks.core.refusal_subspace import find_refusal_subspace
 from attacks.core.verdicts import LEFT
 from attacks.core.weights import Change
@@ -56,21 +56,26 @@ class OwnAnswers:
         coherence = Coherence(**own["coherence"]) if "coherence" in own else None
         return cls(tuple(changes), tuple(own.get("openers", GENERAL_OPENERS)), coherence)
 
-    def target(self, model: Model, behavior: Behavior, *, tokens: int) -> tuple[str, str]:
+    def target(
+        self, model: Model, behavior: Behavior, *, tokens: int, throughout: bool = False
+    ) -> tuple[str, str]:
         """What the answer is to begin with, and which of the sources it is from.
 
         The first of the model's own answers, of at most `tokens` tokens, that is neither a refusal
-        nor garbled, or the behaviour's target.
+        nor garbled, or the behaviour's target. With `throughout` it must not go over to a refusal
+        on the way either.
         """
         for source, change in self.changes:
             answer = own_answer(model, behavior.text, change, tokens)
-            if self.usable(model, behavior.text, answer):
+            if self.usable(model, behavior.text, answer, throughout=throughout):
                 return answer, source
         return behavior.affirmative, GIVEN
 
-    def usable(self, model: Model, text: str, answer: str) -> bool:
-        """Whether `answer` to `text` is worth pursuing."""
+    def usable(self, model: Model, text: str, answer: str, *, throughout: bool = False) -> bool:
+        """Whether `answer` to `text` is worth pursuing; see `target`."""
         said = model.chat.answer(answer)
+        if throughout and refuses_on_the_way(said):
+            return False
         if not said.strip() or opens_with_refusal(said, self.openers):
             return False
         return not garbled(model, self.coherence, [said], [text])[0]

@@ -56,7 +56,7 @@ def race(shape: Shape, options: argparse.Namespace) -> str:
             pairs = _rounds(shape, size, options, model, us, them)
             facts = {
                 "date": today(),
-                "machine": f"{_processor(device)}, {os.cpu_count()} cores",
+                "machine": f"{processor_name(device)}, {os.cpu_count()} cores",
                 "threads": options.threads,
                 "ours": us.versions,
                 "theirs": them.versions,
@@ -108,7 +108,8 @@ def _same_start(ours: Run, theirs: Run, shape: Shape) -> None:
         raise BadInput(f"the same start has losses {ours.start_loss} and {theirs.start_loss}")
 
 
-def _processor(device: str) -> str:
+def processor_name(device: str) -> str:
+    """What the race is run on."""
     if device == "cuda":
         return str(torch.cuda.get_device_name())
     info = Path("/proc/cpuinfo")

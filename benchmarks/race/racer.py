@@ -12,7 +12,7 @@ import json
 import os
 import subprocess
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -60,6 +60,25 @@ class Run:
                 break
             steps += 1
         return steps
+
+
+@dataclass(frozen=True)
+class Finish:
+    """One race to success."""
+
+    seconds: float
+    """Until the first verified success, or the end; what the referee took to verify is left out."""
+    processor: float | None
+    """Seconds of processor time in that time, which a busy machine hardly stretches."""
+    steps: int
+    succeeded: bool
+    content: str
+    """The last message verified."""
+    answer: str
+
+
+#: What a message is answered, and whether that is a success.
+Check = Callable[[str], tuple[str, bool]]
 
 
 class Racer:
@@ -152,6 +171,36 @@ class Racer:
         run.processor = None if before is None or after is None else after - before
         run.peak = self._usage.peak() if heard["peak"] is None else heard["peak"]
         return run
+
+    def prepare(self, **task: Any) -> float:
+        """Have it fit what it needs for this model, once; the seconds that took."""
+        watch = Stopwatch()
+        self._say(do="prepare", **task)
+        self._hear("prepared")
+        return watch.elapsed
+
+    def race_to_success(self, task: dict[str, Any], check: Check) -> Finish:
+        """One search until `check` finds the message of a step to succeed, or until its end."""
+        before, watch = self._usage.processor(), Stopwatch()
+        self._say(do="race", **task)
+        spent, since, steps = 0.0, 0.0, 0
+        content, answer, good = "", "", False
+        while not good and (heard := self._hear("step", "end"))["event"] == "step":
+            spent += watch.elapsed - since
+            steps += 1
+            if heard["content"] != content:
+                content = heard["content"]
+                answer, good = check(content)
+            used = self._usage.processor()
+            since = watch.elapsed
+            self._say(do="stop" if good else "on")
+        if good:
+            self._hear("end")
+        else:
+            spent += watch.elapsed - since
+            used = self._usage.processor()
+        processor = None if before is None or used is None else used - before
+        return Finish(spent, processor, steps, good, content, answer)
 
 
 class _Usage:

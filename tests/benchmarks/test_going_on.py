@@ -42,9 +42,15 @@ OPTIONS = (
     "random-search:steps=6,width=192,slots=8",
     "ssr-probe:steps=5,width=16,slots=4,keep='rank'",
     "ssr-probe:steps=5,width=16,slots=4,keep='with'",
+    "gcg:steps=5,width=8,slots=4,moves.starts=4,moves.first=2",
+    "strong:steps=8,width=4,slots=2,starts=2,first=1,merge=0,restart=1",
+    "strong:steps=8,width=4,slots=3,starts=1,first=1,route='probe'",
+    "strong:steps=5,width=4,slots=2,starts=1,first=1,target='given'",
     "soft-prompt:steps=5,slots=4,target='random',every=2",
     "pgd:steps=6,slots=4,patience=1",
 )
+#: Numbers with which a search that ends by itself takes its time.
+SLOW = {"strong": {"starts": 1, "first": 1, "slots": 2, "merge": 0}}
 SEARCHES = [name for name, cls in sorted(available().items()) if cls.searches]
 
 
@@ -60,14 +66,14 @@ def attack_of(spec: str) -> Attack:
     attack = small(spec)
     if hasattr(attack, "parts"):
         return load(spec, **{part.name: {"steps": 5} for part in attack.parts if part.searches})
-    stops = {"early_stop": None} if hasattr(attack, "early_stop") else {}
+    stops = {"early_stop": None} if hasattr(attack, "early_stop") else SLOW.get(spec, {})
     return dataclasses.replace(attack, steps=5, **stops)
 
 
 @cache
 def artefact_of(spec: str) -> Artefact:
     name = spec.partition(":")[0]
-    if "draft" in spec:
+    if "draft" in spec or "probe'" in spec:
         rng = torch.Generator().manual_seed(1)
         return attack_of(spec).prepare(pocket("pocket-llama"), train(), rng=rng)
     return fitted(name)

@@ -35,6 +35,12 @@ def swap(current: Tensor, choices: Tensor, *, width: int, n_replace: int, rng: G
     return candidates.scatter_(1, order, choices[order, picks])
 
 
+def random_fillings(allowed: Tensor, slots: int, count: int, rng: Generator) -> Tensor:
+    """(count, slots) ids, each uniform over all that are allowed (V,)."""
+    choices = allowed.nonzero().squeeze(1)
+    return choices[torch.randint(len(choices), (count, slots), generator=rng)]
+
+
 def uniform_choices(current: Tensor, allowed: Tensor) -> Tensor:
     """(S, K) every allowed id in each slot: what the search draws from without a gradient."""
     ids = allowed.nonzero().squeeze(1)

@@ -13,7 +13,13 @@ from torch import Generator, Tensor
 from attacks.core.errors import BadInput
 from attacks.core.prompt import Prompt
 from attacks.core.search.buffer import Buffer
-from attacks.core.search.candidates import ranked_swaps, swap, top_tokens, uniform_choices
+from attacks.core.search.candidates import (
+    random_fillings,
+    ranked_swaps,
+    swap,
+    top_tokens,
+    uniform_choices,
+)
 from attacks.core.search.moves import Moves, Seen, merged
 from attacks.core.search.standing import Standing, checkpoint, restore
 
@@ -132,8 +138,10 @@ class CoordinateSearch:
         survives: Survives | None = None,
         screen: Screen = everything,
         done: Done | None = None,
+        begin: Tensor | None = None,
+        step: int = 0,
     ) -> Iterator[Found]:
-        """Search from the prompt's own filling, or go on from `state`.
+        """Search from the prompt's own filling, or from others, or go on from `state`.
 
         Args:
             model: the model under attack.
@@ -144,26 +152,22 @@ class CoordinateSearch:
             survives: by default, what re-tokenises to itself in `prompt`.
             screen: chooses which of the survivors are evaluated.
             done: whether the search may end.
+            begin: (N, S) fillings to begin from in place of the prompt's own: the first step.
+            step: how many steps were taken before.
 
         Yields:
             `Found` after each step, over all fillings evaluated so far.
         """
         survives = survives or partial(model.chat.survives, prompt)
         if state is None:
-            start = prompt.slot_ids.unsqueeze(0)
-            losses = evaluator.losses(start)
-            at = Standing(
-                Buffer(start, losses, max(1, self.buffer)),
-                Buffer(start, losses, self.keep),
-                initial=float(losses[0]),
-                n_replace=self._n_replace(1.0, prompt.n_slots),
-                seen=Seen(start) if self.moves.fresh else None,
-            )
+            at = self._start(model, prompt, evaluator, rng, survives, begin, step)
+            if at.step > step:
+                yield Found(at.best.ids, at.best.losses, checkpoint(at, rng))
         else:
             at = restore(state, max(1, self.buffer), self.keep, rng)
         while at.step < self.steps and not self._finished(at, done):
             drawn, at = self._drawn(model, evaluator, at, rng)
-            drawn = _usable(drawn, at, survives)[: self.width]
+            drawn = _usable(drawn, at, survives)[: self.moves.width(at.step, self.width)]
             ids, losses = self._evaluated(drawn, at, evaluator, rng, screen)
             if self.moves.merge > 1:
                 best = Buffer.empty(prompt.n_slots, self.moves.merge).add(ids, losses)
@@ -172,6 +176,37 @@ class CoordinateSearch:
                 ids, losses = torch.cat([ids, more]), torch.cat([losses, their])
             at = self._after(at, ids, losses, prompt.n_slots, rng)
             yield Found(at.best.ids, at.best.losses, checkpoint(at, rng))
+
+    def _start(
+        self,
+        model: Model,
+        prompt: Prompt,
+        evaluator: Losses,
+        rng: Generator,
+        survives: Survives,
+        begin: Tensor | None,
+        step: int,
+    ) -> Standing:
+        """Where the search begins; a step on, where that is the best of several fillings."""
+        start = prompt.slot_ids.unsqueeze(0) if begin is None else begin
+        if begin is None and self.moves.starts > 1:
+            count = self.moves.starts - 1
+            drawn = random_fillings(model.chat.allowed, prompt.n_slots, count, rng)
+            start = torch.cat([start, drawn[survives(drawn)]])
+        losses = evaluator.losses(start)
+        pool, best = (
+            Buffer.empty(prompt.n_slots, size).add(start, losses)
+            for size in (max(1, self.buffer), self.keep)
+        )
+        several = begin is not None or self.moves.starts > 1
+        return Standing(
+            pool,
+            best,
+            initial=float(pool.losses[0]),
+            n_replace=self._n_replace(1.0, prompt.n_slots),
+            step=step + several,
+            seen=Seen(start) if self.moves.fresh else None,
+        )
 
     def _drawn(
         self, model: Model, evaluator: Losses, at: Standing, rng: Generator
@@ -187,7 +222,8 @@ class CoordinateSearch:
             choices = uniform_choices(current, allowed)
         if self.moves.draw == "ranked":
             return ranked_swaps(current, choices), at
-        drawn = swap(current, choices, width=self.width, n_replace=at.n_replace, rng=rng)
+        width = self.moves.width(at.step, self.width)
+        drawn = swap(current, choices, width=width, n_replace=at.n_replace, rng=rng)
         return drawn, at
 
     def _evaluated(

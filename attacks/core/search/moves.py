@@ -37,15 +37,28 @@ class Moves:
     match: bool = False
     """The search ends once each token of the target is the model's likeliest after those before it,
     so that a greedy answer begins with the target. No judge is asked."""
+    starts: int = 1
+    """Above 1: that many random fillings are evaluated as the first step, and the best of them is
+    gone on from."""
+    first: int = 0
+    """Above 0: the first step draws this many candidates, and each further one twice as many as the
+    one before, up to the search's width: a search that ends early has evaluated few."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.momentum < 1:
             raise BadInput(f"momentum={self.momentum}: must be at least 0 and less than 1")
-        for name in ("distance", "merge"):
+        if self.starts < 1:
+            raise BadInput(f"starts={self.starts}: must be at least 1")
+        for name in ("distance", "merge", "first"):
             if getattr(self, name) < 0:
                 raise BadInput(f"{name}={getattr(self, name)}: must be at least 0")
         if self.draw not in ("sampled", "ranked"):
             raise BadInput(f"draw='{self.draw}'; valid: sampled, ranked")
+
+    def width(self, step: int, width: int) -> int:
+        """Candidates drawn once `step` steps are done, of `width` at most."""
+        grown = step - (self.starts > 1)
+        return min(width, self.first << min(grown, 30)) if self.first else width
 
     def guide(
         self, gradient: Tensor, average: Tensor | None, current: Tensor, model: Model

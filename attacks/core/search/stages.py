@@ -1,0 +1,134 @@
+"""Losses one after the other under one budget of steps, with restarts: the strong attack's loop."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import TYPE_CHECKING, Literal
+
+import torch
+from torch import Generator, Tensor
+
+from attacks.core.prompt import Messages, Prompt
+from attacks.core.search.candidates import random_fillings
+from attacks.core.search.coordinate import CoordinateSearch, Found, Losses
+from attacks.core.search.staged import CEILING
+
+if TYPE_CHECKING:
+    from attacks.attack import State
+    from attacks.core.model import Model
+
+_TOP_IDS, _TOP_LOSS, _STAGE, _SINCE = "top_ids", "top_loss", "stage", "since"
+
+
+#: What becomes of a stage: it goes on, the next one begins, or all begins anew.
+Verdict = Literal["on", "passed", "astray"]
+
+
+@dataclass(frozen=True, eq=False)
+class Stage:
+    """One loss on the way."""
+
+    prompt: Prompt
+    losses: Losses
+    judge: Callable[[Found], Verdict]
+    """Passed where the best filling so far is good enough for the next stage, or to end with;
+    astray where nothing good can come of it."""
+    within: int | None = None
+    """Steps after which the next stage begins in any case."""
+    source: str = ""
+    """Where what is aimed at is from, in words for the record."""
+
+
+@dataclass(frozen=True, eq=False)
+class Reached:
+    """Where the search stands: conversations best first, and the checkpoint."""
+
+    prompts: tuple[Messages, ...]
+    loss: float
+    """Of the best filling, with `CEILING` more for each stage that is not passed."""
+    state: State
+    source: str
+
+
+def search_stages(
+    model: Model,
+    stages: Sequence[Callable[[], Stage]],
+    search: CoordinateSearch,
+    *,
+    restart: int,
+    rng: Generator,
+    state: State | None = None,
+) -> Iterator[Reached]:
+    """Search stage after stage, each from the best fillings of the one before.
+
+    A stage is made when it is reached, and whether one is passed is asked when the next step is: a
+    search that is stopped has paid for neither. Where more than `restart` steps in a row (0: any
+    number) bring nothing better, it begins anew at the first stage with random fillings. What is
+    handed over is that of the newest start; of all starts, once the steps are used up.
+
+    Args:
+        model: the model under attack.
+        stages: make the stages, which differ in the target of their prompts at most.
+        search: numbers; all stages together take `search.steps`.
+        restart: steps without improvement.
+        rng: draws starts and candidates.
+        state: checkpoint to go on from.
+
+    Yields:
+        What is found, after each step; the search ends once the last stage is passed.
+    """
+    made = cache(lambda number: stages[number]())
+    first = made(0)
+    run = found = top = None
+    stage = since = 0
+    if state is not None:
+        stage, since = int(state[_STAGE]), int(state[_SINCE])
+        tensors = {name: value for name, value in state.items() if isinstance(value, Tensor)}
+        rng.set_state(tensors["generator"])
+        found = Found(tensors["best_ids"], tensors["best_losses"], state)
+        top = (float(state[_TOP_LOSS]), tensors[_TOP_IDS])
+    while True:
+        begin, step = None, int(found.state["step"]) if found else 0
+        now = made(stage)
+        if found is not None:
+            if step >= search.steps:
+                return
+            verdict = now.judge(found)
+            late = now.within is not None and step - since >= now.within
+            stuck = bool(restart) and int(found.state["stale"]) > restart
+            if verdict == "passed" or late:
+                if stage + 1 == len(stages):
+                    return
+                stage, begin = stage + 1, found.ids
+            elif verdict == "astray" or stuck:
+                stage, begin = 0, _fillings(model, first.prompt, search.moves.starts, rng)
+            now = made(stage)
+        if found is None or begin is not None:
+            since = step
+            run = search.run(model, now.prompt, now.losses, rng=rng, begin=begin, step=step)
+        elif run is None:
+            run = search.run(model, now.prompt, now.losses, rng=rng, state=found.state)
+        found = next(run, None)
+        if found is None:
+            return
+        behind = CEILING * (len(stages) - 1 - stage)
+        loss = behind + min(float(found.losses[0]), CEILING)
+        if top is None or loss <= top[0]:
+            top = (loss, found.ids[:1])
+        ids = found.ids
+        if int(found.state["step"]) >= search.steps:
+            others = ids[(ids != top[1]).any(1)]
+            ids = torch.cat([top[1], others])
+        more: State = {_STAGE: stage, _SINCE: since, _TOP_IDS: top[1], _TOP_LOSS: top[0]}
+        found = Found(found.ids, found.losses, {**found.state, **more})
+        prompts = tuple(model.chat.messages(now.prompt, ids))
+        yield Reached(prompts, loss, found.state, now.source)
+
+
+def _fillings(model: Model, prompt: Prompt, count: int, rng: Generator) -> Tensor:
+    """Up to `count` random fillings that survive, or the prompt's own."""
+    drawn = random_fillings(model.chat.allowed, prompt.n_slots, count, rng)
+    kept = drawn[model.chat.survives(prompt, drawn)]
+    return kept if len(kept) else prompt.slot_ids.unsqueeze(0)

@@ -1,0 +1,157 @@
+"""The strong default: what the options of the other searches have shown to work, put together."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from torch import Generator
+
+from attacks.attack import Artefact, Attack, Behavior, State, Step, ThreatModel
+from attacks.core.errors import BadInput
+from attacks.core.layout import Layout
+from attacks.core.objectives import Objective, ProbeLoss, TargetCrossEntropy, TargetMismatch
+from attacks.core.own_answers import GIVEN, OWN, OwnAnswers
+from attacks.core.prompt import Prompt
+from attacks.core.search import CoordinateSearch, Evaluator, Found, Moves
+from attacks.core.search.stages import Stage, Verdict, search_stages
+from attacks.core.survey import Survey, choose_layers, survey
+
+if TYPE_CHECKING:
+    from attacks.core.model import Model
+
+
+@dataclass(frozen=True)
+class Strong(Attack):
+    """Slots on both sides of the request, many starts, few candidates at first, an early end.
+
+    The target is the model's own answer with refusal ablated, or, where that is none, the
+    behaviour's (`OwnAnswers`). Its opening is minimised first, and all of it from where the opening
+    is likely; the search ends once greedy decoding says all of it. No judge is asked.
+    """
+
+    name: ClassVar[str] = "strong"
+    summary: ClassVar[str] = (
+        "what works best in this suite: slots on both sides, own answer, merging"
+    )
+    threat_model: ClassVar[ThreatModel] = ThreatModel.PROMPT
+    needs_train: ClassVar[bool] = True
+
+    steps: int = 64
+    width: int = 64
+    """Candidates drawn in each step at most."""
+    topk: int = 64
+    slots: int = 12
+    buffer: int = 1
+    place: str = "both"
+    """See `Layout`."""
+    route: Literal["target", "probe"] = "target"
+    """What is minimised before the whole target: its opening, or the loss of a probe that tells
+    harmful from harmless prompts (`ssr-probe`)."""
+    target: Literal["own", "given"] = "own"
+    tokens: int = 40
+    """Length of the model's own answer at most."""
+    enough: float = 0.2
+    """The loss at which the probe counts as reached."""
+    starts: int = 16
+    """This and what follows: see `Moves`."""
+    first: int = 16
+    merge: int = 7
+    restart: int = 8
+
+    def __post_init__(self) -> None:
+        self.search()  # Numbers that do not go together are refused before anything runs.
+        Layout(self.place)
+        if self.tokens < 1 or self.restart < 0:
+            raise BadInput("tokens must be at least 1, restart at least 0")
+
+    def prepare(self, model: Model, train: Sequence[Behavior], *, rng: Generator) -> Artefact:
+        """Survey the model for what brings its own answers, and for a probe.
+
+        Raises:
+            BadInput: as `survey`.
+        """
+        return self.fitted(model, survey(model, train, rng=rng), train)
+
+    def fitted(self, model: Model, found: Survey, train: Sequence[Behavior]) -> Artefact:
+        """The artefact, from a survey that is there already."""
+        tensors = {name: found.tensors[name] for name in OWN if name in found.tensors}
+        data = dict(found.data)
+        if self.route == "probe":
+            layers = choose_layers(found, (), who=self.name)
+            for kind in ("weight", "bias"):
+                tensors |= {f"{kind}.{at}": found.tensors[f"{kind}.{at}"] for at in layers}
+            data["layers"] = list(layers)
+        return Artefact(tensors, data, check=dict(found.check))
+
+    def search(self) -> CoordinateSearch:
+        """The numbers of the search."""
+        moves = Moves(
+            merge=self.merge,
+            starts=self.starts,
+            first=self.first,
+        )
+        return CoordinateSearch(self.steps, self.width, self.topk, buffer=self.buffer, moves=moves)
+
+    def stages(
+        self, model: Model, behavior: Behavior, artefact: Artefact, rng: Generator
+    ) -> list[Callable[[], Stage]]:
+        """The probe, where that is asked for, the given target, the own answer."""
+        own = OwnAnswers.of(artefact.tensors, artefact.data, model.n_layers)
+        asked = Layout(self.place).conversation(model, behavior, self.slots)
+        prompt = model.prompt(asked, target=behavior.affirmative, rng=rng)
+
+        def evaluator(objective: Objective, prompt: Prompt) -> Evaluator:
+            return Evaluator(model, prompt, objective.bind(model, prompt, artefact))
+
+        def probed() -> Stage:
+            losses = evaluator(ProbeLoss(tuple(artefact.data["layers"])), prompt)
+            return Stage(prompt, losses, self._through, within=max(1, self.steps // 4))
+
+        def said(prompt: Prompt, source: str, *, last: bool) -> Stage:
+            mismatch = evaluator(TargetMismatch(), prompt)
+
+            def judge(found: Found) -> Verdict:
+                if float(mismatch.losses(found.ids[:1])[0]) > 0:
+                    return "on"
+                if not last or source != GIVEN:
+                    return "passed"
+                # The target is said; what follows may be a refusal all the same.
+                messages = model.chat.messages(prompt, found.ids[:1])
+                (answer,) = model.generate(messages, max_new_tokens=self.tokens)
+                good = own.usable(model, behavior.text, answer, throughout=True)
+                return "passed" if good else "astray"
+
+            losses = evaluator(TargetCrossEntropy(), prompt)
+            return Stage(prompt, losses, judge, source=source)
+
+        def answered() -> Stage:
+            target, source = own.target(model, behavior, tokens=self.tokens, throughout=True)
+            wanted = model.prompt(asked, target=target, rng=rng, init=prompt.slot_ids)
+            return said(wanted, source, last=True)
+
+        route = [probed] if self.route == "probe" else []
+        if self.target == "given":
+            return [*route, lambda: said(prompt, GIVEN, last=True)]
+        return [*route, lambda: said(prompt, GIVEN, last=False), answered]
+
+    def _through(self, found: Found) -> Verdict:
+        """Whether the probe is."""
+        return "passed" if float(found.losses[0]) <= self.enough else "on"
+
+    def run(
+        self,
+        model: Model,
+        behavior: Behavior,
+        *,
+        artefact: Artefact,
+        rng: Generator,
+        state: State | None = None,
+    ) -> Iterator[Step]:
+        """One step for the starts, and one for each round of candidates."""
+        stages = self.stages(model, behavior, artefact, rng)
+        for found in search_stages(
+            model, stages, self.search(), restart=self.restart, rng=rng, state=state
+        ):
+            yield Step(found.prompts, loss=found.loss, state=found.state, source=found.source)
