@@ -22,6 +22,7 @@ ATTACKS: Registry[Attack] = Registry(
     {
         "direct": "attacks.direct:Direct",
         "prefill": "attacks.prefill:Prefill",
+        "replay": "attacks.replay:Replay",
         "random-search": "attacks.random_search:RandomSearch",
         "gcg": "attacks.gcg:GCG",
         "gcg-refusal": "attacks.gcg:RefusalGCG",

@@ -13,6 +13,7 @@ from typing import NoReturn
 
 from attacks.core.errors import BadInput, suggestion
 from benchmarks import commands, judge_commands, later_commands
+from benchmarks.export.command import add_export
 from benchmarks.flags import add_output
 from benchmarks.lines import one_line
 from benchmarks.signals import Terminated
@@ -97,6 +98,7 @@ def _parser() -> argparse.ArgumentParser:
     together.set_defaults(command=commands.merge)
     later_commands.add_commands(add)
     judge_commands.add(add)
+    add_export(add)
     board = add("leaderboard", help="tabulate the results in folders")
     board.add_argument("folders", nargs="+", type=Path, metavar="DIR", help="output of a run")
     board.add_argument(
