@@ -7,6 +7,7 @@ import os
 import re
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import NoReturn
@@ -48,7 +49,13 @@ class _Parser(argparse.ArgumentParser):
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command; 0 on success, 2 with one line on stderr for bad input."""
     try:
-        args = _parser().parse_args(argv)
+        parser = _parser()
+        if "_ARGCOMPLETE" in os.environ:
+            with suppress(ImportError):  # An extra.
+                import argcomplete
+
+                argcomplete.autocomplete(parser)
+        args = parser.parse_args(argv)
         code: int = args.command(args)
         sys.stdout.flush()
         return code
