@@ -14,7 +14,7 @@ from typing import NoReturn
 
 from attacks.core.errors import BadInput, suggestion
 from benchmarks import commands, judge_commands, later_commands
-from benchmarks.export.command import add_export
+from benchmarks.export_command import add_export
 from benchmarks.flags import add_output
 from benchmarks.lines import one_line
 from benchmarks.signals import Terminated
