@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from benchmarks.tables import flat, text
+from benchmarks.tables import labels, text
 
 if TYPE_CHECKING:
     from benchmarks.rows import Row
@@ -109,16 +108,7 @@ def effect_columns() -> list[Column]:
 
 def defense_labels(rows: Sequence[Row]) -> dict[str, str]:
     """Names of defences by hash, with the parameters that tell those of one name apart."""
-    names = {}
-    for row in rows:
-        same = [flat(other.defense_params) for other in rows if other.defense == row.defense]
-        varying = [
-            f"{key}={json.dumps(value, ensure_ascii=False)}"
-            for key, value in flat(row.defense_params).items()
-            if any(params.get(key) != value for params in same)
-        ]
-        names[row.defense_hash] = row.defense + (f" ({', '.join(varying)})" if varying else "")
-    return names
+    return labels([(row.defense_hash, row.defense, row.defense_params) for row in rows])
 
 
 def defense_notes(rows: Sequence[Row]) -> list[str]:

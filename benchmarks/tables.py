@@ -37,16 +37,21 @@ def text(value: str) -> str:
 
 def attack_labels(rows: Sequence[Row]) -> dict[str, str]:
     """Attack names by hash, with the parameters that tell attacks of one name apart."""
-    names = {}
-    for row in rows:
-        same = [flat(other.params) for other in rows if other.attack == row.attack]
+    return labels([(row.attack_hash, row.attack, row.params) for row in rows])
+
+
+def labels(named: Sequence[tuple[str, str, Mapping[str, Any]]]) -> dict[str, str]:
+    """Names by hash, of (hash, name, parameters), with the parameters that tell them apart."""
+    found = {}
+    for key, name, params in named:
+        same = [flat(other) for _, called, other in named if called == name]
         varying = [
-            f"{key}={json.dumps(value, ensure_ascii=False)}"
-            for key, value in flat(row.params).items()
-            if any(params.get(key) != value for params in same)
+            f"{field}={json.dumps(value, ensure_ascii=False)}"
+            for field, value in flat(params).items()
+            if any(other.get(field) != value for other in same)
         ]
-        names[row.attack_hash] = row.attack + (f" ({', '.join(varying)})" if varying else "")
-    return names
+        found[key] = name + (f" ({', '.join(varying)})" if varying else "")
+    return found
 
 
 def flat(params: Mapping[str, Any]) -> dict[str, Any]:
