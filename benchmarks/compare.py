@@ -154,7 +154,8 @@ def _compared(
     spent, timed = ([float(_medians(side[None])[0]) for side in pair] for pair in (flops, seconds))
     ratio_low, ratio_high = None, None
     if all(map(math.isfinite, spent)) and spent[1] > 0:
-        ratios = _medians(flops[0][drawn]) / _medians(flops[1][drawn])
+        with np.errstate(invalid="ignore"):  # Where neither side succeeds there is no ratio.
+            ratios = _medians(flops[0][drawn]) / _medians(flops[1][drawn])
         ratio_low, ratio_high = _interval(ratios[~np.isnan(ratios)])
     return Comparison(
         model=model,
