@@ -22,6 +22,7 @@ from benchmarks.columns import corrected as _corrected
 from benchmarks.columns import interval as _interval
 from benchmarks.columns import rate as _rate
 from benchmarks.columns import seconds as _seconds
+from benchmarks.lines import one_line
 from benchmarks.rows import Row, by_success, read_rows
 from benchmarks.tables import attack_labels, table, text
 
@@ -90,6 +91,7 @@ def _csv(rows: Sequence[Row]) -> str:
 def _csv_cell(value: Any) -> Any:
     if isinstance(value, dict):
         return json.dumps(value, sort_keys=True)
+    value = one_line(value) if isinstance(value, str) else value
     if isinstance(value, str) and value[:1] in ("=", "+", "-", "@", "\t", "\r") and value:
         return value if _is_number(value) else f"'{value}"
     return value
