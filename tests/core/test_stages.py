@@ -1,0 +1,85 @@
+"""Stages of a search: one after another, an end by themselves, the same from a checkpoint."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+
+from attacks import load
+from attacks.core.behavior import Behavior
+from attacks.core.errors import BadInput
+from benchmarks.behaviors import load_behaviors
+from conftest import pocket
+
+MODEL = "pocket-llama-hard1"
+
+
+@pytest.fixture(scope="module")
+def behaviors() -> list[Behavior]:
+    rows = load_behaviors("pocket-test")
+    return [row.for_attack() for row in rows if row.harmful][:3]
+
+
+@pytest.fixture(scope="module")
+def train() -> list[Behavior]:
+    rows = [row.for_attack() for row in load_behaviors("pocket-train")]
+    harmful, harmless = ([row for row in rows if row.harmful == flag] for flag in (True, False))
+    return [*harmful[:24], *harmless[:24]]
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def test_strong_says_its_target_and_stops_by_itself(
+    behaviors: list[Behavior], train: list[Behavior]
+) -> None:
+    model, attack = pocket(MODEL), load("strong", steps=24)
+    artefact = attack.prepare(model, train, rng=generator())
+    for behavior in behaviors:
+        steps = list(attack.run(model, behavior, artefact=artefact, rng=generator()))
+        assert len(steps) < 24, "it ends once greedy decoding says the target"
+        (prompt,) = steps[-1].prompts[:1]
+        text = prompt[-1].content
+        # Slots stand on both sides, and the request is whole.
+        head, _, tail = text.partition(behavior.text)
+        assert behavior.text in text and head and tail
+        (answer,) = model.generate([prompt], max_new_tokens=40)
+        assert answer.startswith(behavior.affirmative)
+
+
+def test_the_given_target_needs_no_own_answer(
+    behaviors: list[Behavior], train: list[Behavior]
+) -> None:
+    model, attack = pocket(MODEL), load("strong", steps=16, target="given")
+    artefact = attack.prepare(model, train, rng=generator())
+    steps = list(attack.run(model, behaviors[0], artefact=artefact, rng=generator()))
+    assert all("own" not in step.source for step in steps)
+
+
+def test_going_on_from_any_step_gives_the_same_steps(
+    behaviors: list[Behavior], train: list[Behavior]
+) -> None:
+    model = pocket("pocket-llama-hard3")
+    # Slow numbers, so that there are steps to go on from, and restarts among them.
+    attack = load(
+        "strong", steps=8, width=4, slots=4, starts=2, first=4, merge=0, restart=2, place="suffix"
+    )
+    artefact = attack.prepare(model, train, rng=generator())
+    whole = list(attack.run(model, behaviors[1], artefact=artefact, rng=generator()))
+    assert len(whole) > 3
+    for at in (0, len(whole) // 2):
+        rest = attack.run(
+            model, behaviors[1], artefact=artefact, rng=generator(9), state=whole[at].state
+        )
+        for step, expected in itertools.zip_longest(rest, whole[at + 1 :]):
+            assert step is not None and expected is not None
+            assert (step.prompts, step.loss) == (expected.prompts, expected.loss)
+
+
+@pytest.mark.parametrize("wrong", [{"tokens": 0}, {"restart": -1}, {"place": "nowhere"}])
+def test_numbers_that_cannot_be_are_refused(wrong: dict[str, object]) -> None:
+    with pytest.raises(BadInput):
+        load("strong", **wrong)
