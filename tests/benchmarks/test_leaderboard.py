@@ -308,7 +308,9 @@ def test_hostile_names_stay_in_their_cells(tmp_path: Path) -> None:
     heading = next(line for line in text.splitlines() if line.startswith("| Model"))
     assert line.replace("\\|", "").count("|") == heading.count("|")
     (cells,) = csv.DictReader(io.StringIO(render(rows, "csv")))
-    assert cells["model"] == f"'{evil}"
+    # Still a formula's text with a quote before it, on one line and without the override mark.
+    assert cells["model"].startswith("'=1+1|") and "<script>" in cells["model"]
+    assert "\n" not in cells["model"] and "\u202e" not in cells["model"]
     assert cells["attack"] == "'-x"
     assert cells["asr"] == "1.0"
 
