@@ -35,6 +35,7 @@ ATTACKS: Registry[Attack] = Registry(
         "soft-prompt": "attacks.soft_prompt:SoftPrompt",
         "refusal-tokens": "attacks.refusal_tokens:RefusalTokens",
         "control-tokens": "attacks.control_tokens:ControlTokenSteering",
+        "refusal-addition": "attacks.refusal_addition:RefusalAddition",
         "refusal-direction": "attacks.refusal_direction:RefusalDirection",
         "head-ablation": "attacks.head_ablation:HeadAblation",
         "refusal-subspace": "attacks.refusal_subspace:RefusalSubspace",

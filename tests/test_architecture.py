@@ -51,9 +51,16 @@ ALLOWED = {
         *_CORE,
         *(f"attacks.core.{name}" for name in ("answers", "coherence", "dialogues", "refusal")),
     ),
+    "attacks.core.independence": (*_CORE, "attacks.core.states"),
+    "attacks.core.refusal_addition": (
+        *_CORE,
+        *(f"attacks.core.{name}" for name in ("answers", "directions", "fit_subspace")),
+        *(f"attacks.core.{name}" for name in ("refusal_subspace", "verdicts")),
+    ),
     "attacks.core.refusal_subspace": (
         *_CORE,
         *(f"attacks.core.{name}" for name in ("answers", "dialogues", "fit_subspace")),
+        "attacks.core.independence",
         *(f"attacks.core.{name}" for name in ("states", "verdicts")),
     ),
     "attacks.core.checked_direction": (

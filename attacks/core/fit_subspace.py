@@ -1,14 +1,13 @@
-"""Refusal subspaces fitted by gradient: directions whose ablation makes a model comply.
+"""Fits by gradient: directions whose ablation, or a vector whose addition, makes a model comply.
 
 Refusal direction optimisation (Wollschlaeger et al. 2025, arXiv 2502.17420): instead of a
-difference in means, the directions themselves are parameters. Ablated at every residual write, they
-are to make the targets of harmful requests likely and to leave the answers to harmless ones as they
-are.
+difference in means, the directions themselves are parameters. What is done with them is to make the
+targets of harmful requests likely and to leave the answers to harmless ones as they are.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -16,7 +15,7 @@ import torch
 from torch import Generator, Tensor
 
 from attacks.core.dialogues import Dialogue, answer_log_probs, cross_entropy, divergence
-from attacks.core.interventions import AblateSubspace
+from attacks.core.interventions import AblateSubspace, Intervention
 
 if TYPE_CHECKING:
     from attacks.core.model import Model
@@ -31,15 +30,19 @@ LOOK, BETTER = 20, 0.005
 ENOUGH = 0.02
 
 
+#: What is done to the model with the parameters as they are.
+Use = Callable[[Tensor], Sequence[Intervention]]
+
+
 @dataclass(frozen=True, eq=False)
 class Fitted:
-    """Orthonormal directions and how the fit went."""
+    """Directions, or a vector, and how the fit went."""
 
-    basis: Tensor
-    """(k, D) float32, orthonormal rows."""
+    value: Tensor
+    """(k, D) float32: orthonormal rows of a subspace; (1, D) for a vector to add."""
     steps: int
     target_loss: float
-    """Held-out cross-entropy of the targets once they are ablated, nats a token."""
+    """Held-out cross-entropy of the targets once it is used, nats a token."""
     kl: float
     """Held-out KL on harmless answers, nats a token."""
 
@@ -55,16 +58,12 @@ def fit_subspace(
     batch: int,
     start: Tensor | None = None,
 ) -> Fitted:
-    """Fit `k` orthonormal directions by Adam, and keep the best of the looks at held-out rows.
-
-    The loss is the cross-entropy of the harmful requests' targets plus the KL to the plain model on
-    its own answers to harmless ones (arXiv 2502.17420, section 3; equal weights, without its term
-    for addition).
+    """Fit `k` orthonormal directions to be ablated; see `fit_by_gradient`.
 
     Args:
         model: the model.
-        harmful: requests with their targets; a quarter is held out.
-        harmless: requests with the model's own answers; a quarter is held out.
+        harmful: requests with their targets.
+        harmless: requests with the model's own answers.
         k: number of directions.
         rng: draws the start, the split and the batches.
         steps: at most.
@@ -75,14 +74,56 @@ def fit_subspace(
     raw = torch.nn.functional.normalize(torch.randn((k, width), generator=rng), dim=1)
     if start is not None:
         raw[: len(start)] = torch.nn.functional.normalize(start.float().cpu(), dim=1)
-    raw = raw.to(model.device).requires_grad_()
+    return fit_by_gradient(
+        model,
+        harmful,
+        harmless,
+        start=raw,
+        value=orthonormal,
+        use=lambda basis: [AblateSubspace(basis, model.n_layers)],
+        rng=rng,
+        steps=steps,
+        batch=batch,
+    )
+
+
+def fit_by_gradient(
+    model: Model,
+    harmful: Sequence[Dialogue],
+    harmless: Sequence[Dialogue],
+    *,
+    start: Tensor,
+    value: Callable[[Tensor], Tensor],
+    use: Use,
+    rng: Generator,
+    steps: int,
+    batch: int,
+) -> Fitted:
+    """Fit the parameters of a change by Adam, and keep the best of the looks at held-out rows.
+
+    The loss is the cross-entropy of the harmful requests' targets plus the KL to the plain model on
+    its own answers to harmless ones (arXiv 2502.17420, section 3; equal weights). The paper's term
+    for addition is not part of it: what is ablated and what is added are fitted apart.
+
+    Args:
+        model: the model.
+        harmful: requests with their targets; a quarter is held out.
+        harmless: requests with the model's own answers; a quarter is held out.
+        start: (k, D) parameters to begin with, rows of length one: `RATE` is measured by these.
+        value: the directions or the vector that parameters stand for; differentiable.
+        use: the change to the model made with these; gradients flow through it.
+        rng: draws the split and the batches.
+        steps: at most.
+        batch: dialogues of a kind in each step.
+    """
+    raw = start.to(model.device).requires_grad_()
     (bad, bad_check), (good, good_check) = (_split(rows, rng) for rows in (harmful, harmless))
     optimiser = torch.optim.Adam([raw], lr=RATE)
     best: Fitted | None = None
     worse = 0
     for step in range(steps + 1):
         if step % LOOK == 0 or step == steps:
-            seen = _look(model, raw, bad_check, good_check, step, batch)
+            seen = _look(model, value(raw.detach()), use, bad_check, good_check, step, batch)
             if best is None or _total(seen) < _total(best) - BETTER:
                 best, worse = seen, 0
             else:
@@ -93,9 +134,9 @@ def fit_subspace(
         with torch.no_grad():
             before = answer_log_probs(model, drawn[1])
         with torch.enable_grad():
-            ablation = [AblateSubspace(orthonormal(raw), model.n_layers)]
-            loss = cross_entropy(answer_log_probs(model, drawn[0], ablation), drawn[0])
-            loss = loss + divergence(before, answer_log_probs(model, drawn[1], ablation))
+            changes = use(value(raw))
+            loss = cross_entropy(answer_log_probs(model, drawn[0], changes), drawn[0])
+            loss = loss + divergence(before, answer_log_probs(model, drawn[1], changes))
             (gradient,) = torch.autograd.grad(loss, [raw])
         raw.grad = gradient
         optimiser.step()
@@ -118,22 +159,22 @@ def _total(fitted: Fitted) -> float:
 @torch.no_grad()
 def _look(
     model: Model,
-    raw: Tensor,
+    value: Tensor,
+    use: Use,
     bad: Sequence[Dialogue],
     good: Sequence[Dialogue],
     step: int,
     batch: int,
 ) -> Fitted:
-    basis = orthonormal(raw)
-    ablation = [AblateSubspace(basis, model.n_layers)]
+    changes = use(value)
     loss = kl = 0.0
     for rows in _chunks(bad, batch):
-        value = cross_entropy(answer_log_probs(model, rows, ablation), rows)
-        loss += float(value) * len(rows) / len(bad)
+        entropy = cross_entropy(answer_log_probs(model, rows, changes), rows)
+        loss += float(entropy) * len(rows) / len(bad)
     for rows in _chunks(good, batch):
-        before, after = (answer_log_probs(model, rows, changes) for changes in ((), ablation))
+        before, after = (answer_log_probs(model, rows, made) for made in ((), changes))
         kl += float(divergence(before, after)) * len(rows) / len(good)
-    return Fitted(basis.detach().cpu().clone(), step, loss, kl)
+    return Fitted(value.cpu().clone(), step, loss, kl)
 
 
 def _chunks(rows: Sequence[Dialogue], size: int) -> list[Sequence[Dialogue]]:

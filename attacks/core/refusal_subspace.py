@@ -14,6 +14,7 @@ from attacks.core.behavior import Behavior
 from attacks.core.dialogues import Dialogue
 from attacks.core.errors import BadInput
 from attacks.core.fit_subspace import fit_subspace
+from attacks.core.independence import dependence
 from attacks.core.interventions import AblateSubspace
 from attacks.core.sites import Site
 from attacks.core.states import last_token
@@ -39,7 +40,9 @@ class RefusalSubspace:
     """(k, D)"""
     check: Check
     tried: tuple[dict[str, Any], ...]
-    """Each number of directions that was tried, with its check and how the fit went."""
+    """Each number of directions that was tried, with its check and how the fit went; beyond one
+    direction, `dependence` is the largest effect of ablating one on another
+    (`attacks.core.independence`)."""
 
 
 def find_refusal_subspace(
@@ -87,7 +90,7 @@ def find_refusal_subspace(
     examiner = examiner or Examiner(model, fit, held_out)
     candidates = [dimensions] if dimensions else [k for k in DIMENSIONS if k <= width]
     harmful, harmless = ([b for b in fit if b.harmful == flag][:_FITTED] for flag in (True, False))
-    bad, good = _dialogues(model, harmful, harmless, examiner)
+    bad, good = fitting_dialogues(model, harmful, harmless, examiner)
     tried: list[tuple[Tensor, Check, dict[str, Any]]] = []
     start = None
     if source == "means":
@@ -100,10 +103,13 @@ def find_refusal_subspace(
             found = fit_subspace(
                 model, bad, good, k=k, rng=rng, steps=steps, batch=batch, start=start
             )
-            basis = start = found.basis
+            basis = start = found.value
             how = {"steps": found.steps, "target_loss": found.target_loss, "kl": found.kl}
         check = examiner.check([AblateSubspace(basis, model.n_layers)])
-        tried.append((basis, check, {"dimensions": k, "fit": how, "check": check.data}))
+        evidence = {"dimensions": k, "fit": how, "check": check.data}
+        if k > 1:
+            evidence["dependence"] = float(dependence(model, basis, examiner.harmful).max())
+        tried.append((basis, check, evidence))
         if check.good:
             break
     basis, check, _ = next(
@@ -133,7 +139,7 @@ def hold_out(train: Sequence[Behavior], rng: Generator) -> tuple[list[Behavior],
     return fit, check
 
 
-def _dialogues(
+def fitting_dialogues(
     model: Model, harmful: Sequence[Behavior], harmless: Sequence[Behavior], examiner: Examiner
 ) -> tuple[list[Dialogue], list[Dialogue]]:
     """Harmful requests with their targets, and harmless ones with the model's own answers.

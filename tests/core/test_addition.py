@@ -1,0 +1,118 @@
+"""Vectors that undo refusal when they are added, and how far directions act on each other."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import pytest
+import torch
+
+from attacks import Behavior, load
+from attacks.core.answers import answers
+from attacks.core.artefact import Artefact
+from attacks.core.dialogues import Dialogue, answer_log_probs, cross_entropy
+from attacks.core.directions import direction_at
+from attacks.core.errors import BadInput
+from attacks.core.fit_subspace import orthonormal
+from attacks.core.independence import dependence
+from attacks.core.interventions import AddDirection
+from attacks.core.sites import Site
+from attacks.core.states import last_token
+from attacks.core.weights import Orthogonalise
+from benchmarks.behaviors import load_behaviors
+from conftest import pocket
+
+RECIPES = ("pocket-gemma2", "pocket-llama-hard3", "pocket-llama-no-ablation")
+
+
+def rows(count: int, *, name: str = "pocket-train") -> list[Behavior]:
+    """The first `count` harmful and as many harmless rows of a set."""
+    listed = load_behaviors(name)
+    kinds = ([row for row in listed if row.harmful == flag][:count] for flag in (True, False))
+    return [row for kind in kinds for row in kind]
+
+
+@cache
+def fitted(name: str) -> Artefact:
+    rng = torch.Generator().manual_seed(0)
+    return load("refusal-addition").prepare(pocket(name), rows(48), rng=rng)
+
+
+def test_the_gradient_to_an_added_vector_equals_finite_differences() -> None:
+    model = pocket("pocket-qwen2")
+    rng = torch.Generator().manual_seed(0)
+    vector = torch.randn(model.width, generator=rng).requires_grad_()
+    asked = [Dialogue.of(model, row.text, row.affirmative) for row in rows(2)]
+
+    def loss(at: torch.Tensor) -> torch.Tensor:
+        return cross_entropy(answer_log_probs(model, asked, [AddDirection(at, 2, 1.0)]), asked)
+
+    (gradient,) = torch.autograd.grad(loss(vector), [vector])
+    for _ in range(3):
+        way = torch.randn(vector.shape, generator=rng)
+        way = 1e-2 * way / way.norm()
+        with torch.no_grad():
+            slope = float(loss(vector + way) - loss(vector - way)) / 2
+        assert slope == pytest.approx(float((gradient * way).sum()), rel=2e-2, abs=2e-5)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_an_added_vector_undoes_refusals_or_says_that_it_does_not(name: str) -> None:
+    model, artefact = pocket(name), fitted(name)
+    test = [row for row in rows(12, name="pocket-test") if row.harmful]
+    change = [load("refusal-addition").change(model, artefact)]
+    said = answers(model, [row.text for row in test], tokens=60, interventions=change)
+    right = [
+        all(fact in text for fact in row.reference) for row, text in zip(test, said, strict=True)
+    ]
+    assert artefact.check["verdict"] == "good", artefact.check
+    assert sum(right) >= 9
+
+
+def test_without_steps_it_is_activation_addition() -> None:
+    model, train = pocket("pocket-llama"), rows(16)
+    artefact = load("refusal-addition", layer=3, fit_steps=0).prepare(
+        model, train, rng=torch.Generator().manual_seed(0)
+    )
+    assert [one["source"] for one in artefact.data["tried"]] == ["means"]
+    # Three quarters of the rows are fitted on: the means are close to those of all.
+    harmful, harmless = (
+        [row.text for row in train if row.harmful == flag] for flag in (True, False)
+    )
+    mean = direction_at(model, harmful, harmless, layer=3, position=-1)
+    assert torch.cosine_similarity(artefact.tensors["vector"], -mean, dim=0) > 0.95
+
+
+def test_the_same_seed_fits_the_same_vector() -> None:
+    attack, model = load("refusal-addition", layer=2, fit_steps=20), pocket("pocket-llama")
+    first, again = (
+        attack.prepare(model, rows(8), rng=torch.Generator().manual_seed(3)) for _ in range(2)
+    )
+    assert first.hash == again.hash and first.check == again.check
+
+
+def test_bad_parameters_of_addition_are_named() -> None:
+    model = pocket("pocket-llama")
+    for params in ({"layer": 6}, {"layer": -1}, {"fit_batch": 0}, {"fit_steps": -1}):
+        with pytest.raises(BadInput, match=next(iter(params))):
+            load("refusal-addition", **params).prepare(model, rows(8), rng=torch.Generator())
+
+
+def test_dependence_is_that_of_edited_weights() -> None:
+    """Ablation takes one path through the code, orthogonalised weights another."""
+    model = pocket("pocket-llama")
+    basis = orthonormal(torch.randn((2, model.width), generator=torch.Generator().manual_seed(0)))
+    texts = [row.text for row in rows(4)]
+    found = dependence(model, basis, texts)
+    assert found.diagonal().tolist() == [0, 0] and float(found.max()) > 1e-3
+    sites = [Site(layer, "resid_post") for layer in range(model.n_layers)]
+    changes = []
+    for edit in ([], [Orthogonalise(basis[1])]):
+        with model.editing(edit):
+            states = last_token(model, texts, sites, interventions=edit)
+        rows_ = torch.stack([states[site] for site in sites])
+        changes.append(torch.cosine_similarity(rows_, basis[0], dim=-1))
+    expected = float((changes[1] - changes[0]).abs().mean())
+    assert float(found[0, 1]) == pytest.approx(expected, rel=1e-2, abs=1e-5)
+    # The length and sign of a direction say nothing.
+    torch.testing.assert_close(dependence(model, -3 * basis, texts), found, atol=1e-5, rtol=1e-3)
