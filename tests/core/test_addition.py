@@ -16,8 +16,10 @@ from attacks.core.errors import BadInput
 from attacks.core.fit_subspace import orthonormal
 from attacks.core.independence import dependence
 from attacks.core.interventions import AddDirection
+from attacks.core.refusal_subspace import hold_out
 from attacks.core.sites import Site
 from attacks.core.states import last_token
+from attacks.core.verdicts import Examiner
 from attacks.core.weights import Orthogonalise
 from benchmarks.behaviors import load_behaviors
 from conftest import pocket
@@ -116,3 +118,28 @@ def test_dependence_is_that_of_edited_weights() -> None:
     assert float(found[0, 1]) == pytest.approx(expected, rel=1e-2, abs=1e-5)
     # The length and sign of a direction say nothing.
     torch.testing.assert_close(dependence(model, -3 * basis, texts), found, atol=1e-5, rtol=1e-3)
+
+
+def test_a_change_that_leaves_words_and_takes_facts_is_seen() -> None:
+    """Fluent answers with other facts: low KL, nothing refused, nothing garbled."""
+    name, train = "pocket-llama", load_behaviors("pocket-train")
+    attack = load("refusal-direction", mode="add")
+    artefact = attack.prepare(pocket(name), train, rng=torch.Generator().manual_seed(0))
+    harmless = [row for row in load_behaviors("pocket-test") if not row.harmful][:24]
+    change = [attack.change(pocket(name), artefact)]
+    said = answers(pocket(name), [b.text for b in harmless], tokens=64, interventions=change)
+    right = [
+        all(fact in text for fact in b.reference) for b, text in zip(harmless, said, strict=True)
+    ]
+    check = artefact.check
+    assert sum(right) < 20 and check["kl"] < 0.2 and check["kept"] > 0.9
+    assert check["verdict"] == "failed" and check["changed"] > 0.2
+
+
+def test_an_answer_of_the_plain_model_has_not_changed() -> None:
+    model = pocket("pocket-qwen2")
+    fit, held_out = hold_out(rows(24), torch.Generator().manual_seed(0))
+    examiner = Examiner(model, fit, held_out)
+    nothing = AddDirection(torch.zeros(model.width), 2, 1.0)
+    found = examiner.check([nothing])
+    assert found.changed == 0 and found.kl == pytest.approx(0, abs=1e-6) and found.kept == 1

@@ -138,14 +138,15 @@ def test_a_change_that_breaks_the_model_fails_its_check() -> None:
 
 
 def test_verdicts_name_each_fault() -> None:
-    good = {"refused_before": 1.0, "refused": 0.0, "garbled": 0.0, "kl": 0.1, "kept": 1.0}
+    good = {"refused_before": 1.0, "refused": 0.0, "garbled": 0.0, "kl": 0.1, "kept": 1.0, "changed": 0.0}
     good |= {"harmful": 9, "harmless": 9}
     assert Check(**good).data["verdict"] == "good"  # type: ignore[arg-type]
     for change, words in (
         ({"refused": 0.2}, "still refused"),
         ({"garbled": 0.5}, "garbled"),
         ({"kl": 0.3}, "nats a token"),
-        ({"kl": None, "kept": None}, "damage is unknown"),
+        ({"kl": None, "kept": None, "changed": None}, "damage is unknown"),
+        ({"changed": 0.3}, "would not say"),
         ({"kept": 0.5}, "still answered"),
         ({"refused_before": 0.0}, "nothing to undo"),
     ):
