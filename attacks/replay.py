@@ -28,8 +28,6 @@ class Replay(Attack):
     test cases (arXiv 2402.04249) any number, taken in the file's order; `--attempts` says how many
     are answered. A prompt belongs to the behaviour with its id, or else to the one with its goal's
     text. A behaviour without a prompt in the file is an error, and so a failure.
-
-    Without a file each behaviour is sent as it stands, and `source` says so.
     """
 
     name: ClassVar[str] = "replay"
@@ -38,12 +36,18 @@ class Replay(Attack):
     searches: ClassVar[bool] = False
 
     file: str = ""
-    """Path of the JSON file; its content counts, so a changed file is refused in old folders."""
+    """Path of the JSON file, required; its content counts, so a changed one is refused later."""
+
+    def __post_init__(self) -> None:
+        if not self.file.strip():
+            raise BadInput(
+                "replay: file is missing; give the path of a JSON file, a JailbreakBench artifact "
+                "(an object with a list 'jailbreaks') or HarmBench test cases (lists of strings "
+                "by behaviour id), as in replay:file='artifact.json'"
+            )
 
     def prepare(self, model: Model, train: Sequence[Behavior], *, rng: Generator) -> Artefact:
         """The prompts by id and by text."""
-        if not self.file:
-            return Artefact()
         by_id, by_text = self._read()
         return Artefact(data={"by_id": by_id, "by_text": by_text})
 
@@ -61,9 +65,6 @@ class Replay(Attack):
         Raises:
             BadInput: none in the file, or the file has changed since it was first read.
         """
-        if not self.file:
-            yield Step((model.conversation(behavior.text),), source="the request, no file given")
-            return
         if Path(self.file).expanduser().is_file():
             by_id, by_text = self._read()
             if {"by_id": by_id, "by_text": by_text} != artefact.data:

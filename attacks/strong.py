@@ -117,7 +117,7 @@ class Strong(Attack):
                     return "on"
                 if not last or source != GIVEN:
                     return "passed"
-                # The target is said; what follows may be a refusal all the same.
+                # The target is said; what follows may still be a refusal.
                 messages = model.chat.messages(prompt, found.ids[:1])
                 (answer,) = model.generate(messages, max_new_tokens=self.tokens)
                 good = own.usable(model, behavior.text, answer, throughout=True)

@@ -62,6 +62,11 @@ def _shown(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False) if value is not None else "none"
 
 
+def _quoted(spec: str) -> str:
+    """For a shell, in which single quotes of a spec would be lost."""
+    return f'"{spec}"' if "'" in spec else spec
+
+
 def _example(kind: str, name: str, found: Declared) -> str:
     spec = f"{name}:steps=64" if any(field.name == "steps" for field in found.fields) else name
     if kind == "judge":
@@ -72,8 +77,10 @@ def _example(kind: str, name: str, found: Declared) -> str:
             "--behaviors pocket-test --train pocket-train --limit 5 --harmless "
             f"--out runs/{name}"
         )
+    if any(field.name == "file" for field in found.fields):
+        spec = f"{name}:file='artifact.json'"
     train = " --train pocket-train" if found.constants.get("needs_train") else ""
     return (
-        f"reroute run --model pocket-llama --attack {spec} --behaviors pocket-test{train} "
+        f"reroute run --model pocket-llama --attack {_quoted(spec)} --behaviors pocket-test{train} "
         f"--limit 5 --out runs/{name}"
     )

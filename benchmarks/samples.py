@@ -1,4 +1,4 @@
-"""Answers drawn at random beside the greedy one: how likely an attack gets through."""
+"""Answers drawn at random beside the greedy one: how likely an attack succeeds."""
 
 from __future__ import annotations
 

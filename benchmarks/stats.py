@@ -46,9 +46,9 @@ class Detectable(NamedTuple):
     """The smallest differences between two success rates that are found with `POWER`."""
 
     nested: float | None
-    """Where one attack gets through wherever the other does; None: not even 1."""
+    """Where one attack succeeds wherever the other does; None: not even 1."""
     independent: float | None
-    """Where the two get through independently of each other, on either side of one half."""
+    """Where the two succeed independently of each other, on either side of one half."""
 
 
 def detectable(n: int, *, comparisons: int = 1) -> Detectable:

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import math
 import random
+from collections.abc import Iterator
 from functools import cache
 from itertools import islice
 
@@ -23,6 +24,8 @@ from conftest import pocket
 
 #: What attacks are tried on that need more than an aligned model.
 MODELS = {"control-tokens": "pocket-llama-tokens", "experts": "pocket-moe"}
+#: What attacks need that cannot be made without it.
+GIVEN = {"replay": {"file": "replay.json"}}
 STEPS = 3
 #: Every registered attack, and combinations of a search and of single steps.
 COMPOSED = ["gcg+refusal-direction", "refusal-tokens+prefill+refusal-direction"]
@@ -36,6 +39,7 @@ def small(name: str) -> Attack:
     for part in name.split("+"):
         fields = {field.name for field in dataclasses.fields(available()[part])}
         params[part] = {key: value for key, value in wanted.items() if key in fields}
+        params[part] |= GIVEN.get(part, {})
     return load(name, **(params if "+" in name else params[name]))
 
 
@@ -61,6 +65,17 @@ def run(name: str, seed: int = 0, state=None) -> list[Step]:  # type: ignore[no-
     return list(
         small(name).run(model_for(name), behavior, artefact=artefact(name), rng=rng, state=state)
     )
+
+
+@pytest.fixture(scope="module", autouse=True)
+def replayed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """A folder with the file that `replay` reads, entered for these tests."""
+    folder = tmp_path_factory.mktemp("replay")
+    cases = {behavior.id: ["Hello."] for behavior in load_behaviors("pocket-test")}
+    (folder / "replay.json").write_text(json.dumps(cases))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        yield
 
 
 @pytest.mark.parametrize("name", ATTACKS)

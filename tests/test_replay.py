@@ -78,6 +78,18 @@ def test_a_file_that_has_changed_is_refused(tmp_path: Path, behavior: Behavior) 
         list(attack.run(model, behavior, artefact=artefact, rng=rng))
 
 
+@pytest.mark.parametrize("spec", ["replay", "replay:file=''", "replay:file=' '"])
+def test_without_a_file_it_is_refused(
+    spec: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = ["--model", MODEL, "--attack", spec, "--behaviors", "pocket-test"]
+    assert main(["run", *flags, "--out", str(tmp_path / "out")]) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert "file is missing" in said and "replay" in said and "HarmBench test cases" in said
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize("style", ["jailbreakbench", "harmbench"])
 def test_what_is_exported_and_replayed_does_the_same(style: str, tmp_path: Path) -> None:
     """Prompts of a committed run, through the other project's file, and judged once more."""

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import configparser
 import json
 import os
 import subprocess
 import sys
+import tomllib
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -58,3 +61,36 @@ def test_quickstart_runs_from_it(installed: Path, tmp_path: Path) -> None:
     assert {record["status"] for record in records} == {"ok"}
     assert len({(record["model"], record["attack"]) for record in records}) == 4 * 8
     assert "gcg" in done.stdout and "|" in done.stdout
+
+
+def test_it_holds_types_entry_points_and_data(tmp_path: Path) -> None:
+    options = ["--quiet", "--no-deps", "--no-build-isolation", "--no-index"]
+    subprocess.run(
+        [sys.executable, "-m", "pip", "wheel", *options, "--wheel-dir", str(tmp_path), str(ROOT)],
+        check=True,
+        capture_output=True,
+    )
+    (path,) = tmp_path.glob("*.whl")
+    with zipfile.ZipFile(path) as wheel:
+        names = set(wheel.namelist())
+        (points,) = (name for name in names if name.endswith(".dist-info/entry_points.txt"))
+        found = configparser.ConfigParser()
+        found.read_string(wheel.read(points).decode())
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert dict(found["console_scripts"]) == project["scripts"]
+    assert {"attacks/py.typed", "benchmarks/py.typed"} <= names
+    for package in ("attacks", "benchmarks"):
+        assert tracked(package) <= names
+    for folder in ("behaviors", "suites", "pocket/models", "village/models"):
+        files = tracked(f"data/{folder}")
+        assert files and {f"benchmarks/{name}" for name in files} <= names
+
+
+def tracked(folder: str) -> set[str]:
+    """What git knows of, or, without git, what is there."""
+    done = subprocess.run(
+        ["git", "ls-files", folder], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    there = (path for path in (ROOT / folder).rglob("*") if path.is_file())
+    listed = done.stdout.split("\n")[:-1] or [path.relative_to(ROOT).as_posix() for path in there]
+    return {name for name in listed if "__pycache__" not in name}

@@ -60,7 +60,7 @@ def choose_direction(
 
     The paper's filters (arXiv 2406.11717, appendix C) leave out layers from 0.8 of the depth on,
     directions whose ablation changes harmless prompts by more than `max_kl`, and those whose
-    addition does not induce refusal. Where they leave nothing that gets past refusal (a bypass
+    addition does not induce refusal. Where they leave nothing that bypasses refusal (a bypass
     score under 0: the first token opens a refusal in less than half of the cases), no filter is
     given up for its own sake: taken is the point of the Pareto front of refusals left and damage
     with the lowest sum of both, a probability and nats (`DirectionScore.cost`). So a
@@ -68,7 +68,7 @@ def choose_direction(
 
     Two things are not the paper's. It adds the direction that was chosen for ablation; what is to
     induce refusal is here the highest induce score among those that pass the filter on depth and
-    get past refusal. Where none of these induces it, the latter is given up, then depth too; where
+    bypass refusal. Where none of these induces it, the latter is given up, then depth too; where
     none does at all, it is the highest that the filter on depth leaves. And `least` may be under 0.
 
     Args:

@@ -120,7 +120,7 @@ def refusal_tokens(
         least: mean probability on harmful prompts from which a token counts.
         ratio: how many times likelier on harmful prompts it must be; where no token is, half of
             that and so on, as long as it is more than once: a model that refuses some harmless
-            prompts too has openers all the same.
+            prompts too still has openers.
     """
     on_harmful, on_harmless = harmful.exp().mean(0), harmless.exp().mean(0)
     score = on_harmful

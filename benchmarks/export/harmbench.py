@@ -1,8 +1,14 @@
 """HarmBench test cases, completions and results, in its pipeline's folders (arXiv 2402.04249).
 
 `METHOD/EXPERIMENT/test_cases/test_cases.json` maps behaviour ids to prompts,
-`completions/MODEL.json` to prompts with generations; `results/MODEL.json` adds the label, 1 for a
-success.
+`completions/MODEL.json` to prompts with generations (`test_case`, `generation`);
+`results/MODEL.json` adds the `label`, 1 for a success. The label is this suite's verdict, not that
+of HarmBench's classifier.
+
+The folders are those of HarmBench's `docs/evaluation_pipeline.md`. The field names and the test
+for success are those of its `generate_completions.py` and `evaluate_completions.py`. All three were
+read in a public copy of the repository (github.com/Wendy-1222/SLM_Jailbreak, commit 1c1adaf); the
+original, github.com/centerforaisafety/HarmBench, was not at hand.
 """
 
 from __future__ import annotations

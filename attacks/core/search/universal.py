@@ -116,7 +116,7 @@ def search_universal(
     Args:
         goals: for each behaviour, its goal on each model.
         search: its `steps` are those of the whole search.
-        stage: steps after which the next behaviour is taken in all the same; 0: never.
+        stage: steps after which the next behaviour is added regardless; 0: never.
         rng: draws the start and all candidates.
         state: checkpoint to go on from.
 
