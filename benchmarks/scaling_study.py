@@ -16,7 +16,6 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -30,6 +29,7 @@ from benchmarks.progress import say
 from benchmarks.records import Record
 from benchmarks.store import Store, read_judgements, read_records
 from benchmarks.tables import table
+from benchmarks.timing import Stopwatch
 
 #: Of every run.
 RUN = ("run", "--model", "pocket-llama", "--attack", "gcg:steps=16,width=64")
@@ -46,14 +46,14 @@ def wall(engine: str, workers: int, cells: int) -> tuple[float, list[Record]]:
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "-m", "benchmarks.cli", *RUN, *SETS, "--limit", str(cells)]
         command += ["--workers", str(workers), "--engine", engine, "--out", folder]
-        start = time.perf_counter()
+        watch = Stopwatch()
         done = subprocess.run(
             command,
             capture_output=True,
             text=True,
             env={**os.environ, "OMP_NUM_THREADS": "1"},
         )
-        seconds = time.perf_counter() - start
+        seconds = watch.elapsed
         if done.returncode:
             raise SystemExit(done.stderr.strip()[-500:])
         return seconds, read_records(Path(folder))
@@ -90,10 +90,10 @@ def scaling(engine: str, cells: int, rounds: int) -> list[dict[str, Any]]:
 
 def seconds_each(work: Callable[[int], object], count: int = _REPEATS) -> float:
     """Mean seconds of one of `count` calls, which get their number."""
-    start = time.perf_counter()
+    watch = Stopwatch()
     for number in range(count):
         work(number)
-    return (time.perf_counter() - start) / count
+    return watch.elapsed / count
 
 
 def costs(board: Path, where: Path | None = None) -> dict[str, float]:

@@ -36,16 +36,14 @@ def test_all_nodes_and_gpus_are_used(tmp_path: Path) -> None:
     )
     env |= {"SLURM_JOB_NUM_NODES": "3", "SLURM_GPUS_ON_NODE": "8", "SLURM_CPUS_PER_TASK": "32"}
     done = subprocess.run(
-        [SCRIPT, "quick start", "--out", "x"], env=env, capture_output=True, text=True, check=True
+        [SCRIPT, "suite", "--out", "x"], env=env, capture_output=True, text=True, check=True
     )
-    assert (
-        done.stdout.split()
-        == (
-            "srun --nodes=3 --ntasks=3 ray symmetric-run --address n1:6379 --min-nodes 3 --num-cpus=32 "
-            "--num-gpus=8 -- reroute run quick start --out x --engine ray --address n1:6379 "
-            "--workers 24"
-        ).split()
+    ray, _, command = done.stdout.strip().partition(" -- ")
+    assert ray == (
+        "srun --nodes=3 --ntasks=3 ray symmetric-run --address n1:6379 --min-nodes 3 "
+        "--num-cpus=32 --num-gpus=8"
     )
+    assert command == "reroute run suite --out x --engine ray --address n1:6379 --workers 24"
 
 
 def test_without_gpus_each_core_is_a_worker(tmp_path: Path) -> None:

@@ -138,8 +138,8 @@ def test_a_change_that_breaks_the_model_fails_its_check() -> None:
 
 
 def test_verdicts_name_each_fault() -> None:
-    good = {"refused_before": 1.0, "refused": 0.0, "garbled": 0.0, "kl": 0.1, "kept": 1.0, "changed": 0.0}
-    good |= {"harmful": 9, "harmless": 9}
+    good = {"refused_before": 1.0, "refused": 0.0, "garbled": 0.0, "kl": 0.1, "kept": 1.0}
+    good |= {"changed": 0.0, "harmful": 9, "harmless": 9}
     assert Check(**good).data["verdict"] == "good"  # type: ignore[arg-type]
     for change, words in (
         ({"refused": 0.2}, "still refused"),
