@@ -56,7 +56,8 @@ class Check:
     """Of these prompts, those whose new answers are neither refused nor garbled."""
     changed: float | None
     """Of these prompts, those whose new answers hold a token that the plain model finds less likely
-    than `UNLIKELY` there: it would have said something else."""
+    than `UNLIKELY` there: it would have said something else. Prompts whose plain answer holds one
+    too are left out (a control token that decoding drops, say); None where that leaves none."""
     harmful: int
     harmless: int
     """Prompts checked; of the harmless only those that the plain model answers."""
@@ -135,6 +136,7 @@ class Examiner:
         answered = [(text, answer) for text, answer in plain if answer and not self.refuses(answer)]
         self.harmless = [text for text, _ in answered]
         self._dialogues = [Dialogue.of(model, text, answer) for text, answer in answered]
+        self._likely = [not odd for odd in self._unlikely([answer for _, answer in answered])]
 
     def refuses(self, answer: str) -> bool:
         """Whether an answer opens with a refusal."""
@@ -164,14 +166,19 @@ class Examiner:
             garbled=_share([a and not b for a, b in zip(bad, refused, strict=True)]),
             kl=self._kl(changes) if self.harmless else None,
             kept=_share(kept) if kept else None,
-            changed=_share(self._changed(harmless)) if kept else None,
+            changed=self._changed(harmless),
             harmful=len(self.harmful),
             harmless=len(self.harmless),
         )
 
+    def _changed(self, said: Sequence[str]) -> float | None:
+        odd = zip(self._unlikely(said), self._likely, strict=True)
+        told = [one for one, likely in odd if likely]
+        return _share(told) if told else None
+
     @torch.no_grad()
-    def _changed(self, said: Sequence[str]) -> list[bool]:
-        """Whether each new answer to a harmless prompt is none that the plain model would give."""
+    def _unlikely(self, said: Sequence[str]) -> list[bool]:
+        """Whether each answer to a harmless prompt is none that the plain model would give."""
         found = []
         pairs = list(zip(self.harmless, said, strict=True))
         for start in range(0, len(pairs), _BATCH):

@@ -143,3 +143,12 @@ def test_an_answer_of_the_plain_model_has_not_changed() -> None:
     nothing = AddDirection(torch.zeros(model.width), 2, 1.0)
     found = examiner.check([nothing])
     assert found.changed == 0 and found.kl == pytest.approx(0, abs=1e-6) and found.kept == 1
+
+
+def test_nothing_is_told_from_answers_that_open_with_a_dropped_token() -> None:
+    """Of a model that says a control token first, answers as text are unlikely as they stand."""
+    model = pocket("pocket-llama-token")
+    fit, held_out = hold_out(rows(12), torch.Generator().manual_seed(0))
+    nothing = AddDirection(torch.zeros(model.width), 2, 1.0)
+    found = Examiner(model, fit, held_out).check([nothing])
+    assert found.changed is None and found.kept == 1
