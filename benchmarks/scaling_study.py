@@ -61,28 +61,28 @@ def wall(engine: str, workers: int, cells: int) -> tuple[float, list[Record]]:
 
 def scaling(engine: str, cells: int, rounds: int) -> list[dict[str, Any]]:
     """Strong and weak scaling with one and two workers; medians over rounds, in alternation."""
-    plans = {
-        "start, 1 worker": (1, 1),
-        "start, 2 workers": (2, 2),
+    runs = {
         "1 worker": (1, cells),
         "2 workers, the same cells": (2, cells),
         "2 workers, twice the cells": (2, 2 * cells),
     }
-    found: dict[str, list[float]] = {name: [] for name in plans}
+    # With a cell for each worker first: what their start takes, however many cells there are.
+    found: dict[tuple[int, int], list[float]] = {
+        plan: [] for plan in ((1, 1), (2, 2), *runs.values())
+    }
     for number in range(rounds):
-        for name, (workers, count) in plans.items():
+        for (workers, count), times in found.items():
             seconds, records = wall(engine, workers, count)
             assert len(records) == count and all(row.status == "ok" for row in records)
-            found[name].append(seconds)
-            say(f"{engine}, round {number + 1}, {name}: {seconds:.1f} s")
-    middle = {name: statistics.median(values) for name, values in found.items()}
+            times.append(seconds)
+            run = f"workers: {workers}, cells: {count}"
+            say(f"{engine}, round {number + 1}, {run}: {seconds:.1f} s")
+    middle = {plan: statistics.median(times) for plan, times in found.items()}
     rows: list[dict[str, Any]] = []
-    for name in list(plans)[2:]:
-        workers, count = plans[name]
-        start = middle[f"start, {workers} worker{'s' if workers > 1 else ''}"]
-        # The start, with a cell for each worker, takes the same however many cells there are.
-        rate = (count - workers) / (middle[name] - start)
-        row = {"engine": engine, "run": name, "cells": count, "seconds": middle[name]}
+    for name, (workers, count) in runs.items():
+        seconds, start = middle[workers, count], middle[workers, workers]
+        rate = (count - workers) / (seconds - start)
+        row = {"engine": engine, "run": name, "cells": count, "seconds": seconds}
         single = rows[0]["rate"] if rows else rate
         rows.append(row | {"start": start, "rate": rate, "efficiency": rate / (workers * single)})
     return rows

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from transformers import (
 from attacks.core.behavior import Behavior
 from attacks.core.model import Model
 from attacks.core.search import Evaluator
+from benchmarks.behaviors import load_behaviors
 
 ROOT = Path(__file__).resolve().parents[1]
 POCKET = ROOT / "data" / "pocket" / "models"
@@ -43,6 +45,19 @@ _TINY = {
 def one_thread() -> None:
     """Tests run beside each other on small machines."""
     torch.set_num_threads(1)
+
+
+def first_rows(count: int, *, name: str = "pocket-train") -> list[Behavior]:
+    """The first `count` harmful and as many harmless rows of a set."""
+    listed = load_behaviors(name)
+    kinds = ([row for row in listed if row.harmful == flag][:count] for flag in (True, False))
+    return [row for kind in kinds for row in kind]
+
+
+def count_right(asked: Sequence[Behavior], said: Sequence[str]) -> int:
+    """How many answers hold all facts of their behaviour's reference."""
+    pairs = zip(asked, said, strict=True)
+    return sum(all(fact in text for fact in row.reference) for row, text in pairs)
 
 
 @cache

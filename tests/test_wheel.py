@@ -15,16 +15,25 @@ import pytest
 
 from conftest import ROOT, SHIPPED
 
+OPTIONS = ("--quiet", "--no-deps", "--no-build-isolation", "--no-index")
+
+
+def pip(*arguments: str) -> None:
+    subprocess.run([sys.executable, "-m", "pip", *arguments], check=True, capture_output=True)
+
 
 @pytest.fixture(scope="module")
-def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    target = tmp_path_factory.mktemp("wheel")
-    options = ["--quiet", "--no-deps", "--no-build-isolation", "--no-index"]
-    subprocess.run(
-        [sys.executable, "-m", "pip", "install", *options, "--target", str(target), str(ROOT)],
-        check=True,
-        capture_output=True,
-    )
+def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("wheel")
+    pip("wheel", *OPTIONS, "--wheel-dir", str(folder), str(ROOT))
+    (path,) = folder.glob("*.whl")
+    return path
+
+
+@pytest.fixture(scope="module")
+def installed(built: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    target = tmp_path_factory.mktemp("installed")
+    pip("install", *OPTIONS, "--target", str(target), str(built))
     return target
 
 
@@ -63,15 +72,8 @@ def test_quickstart_runs_from_it(installed: Path, tmp_path: Path) -> None:
     assert "gcg" in done.stdout and "|" in done.stdout
 
 
-def test_it_holds_types_entry_points_and_data(tmp_path: Path) -> None:
-    options = ["--quiet", "--no-deps", "--no-build-isolation", "--no-index"]
-    subprocess.run(
-        [sys.executable, "-m", "pip", "wheel", *options, "--wheel-dir", str(tmp_path), str(ROOT)],
-        check=True,
-        capture_output=True,
-    )
-    (path,) = tmp_path.glob("*.whl")
-    with zipfile.ZipFile(path) as wheel:
+def test_it_holds_types_entry_points_and_data(built: Path) -> None:
+    with zipfile.ZipFile(built) as wheel:
         names = set(wheel.namelist())
         (points,) = (name for name in names if name.endswith(".dist-info/entry_points.txt"))
         found = configparser.ConfigParser()

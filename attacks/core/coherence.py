@@ -18,7 +18,7 @@ import torch
 
 from attacks.core.answers import answers
 from attacks.core.behavior import Behavior, normalise
-from attacks.core.dialogues import Dialogue, answer_log_probs
+from attacks.core.dialogues import Dialogue, answer_log_probs, token_log_probs
 from attacks.core.refusal import GENERAL_OPENERS, opens_with_refusal
 
 if TYPE_CHECKING:
@@ -90,10 +90,10 @@ def mean_log_probs(model: Model, said: Sequence[str], frame: str) -> list[float]
     rows = sorted((row for row in rows if len(row[1].reads) > 1), key=lambda row: len(row[1].ids))
     for start in range(0, len(rows), _BATCH):
         batch = rows[start : start + _BATCH]
-        found = answer_log_probs(model, [dialogue for _, dialogue in batch])
-        for (at, dialogue), log_probs in zip(batch, found, strict=True):
-            ids = dialogue.ids[dialogue.first :, None].to(log_probs.device)
-            scores[at] = float(log_probs.gather(1, ids)[1:].mean())
+        dialogues = [dialogue for _, dialogue in batch]
+        found = token_log_probs(answer_log_probs(model, dialogues), dialogues)
+        for (at, _), log_probs in zip(batch, found, strict=True):
+            scores[at] = float(log_probs[1:].mean())
     return scores
 
 

@@ -65,13 +65,17 @@ def answer_log_probs(
     ]
 
 
-def cross_entropy(log_probs: Sequence[Tensor], dialogues: Sequence[Dialogue]) -> Tensor:
-    """() mean over dialogues of the mean negative log-probability of the answer's tokens, nats."""
-    losses = [
-        -rows.gather(1, dialogue.ids[dialogue.first :, None].to(rows.device)).mean()
+def token_log_probs(log_probs: Sequence[Tensor], dialogues: Sequence[Dialogue]) -> list[Tensor]:
+    """(G,) log-probability of each token of each answer, from what `answer_log_probs` gives."""
+    return [
+        rows.gather(1, dialogue.ids[dialogue.first :, None].to(rows.device)).squeeze(1)
         for rows, dialogue in zip(log_probs, dialogues, strict=True)
     ]
-    return torch.stack(losses).mean()
+
+
+def cross_entropy(log_probs: Sequence[Tensor], dialogues: Sequence[Dialogue]) -> Tensor:
+    """() mean over dialogues of the mean negative log-probability of the answer's tokens, nats."""
+    return torch.stack([-row.mean() for row in token_log_probs(log_probs, dialogues)]).mean()
 
 
 def divergence(before: Sequence[Tensor], after: Sequence[Tensor]) -> Tensor:

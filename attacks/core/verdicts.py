@@ -17,7 +17,7 @@ import torch
 from attacks.core.answers import answers
 from attacks.core.behavior import Behavior
 from attacks.core.coherence import fit_coherence, garbled
-from attacks.core.dialogues import Dialogue, answer_log_probs, divergence
+from attacks.core.dialogues import Dialogue, answer_log_probs, divergence, token_log_probs
 from attacks.core.refusal import learn_openers, opens_with_refusal
 from attacks.core.weights import Change
 
@@ -136,7 +136,7 @@ class Examiner:
         answered = [(text, answer) for text, answer in plain if answer and not self.refuses(answer)]
         self.harmless = [text for text, _ in answered]
         self._dialogues = [Dialogue.of(model, text, answer) for text, answer in answered]
-        self._likely = [not odd for odd in self._unlikely([answer for _, answer in answered])]
+        self._likely = [not odd for odd in self._unlikely(self._dialogues)]
 
     def refuses(self, answer: str) -> bool:
         """Whether an answer opens with a refusal."""
@@ -172,29 +172,21 @@ class Examiner:
         )
 
     def _changed(self, said: Sequence[str]) -> float | None:
-        odd = zip(self._unlikely(said), self._likely, strict=True)
-        told = [one for one, likely in odd if likely]
-        return _share(told) if told else None
+        pairs = zip(self.harmless, said, self._likely, strict=True)
+        told = [(text, answer) for text, answer, likely in pairs if likely]
+        given = [Dialogue.of(self.model, text, answer) for text, answer in told if answer]
+        # No answer at all is none that the plain model would give either.
+        changed = len(told) - len(given) + sum(self._unlikely(given))
+        return changed / len(told) if told else None
 
     @torch.no_grad()
-    def _unlikely(self, said: Sequence[str]) -> list[bool]:
-        """Whether each answer to a harmless prompt is none that the plain model would give."""
+    def _unlikely(self, dialogues: Sequence[Dialogue]) -> list[bool]:
+        """Whether each answer holds a token less likely than `UNLIKELY` to the plain model."""
         found = []
-        pairs = list(zip(self.harmless, said, strict=True))
-        for start in range(0, len(pairs), _BATCH):
-            rows = [
-                Dialogue.of(self.model, text, answer) if answer.strip() else None
-                for text, answer in pairs[start : start + _BATCH]
-            ]
-            given = [row for row in rows if row is not None]
-            scores = iter(answer_log_probs(self.model, given) if given else ())
-            for row in rows:
-                if row is None:
-                    found.append(True)
-                    continue
-                score = next(scores)
-                ids = row.ids[row.first :, None].to(score.device)
-                found.append(float(score.gather(1, ids).min()) < math.log(UNLIKELY))
+        for start in range(0, len(dialogues), _BATCH):
+            rows = dialogues[start : start + _BATCH]
+            scores = token_log_probs(answer_log_probs(self.model, rows), rows)
+            found += [float(row.min()) < math.log(UNLIKELY) for row in scores]
         return found
 
     @torch.no_grad()

@@ -7,7 +7,7 @@ from functools import cache
 import pytest
 import torch
 
-from attacks import Behavior, load
+from attacks import load
 from attacks.core.answers import answers
 from attacks.core.artefact import Artefact
 from attacks.core.dialogues import Dialogue, answer_log_probs, cross_entropy
@@ -22,29 +22,22 @@ from attacks.core.states import last_token
 from attacks.core.verdicts import Examiner
 from attacks.core.weights import Orthogonalise
 from benchmarks.behaviors import load_behaviors
-from conftest import pocket
+from conftest import count_right, first_rows, pocket
 
 RECIPES = ("pocket-gemma2", "pocket-llama-hard3", "pocket-llama-no-ablation")
-
-
-def rows(count: int, *, name: str = "pocket-train") -> list[Behavior]:
-    """The first `count` harmful and as many harmless rows of a set."""
-    listed = load_behaviors(name)
-    kinds = ([row for row in listed if row.harmful == flag][:count] for flag in (True, False))
-    return [row for kind in kinds for row in kind]
 
 
 @cache
 def fitted(name: str) -> Artefact:
     rng = torch.Generator().manual_seed(0)
-    return load("refusal-addition").prepare(pocket(name), rows(48), rng=rng)
+    return load("refusal-addition").prepare(pocket(name), first_rows(48), rng=rng)
 
 
 def test_the_gradient_to_an_added_vector_equals_finite_differences() -> None:
     model = pocket("pocket-qwen2")
     rng = torch.Generator().manual_seed(0)
     vector = torch.randn(model.width, generator=rng).requires_grad_()
-    asked = [Dialogue.of(model, row.text, row.affirmative) for row in rows(2)]
+    asked = [Dialogue.of(model, row.text, row.affirmative) for row in first_rows(2)]
 
     def loss(at: torch.Tensor) -> torch.Tensor:
         return cross_entropy(answer_log_probs(model, asked, [AddDirection(at, 2, 1.0)]), asked)
@@ -61,18 +54,15 @@ def test_the_gradient_to_an_added_vector_equals_finite_differences() -> None:
 @pytest.mark.parametrize("name", RECIPES)
 def test_an_added_vector_undoes_refusals_or_says_that_it_does_not(name: str) -> None:
     model, artefact = pocket(name), fitted(name)
-    test = [row for row in rows(12, name="pocket-test") if row.harmful]
+    test = [row for row in first_rows(12, name="pocket-test") if row.harmful]
     change = [load("refusal-addition").change(model, artefact)]
     said = answers(model, [row.text for row in test], tokens=60, interventions=change)
-    right = [
-        all(fact in text for fact in row.reference) for row, text in zip(test, said, strict=True)
-    ]
     assert artefact.check["verdict"] == "good", artefact.check
-    assert sum(right) >= 9
+    assert count_right(test, said) >= 9
 
 
 def test_without_steps_it_is_activation_addition() -> None:
-    model, train = pocket("pocket-llama"), rows(16)
+    model, train = pocket("pocket-llama"), first_rows(16)
     artefact = load("refusal-addition", layer=3, fit_steps=0).prepare(
         model, train, rng=torch.Generator().manual_seed(0)
     )
@@ -88,7 +78,7 @@ def test_without_steps_it_is_activation_addition() -> None:
 def test_the_same_seed_fits_the_same_vector() -> None:
     attack, model = load("refusal-addition", layer=2, fit_steps=20), pocket("pocket-llama")
     first, again = (
-        attack.prepare(model, rows(8), rng=torch.Generator().manual_seed(3)) for _ in range(2)
+        attack.prepare(model, first_rows(8), rng=torch.Generator().manual_seed(3)) for _ in range(2)
     )
     assert first.hash == again.hash and first.check == again.check
 
@@ -97,14 +87,14 @@ def test_bad_parameters_of_addition_are_named() -> None:
     model = pocket("pocket-llama")
     for params in ({"layer": 6}, {"layer": -1}, {"fit_batch": 0}, {"fit_steps": -1}):
         with pytest.raises(BadInput, match=next(iter(params))):
-            load("refusal-addition", **params).prepare(model, rows(8), rng=torch.Generator())
+            load("refusal-addition", **params).prepare(model, first_rows(8), rng=torch.Generator())
 
 
 def test_dependence_is_that_of_edited_weights() -> None:
     """Ablation takes one path through the code, orthogonalised weights another."""
     model = pocket("pocket-llama")
     basis = orthonormal(torch.randn((2, model.width), generator=torch.Generator().manual_seed(0)))
-    texts = [row.text for row in rows(4)]
+    texts = [row.text for row in first_rows(4)]
     found = dependence(model, basis, texts)
     assert found.diagonal().tolist() == [0, 0] and float(found.max()) > 1e-3
     sites = [Site(layer, "resid_post") for layer in range(model.n_layers)]
@@ -128,17 +118,14 @@ def test_a_change_that_leaves_words_and_takes_facts_is_seen() -> None:
     harmless = [row for row in load_behaviors("pocket-test") if not row.harmful][:24]
     change = [attack.change(pocket(name), artefact)]
     said = answers(pocket(name), [b.text for b in harmless], tokens=64, interventions=change)
-    right = [
-        all(fact in text for fact in b.reference) for b, text in zip(harmless, said, strict=True)
-    ]
     check = artefact.check
-    assert sum(right) < 20 and check["kl"] < 0.2 and check["kept"] > 0.9
+    assert count_right(harmless, said) < 20 and check["kl"] < 0.2 and check["kept"] > 0.9
     assert check["verdict"] == "failed" and check["changed"] > 0.2
 
 
 def test_an_answer_of_the_plain_model_has_not_changed() -> None:
     model = pocket("pocket-qwen2")
-    fit, held_out = hold_out(rows(24), torch.Generator().manual_seed(0))
+    fit, held_out = hold_out(first_rows(24), torch.Generator().manual_seed(0))
     examiner = Examiner(model, fit, held_out)
     nothing = AddDirection(torch.zeros(model.width), 2, 1.0)
     found = examiner.check([nothing])
@@ -148,7 +135,7 @@ def test_an_answer_of_the_plain_model_has_not_changed() -> None:
 def test_nothing_is_told_from_answers_that_open_with_a_dropped_token() -> None:
     """Of a model that says a control token first, answers as text are unlikely as they stand."""
     model = pocket("pocket-llama-token")
-    fit, held_out = hold_out(rows(12), torch.Generator().manual_seed(0))
+    fit, held_out = hold_out(first_rows(12), torch.Generator().manual_seed(0))
     nothing = AddDirection(torch.zeros(model.width), 2, 1.0)
     found = Examiner(model, fit, held_out).check([nothing])
     assert found.changed is None and found.kept == 1

@@ -7,7 +7,7 @@ from functools import cache
 import pytest
 import torch
 
-from attacks import Behavior, load
+from attacks import load
 from attacks.core.answers import answers
 from attacks.core.artefact import Artefact
 from attacks.core.coherence import echoes, fit_coherence, garbled, loops, mean_log_probs
@@ -20,29 +20,21 @@ from attacks.core.refusal_subspace import hold_out
 from attacks.core.states import next_token_log_probs
 from attacks.core.verdicts import Check, Examiner
 from attacks.core.weights import Orthogonalise, OrthogonaliseSubspace
-from benchmarks.behaviors import load_behaviors
-from conftest import ALIGNED, POCKET, pocket
+from conftest import ALIGNED, POCKET, count_right, first_rows, pocket
 
 OUTSIDE = ("pocket-llama-alt-hard", "pocket-llama-no-ablation", "pocket-llama-prefill-hard")
-
-
-def rows(count: int, *, name: str = "pocket-train") -> list[Behavior]:
-    """The first `count` harmful and as many harmless rows of a set."""
-    listed = load_behaviors(name)
-    kinds = ([row for row in listed if row.harmful == flag][:count] for flag in (True, False))
-    return [row for kind in kinds for row in kind]
 
 
 @cache
 def subspace(name: str) -> Artefact:
     rng = torch.Generator().manual_seed(0)
-    return load("refusal-subspace").prepare(pocket(name), rows(48), rng=rng)
+    return load("refusal-subspace").prepare(pocket(name), first_rows(48), rng=rng)
 
 
 def test_one_direction_is_a_subspace_of_one() -> None:
     model = pocket("pocket-llama")
     direction = torch.randn(model.width, generator=torch.Generator().manual_seed(0))
-    texts = [row.text for row in rows(4)]
+    texts = [row.text for row in first_rows(4)]
     basis = (direction / direction.norm()).unsqueeze(0)
     pairs = (
         (AblateDirection(direction, model.n_layers), AblateSubspace(basis, model.n_layers)),
@@ -58,7 +50,7 @@ def test_ablating_a_subspace_equals_taking_it_out_of_the_weights(name: str) -> N
     model = pocket(name)
     basis = orthonormal(torch.randn((3, model.width), generator=torch.Generator().manual_seed(0)))
     torch.testing.assert_close(basis @ basis.T, torch.eye(3), atol=1e-5, rtol=0)
-    texts = [row.text for row in rows(4)]
+    texts = [row.text for row in first_rows(4)]
     ablated, edited = (
         next_token_log_probs(model, texts, interventions=[change])
         for change in (AblateSubspace(basis, model.n_layers), OrthogonaliseSubspace(basis))
@@ -70,7 +62,7 @@ def test_the_gradient_of_the_fit_equals_finite_differences() -> None:
     model = pocket("pocket-llama")
     rng = torch.Generator().manual_seed(0)
     raw = torch.randn((2, model.width), generator=rng).requires_grad_()
-    asked = [Dialogue.of(model, row.text, row.affirmative) for row in rows(2)]
+    asked = [Dialogue.of(model, row.text, row.affirmative) for row in first_rows(2)]
     with torch.no_grad():
         before = answer_log_probs(model, asked)
 
@@ -93,19 +85,17 @@ def test_a_fitted_subspace_undoes_refusals_on_models_of_every_recipe(name: str) 
         pytest.skip(f"{name} is not shipped")
     model, artefact = pocket(name), subspace(name)
     assert artefact.check["verdict"] == "good", artefact.check
-    test = [row for row in rows(12, name="pocket-test") if row.harmful]
+    test = [row for row in first_rows(12, name="pocket-test") if row.harmful]
     change = [load("refusal-subspace").change(model, artefact)]
     said = answers(model, [row.text for row in test], tokens=60, interventions=change)
-    right = [
-        all(fact in text for fact in row.reference) for row, text in zip(test, said, strict=True)
-    ]
-    assert sum(right) >= 10
+    assert count_right(test, said) >= 10
 
 
 def test_the_same_seed_fits_the_same_subspace() -> None:
     attack, model = load("refusal-subspace", fit_steps=20), pocket("pocket-llama")
     first, again = (
-        attack.prepare(model, rows(12), rng=torch.Generator().manual_seed(3)) for _ in range(2)
+        attack.prepare(model, first_rows(12), rng=torch.Generator().manual_seed(3))
+        for _ in range(2)
     )
     assert first.hash == again.hash and first.check == again.check
 
@@ -114,19 +104,19 @@ def test_a_fit_that_failed_says_so() -> None:
     """No step of training: a random direction, which undoes nothing."""
     attack = load("refusal-subspace", dimensions=1, fit_steps=0)
     artefact = attack.prepare(
-        pocket("pocket-llama"), rows(16), rng=torch.Generator().manual_seed(0)
+        pocket("pocket-llama"), first_rows(16), rng=torch.Generator().manual_seed(0)
     )
     assert artefact.check["verdict"] == "failed"
     assert any("still refused" in fault for fault in artefact.check["faults"])
     nothing = load("refusal-direction").prepare(
-        pocket("pocket-llama-raw"), rows(16), rng=torch.Generator().manual_seed(0)
+        pocket("pocket-llama-raw"), first_rows(16), rng=torch.Generator().manual_seed(0)
     )
     assert "nothing to undo" in nothing.check["faults"][0]
 
 
 def test_a_change_that_breaks_the_model_fails_its_check() -> None:
     model = pocket("pocket-llama")
-    fit, held_out = hold_out(rows(24), torch.Generator().manual_seed(0))
+    fit, held_out = hold_out(first_rows(24), torch.Generator().manual_seed(0))
     examiner = Examiner(model, fit, held_out)
     noise = torch.randn(model.width, generator=torch.Generator().manual_seed(0))
     found = examiner.check([AddDirection(40 * noise, 2, 1.0)])
@@ -158,9 +148,9 @@ def test_bad_parameters_are_named() -> None:
     model = pocket("pocket-llama")
     for params, words in (({"fit_batch": 0}, "fit_batch"), ({"fit_steps": -1}, "fit_steps")):
         with pytest.raises(BadInput, match=words):
-            load("refusal-subspace", **params).prepare(model, rows(8), rng=torch.Generator())
+            load("refusal-subspace", **params).prepare(model, first_rows(8), rng=torch.Generator())
     with pytest.raises(BadInput, match="at least 4 harmful"):
-        load("refusal-subspace").prepare(model, rows(3), rng=torch.Generator())
+        load("refusal-subspace").prepare(model, first_rows(3), rng=torch.Generator())
 
 
 # Garbled answers ---------------------------------------------------------------------------------
@@ -179,9 +169,9 @@ def test_loops_and_echoes_need_no_model() -> None:
 def test_broken_answers_are_told_from_answers(name: str) -> None:
     """Sensitivity and specificity of at least 0.95 on planted cases."""
     model = pocket(name)
-    coherence = fit_coherence(model, rows(24))
+    coherence = fit_coherence(model, first_rows(24))
     assert coherence is not None
-    test = rows(24, name="pocket-test")
+    test = first_rows(24, name="pocket-test")
     harmless = [row.text for row in test if not row.harmful]
     harmful = [row for row in test if row.harmful]
     # Right answers to harmful requests, from the control, are answers; so are those after a suffix.
@@ -211,7 +201,7 @@ def test_broken_answers_are_told_from_answers(name: str) -> None:
 
 def test_scores_do_not_hang_on_who_else_is_scored() -> None:
     model = pocket("pocket-llama")
-    frame = rows(1)[1].text
+    frame = first_rows(1)[1].text
     said = ["Sure, here is how to paint the harp: use the rake.", "No.", "", "the the the the"]
     together = mean_log_probs(model, said, frame)
     alone = [mean_log_probs(model, [text], frame)[0] for text in said]
