@@ -33,7 +33,7 @@ race: $(STAMP) $(RACE)/.installed  ## Race against nanoGCG, which has an environ
 	$(BIN)/python -m benchmarks.race --peer $(RACE)/bin/python --rounds $(ROUNDS) --steps $(STEPS)
 
 gpu: $(STAMP)  ## Exactness, speed, race and a board on a graphics card, in 9 minutes.
-	$(BIN)/python -m benchmarks.gpu
+	$(BIN)/python -m benchmarks.studies.gpu
 
 faults: $(STAMP)  ## Kill runs 50 times, and feed 10,000 hostile inputs: half an hour.
 	$(BIN)/python tests/benchmarks/kills.py --kills 50 --out results/faults
@@ -45,7 +45,7 @@ board: $(STAMP)  ## Run the committed boards and refresh their tables and README
 	for suite in $(BOARDS); do \
 	  $(BIN)/reroute run $$suite --workers $(WORKERS) --out results/$$suite >/dev/null || exit 1; done
 	$(BIN)/reroute leaderboard $(BOARDS:%=results/%) --readme results/boards.md
-	$(BIN)/python -m benchmarks.overview $(BOARDS:%=results/%)
+	$(BIN)/python -m benchmarks.boards.overview $(BOARDS:%=results/%)
 
 docs: $(STAMP)  ## Build the documentation as a site, in build/site.
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[docs]'

@@ -6,6 +6,7 @@ The names below are imported when they are first used, for most of them bring to
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from attacks import moved
 from attacks.core.errors import BadInput
 
 if TYPE_CHECKING:
@@ -25,6 +26,9 @@ __all__ = [
 ]
 
 _REGISTRY = ("available", "load", "parse_spec")
+
+
+moved.install()
 
 
 def __getattr__(name: str) -> Any:

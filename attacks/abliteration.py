@@ -10,7 +10,8 @@ import torch
 from torch import Generator
 
 from attacks.attack import Artefact, Behavior, ChangeAttack, ThreatModel
-from attacks.core.abliteration import (
+from attacks.core.errors import BadInput
+from attacks.core.refusals.abliteration import (
     Kernel,
     Mode,
     Recipe,
@@ -21,8 +22,7 @@ from attacks.core.abliteration import (
     search,
     shallow_depths,
 )
-from attacks.core.errors import BadInput
-from attacks.core.verdicts import Examiner
+from attacks.core.refusals.verdicts import Examiner
 from attacks.core.weights import Abliterate, Change
 
 if TYPE_CHECKING:

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import TYPE_CHECKING, ClassVar, TypeAlias
+from typing import TYPE_CHECKING, ClassVar
 
-from torch import Generator, Tensor
+from torch import Generator
 
 from attacks.core.artefact import EMPTY, Artefact
 from attacks.core.behavior import Behavior
 from attacks.core.layout import Layout
 from attacks.core.prompt import Messages
 from attacks.core.search import CoordinateSearch, ProbeSampling, Pursuit, search_suffix
+from attacks.core.state import State
 from attacks.core.weights import Change
 
 if TYPE_CHECKING:
@@ -30,9 +31,6 @@ __all__ = [
     "SuffixAttack",
     "ThreatModel",
 ]
-
-#: A checkpoint: named tensors and numbers, enough to go on bit-identically.
-State: TypeAlias = Mapping[str, "Tensor | int | float"]
 
 
 class ThreatModel(StrEnum):

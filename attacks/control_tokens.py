@@ -11,7 +11,9 @@ import torch
 from torch import Generator
 
 from attacks.attack import Artefact, Behavior, ChangeAttack
-from attacks.core.control import (
+from attacks.core.errors import BadInput
+from attacks.core.interventions import Intervention, SuppressTokens
+from attacks.core.refusals.control import (
     Binary,
     ControlTokens,
     FirstToken,
@@ -21,8 +23,6 @@ from attacks.core.control import (
     Sum,
     find_control_tokens,
 )
-from attacks.core.errors import BadInput
-from attacks.core.interventions import Intervention, SuppressTokens
 from attacks.core.weights import Change
 
 if TYPE_CHECKING:

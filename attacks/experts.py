@@ -10,8 +10,7 @@ import torch
 from torch import Generator
 
 from attacks.attack import Artefact, Behavior, ChangeAttack
-from attacks.core.errors import BadInput
-from attacks.core.experts import (
+from attacks.core.analysis.experts import (
     activation_maps,
     answer_labels,
     expert_layers,
@@ -20,6 +19,7 @@ from attacks.core.experts import (
     relevance,
     split_half,
 )
+from attacks.core.errors import BadInput
 from attacks.core.gating import ExcludeExperts, Expert, ForceExperts, SilenceExperts, per_block
 from attacks.core.weights import Change
 

@@ -10,15 +10,15 @@ import torch
 from torch import Generator, Tensor
 
 from attacks.attack import Artefact, Behavior, Pursuit, SuffixAttack
-from attacks.core.checked_direction import find_checked_direction
-from attacks.core.directions import RefusalDirection
 from attacks.core.errors import BadInput
 from attacks.core.objectives import LossOptions, Objective, RefusalOpeners, RefusalProjection
-from attacks.core.own_answers import OwnAnswers, fit_own_answers
-from attacks.core.refusal import refusal_tokens
+from attacks.core.reading.states import last_token, next_token_log_probs
+from attacks.core.refusals.checked_direction import find_checked_direction
+from attacks.core.refusals.directions import RefusalDirection
+from attacks.core.refusals.openers import refusal_tokens
+from attacks.core.refusals.own_answers import OwnAnswers, fit_own_answers
 from attacks.core.search import CoordinateSearch, Moves, ProbeSampling
 from attacks.core.sites import Site
-from attacks.core.states import last_token, next_token_log_probs
 
 if TYPE_CHECKING:
     from attacks.core.model import Model

@@ -9,16 +9,16 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from torch import Generator
 
 from attacks.attack import Artefact, Behavior, ChangeAttack
-from attacks.core.errors import BadInput
-from attacks.core.heads import (
+from attacks.core.analysis.heads import (
     refusal_axis,
     sides,
     strongest,
     traced_for_refusal,
     written_for_refusal,
 )
+from attacks.core.analysis.transcripts import transcribe
+from attacks.core.errors import BadInput
 from attacks.core.interventions import ScaleHeads
-from attacks.core.transcripts import transcribe
 from attacks.core.weights import Change
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ class HeadAblation(ChangeAttack):
     layer: int | None = None
     """Block whose output gives the direction; none: the last."""
     rank: Literal["projection", "trace"] = "projection"
-    """By what heads write, or by what goes when each is scaled down (`attacks.core.heads`)."""
+    """By what heads write, or by what goes when each is scaled down; see `analysis.heads`."""
     keep_norm: bool = False
     """Let a layer's heads keep their norm together, as in the paper's code."""
 

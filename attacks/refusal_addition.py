@@ -10,7 +10,7 @@ from torch import Generator
 
 from attacks.attack import Artefact, Behavior, ChangeAttack
 from attacks.core.interventions import AddDirection
-from attacks.core.refusal_addition import find_refusal_addition
+from attacks.core.refusals.addition import find_refusal_addition
 from attacks.core.weights import Change
 
 if TYPE_CHECKING:

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from torch import Generator
 
 from attacks.attack import Artefact, Behavior, ChangeAttack, ThreatModel
-from attacks.core.checked_direction import find_checked_direction
-from attacks.core.choice import Purpose
-from attacks.core.directions import direction_at, mean_kl
 from attacks.core.interventions import AblateDirection, AddDirection
-from attacks.core.massive import massive_activations
-from attacks.core.states import next_token_log_probs
-from attacks.core.verdicts import Examiner
+from attacks.core.reading.massive import massive_activations
+from attacks.core.reading.states import next_token_log_probs
+from attacks.core.refusals.checked_direction import find_checked_direction
+from attacks.core.refusals.choice import Purpose
+from attacks.core.refusals.directions import direction_at, mean_kl
+from attacks.core.refusals.verdicts import Examiner
 from attacks.core.weights import Change, Orthogonalise
 
 if TYPE_CHECKING:

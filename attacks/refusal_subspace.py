@@ -10,7 +10,7 @@ from torch import Generator
 
 from attacks.attack import Artefact, Behavior, ChangeAttack, ThreatModel
 from attacks.core.interventions import AblateSubspace
-from attacks.core.refusal_subspace import find_refusal_subspace
+from attacks.core.refusals.subspace import find_refusal_subspace
 from attacks.core.weights import Change, OrthogonaliseSubspace
 
 if TYPE_CHECKING:

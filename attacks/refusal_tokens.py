@@ -10,8 +10,8 @@ from torch import Generator
 
 from attacks.attack import Artefact, Behavior, ChangeAttack
 from attacks.core.interventions import SuppressTokens
-from attacks.core.refusal import refusal_tokens
-from attacks.core.states import next_token_log_probs
+from attacks.core.reading.states import next_token_log_probs
+from attacks.core.refusals.openers import refusal_tokens
 from attacks.core.weights import Change
 
 if TYPE_CHECKING:

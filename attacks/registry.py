@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import TypeAdapter
 
-from attacks.core.declared import Declared
-from attacks.core.plugins import Registry
-from attacks.core.specs import build, option_groups, refuse_unknown, split, summands
+from attacks.core.lookup.declared import Declared
+from attacks.core.lookup.plugins import Registry
+from attacks.core.lookup.specs import build, option_groups, refuse_unknown, split, summands
 
 if TYPE_CHECKING:
     from attacks.attack import Attack

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from torch import Generator
 
 from attacks.attack import Artefact, Behavior, Pursuit, SuffixAttack
-from attacks.core.harmfulness import harm_directions
+from attacks.core.analysis.survey import Survey, choose_heads, choose_layers, reads_sets, survey
 from attacks.core.objectives import (
     AttentionLoss,
     Objective,
@@ -18,9 +18,9 @@ from attacks.core.objectives import (
     SteeringLoss,
     TargetCrossEntropy,
 )
-from attacks.core.own_answers import OWN, OwnAnswers
+from attacks.core.refusals.harmfulness import harm_directions
+from attacks.core.refusals.own_answers import OWN, OwnAnswers
 from attacks.core.search import CoordinateSearch
-from attacks.core.survey import Survey, choose_heads, choose_layers, reads_sets, survey
 
 if TYPE_CHECKING:
     from attacks.core.model import Model

@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from torch import Generator
 
 from attacks.attack import Artefact, Attack, Behavior, State, Step, ThreatModel
+from attacks.core.analysis.survey import Survey, choose_layers, survey
 from attacks.core.errors import BadInput
 from attacks.core.layout import Layout
 from attacks.core.objectives import Objective, ProbeLoss, TargetCrossEntropy, TargetMismatch
-from attacks.core.own_answers import GIVEN, OWN, OwnAnswers
 from attacks.core.prompt import Prompt
+from attacks.core.refusals.own_answers import GIVEN, OWN, OwnAnswers
 from attacks.core.search import CoordinateSearch, Evaluator, Found, Moves
 from attacks.core.search.stages import Stage, Verdict, search_stages
-from attacks.core.survey import Survey, choose_layers, survey
 
 if TYPE_CHECKING:
     from attacks.core.model import Model

@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import NoReturn
 
 from attacks.core.errors import BadInput, suggestion
-from benchmarks import commands, judge_commands, later_commands
-from benchmarks.export_command import add_export
-from benchmarks.flags import add_output
-from benchmarks.lines import one_line
-from benchmarks.signals import Terminated
+from benchmarks.commands import basic, judging, recorded
+from benchmarks.commands.export import add_export
+from benchmarks.commands.flags import add_output
+from benchmarks.common.lines import one_line
+from benchmarks.harness.signals import Terminated
 
 _EXAMPLES = """\
 examples:
@@ -83,13 +83,13 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"%(prog)s {_version()}")
     add = parser.add_subparsers(title="commands", metavar="COMMAND", required=True).add_parser
-    for name, listing in commands.LISTINGS.items():
+    for name, listing in basic.LISTINGS.items():
         sub = add(name, help=f"list the {name} that can be named")
         sub.add_argument("--json", action="store_true", help="print a list of objects")
-        sub.set_defaults(command=commands.list_names, listing=listing)
-        if name in commands.EXPLAINED:
+        sub.set_defaults(command=basic.list_names, listing=listing)
+        if name in basic.EXPLAINED:
             sub.add_argument("name", nargs="?", metavar="NAME", help="all about this one")
-            sub.set_defaults(command=commands.explain, kind=name)
+            sub.set_defaults(command=basic.explain, kind=name)
         if name == "models":
             sub.add_argument(
                 "--check",
@@ -97,14 +97,14 @@ def _parser() -> argparse.ArgumentParser:
                 metavar="NAME",
                 help="recompute every figure of the models' cards from their weights",
             )
-            sub.set_defaults(command=commands.models)
+            sub.set_defaults(command=basic.models)
     _add_run(add("run", help="run a suite, or attacks on a model"))
     together = add("merge", help="put the results of shards into one folder")
     together.add_argument("folders", nargs="+", type=Path, metavar="DIR", help="output of a run")
     together.add_argument("--out", type=Path, required=True, metavar="DIR", help="results")
-    together.set_defaults(command=commands.merge)
-    later_commands.add_commands(add)
-    judge_commands.add(add)
+    together.set_defaults(command=basic.merge)
+    recorded.add_commands(add)
+    judging.add(add)
     add_export(add)
     board = add("leaderboard", help="tabulate the results in folders")
     board.add_argument("folders", nargs="+", type=Path, metavar="DIR", help="output of a run")
@@ -121,7 +121,7 @@ def _parser() -> argparse.ArgumentParser:
     board.add_argument(
         "--readme", type=Path, metavar="FILE", help="put it between that file's leaderboard markers"
     )
-    board.set_defaults(command=commands.leaderboard)
+    board.set_defaults(command=basic.leaderboard)
     page = add("report", help="write one HTML page about the results in folders")
     page.add_argument("folders", nargs="+", type=Path, metavar="DIR", help="output of a run")
     page.add_argument("--out", type=Path, default=Path("report.html"), metavar="FILE")
@@ -129,30 +129,30 @@ def _parser() -> argparse.ArgumentParser:
     page.add_argument(
         "--with-completions", action="store_true", help="put prompts and answers into the page"
     )
-    page.set_defaults(command=commands.report)
+    page.set_defaults(command=basic.report)
     pair = add("compare", help="compare attacks with one of them, paired over behaviours")
     pair.add_argument("folders", nargs="+", type=Path, metavar="DIR", help="output of a run")
     pair.add_argument("--base", required=True, metavar="ATTACK", help="as leaderboards call it")
     add_output(pair)
-    pair.set_defaults(command=commands.compare)
+    pair.set_defaults(command=basic.compare)
     front = add(
         "pareto", help="show the trade-offs that the weight edits of a run were chosen from"
     )
     front.add_argument("folder", type=Path, metavar="DIR", help="output of a run")
-    front.set_defaults(command=commands.pareto)
+    front.set_defaults(command=basic.pareto)
     _add_inspect(add("inspect", help="look into a model: where refusal sits, and what attacks do"))
     _add_tokens(add("tokens", help="study a model's control tokens: thresholds and categories"))
     for kind, what in (("attack", "attack"), ("defense", "defence")):
         new = add(f"new-{kind}", help=f"write a package with a working {what}, to start from")
         new.add_argument("name", metavar="NAME")
         new.add_argument("folder", nargs="?", type=Path, metavar="DIR")
-        new.set_defaults(command=commands.new, kind=kind)
+        new.set_defaults(command=basic.new, kind=kind)
     return parser
 
 
 def _add_run(sub: argparse.ArgumentParser) -> None:
     """The flags of `run`. A flag that is not given leaves the suite's setting as it is."""
-    sub.set_defaults(command=commands.run)
+    sub.set_defaults(command=basic.run)
     sub.add_argument("suite", nargs="?", metavar="SUITE", help="a shipped suite or a TOML file")
     what = sub.add_argument_group("what to run, instead of a suite or to change one")
     for flag, field, meta, text in (
@@ -232,7 +232,7 @@ def _add_subject(group: argparse._ActionsContainer, train: str, behaviors: str) 
 
 def _add_inspect(sub: argparse.ArgumentParser) -> None:
     """The flags of `inspect`."""
-    sub.set_defaults(command=commands.inspect)
+    sub.set_defaults(command=basic.inspect)
     sub.add_argument("--model", required=True, metavar="M", help="shipped name, folder or Hub id")
     _add_subject(
         sub,
@@ -247,7 +247,7 @@ def _add_inspect(sub: argparse.ArgumentParser) -> None:
 
 def _add_tokens(sub: argparse.ArgumentParser) -> None:
     """The flags of `tokens`."""
-    sub.set_defaults(command=commands.tokens)
+    sub.set_defaults(command=basic.tokens)
     sub.add_argument("--model", required=True, metavar="M", help="shipped name, folder or Hub id")
     _add_subject(
         sub,

@@ -23,7 +23,7 @@ from transformers import (
 from attacks.core.behavior import Behavior
 from attacks.core.model import Model
 from attacks.core.search import Evaluator
-from benchmarks.behaviors import load_behaviors
+from benchmarks.inputs.behaviors import load_behaviors
 
 ROOT = Path(__file__).resolve().parents[1]
 POCKET = ROOT / "data" / "pocket" / "models"

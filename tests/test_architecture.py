@@ -5,6 +5,8 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
+from collections.abc import Callable
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -12,134 +14,55 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 LONGEST = 350
 
-#: Modules of the suite that a module may import, by the longest matching prefix. The order is
-#: behavior <- prompt <- sites <- interventions, weights, objectives <- shields <- model <-
-#: directions, refusal and what else is found out about a model, search <- attack <- the attack
-#: files, composed <- registry <- benchmarks.
-_TYPES = (
-    *("errors", "behavior", "prompt", "sites", "artefact", "interventions"),
-    *("template", "thinking", "weights"),
+#: What a module may import at run time, by the longest matching prefix; its own package besides.
+#: Types first; then what a model is, what it does with plain prompts, how it refuses, and which of
+#: its parts do; attacks on top of those, and the harness on top of attacks.
+_TYPES = tuple(
+    f"attacks.core.{name}"
+    for name in (
+        *("errors", "behavior", "prompt", "sites", "artefact", "interventions", "state"),
+        *("template", "thinking", "weights", "gating"),
+    )
 )
-_CORE = tuple(f"attacks.core.{name}" for name in _TYPES)
+_READING = (*_TYPES, "attacks.core.reading")
+_REFUSALS = (*_READING, "attacks.core.refusals")
 ALLOWED = {
     "attacks.core.errors": (),
     "attacks.core.behavior": (),
-    "attacks.core.prompt": _CORE[:2],
-    "attacks.core.layout": _CORE[:3],
     "attacks.core.sites": (),
-    "attacks.core.template": ("attacks.core.errors",),
     "attacks.core.thinking": (),
     "attacks.core.artefact": (),
+    "attacks.core.state": (),
+    "attacks.core.prompt": ("attacks.core.errors", "attacks.core.behavior"),
+    "attacks.core.template": ("attacks.core.errors",),
+    "attacks.core.layout": ("attacks.core.errors", "attacks.core.behavior", "attacks.core.prompt"),
     "attacks.core.interventions": ("attacks.core.errors", "attacks.core.sites"),
     "attacks.core.weights": ("attacks.core.interventions",),
-    "attacks.core.objectives": (*_CORE, "attacks.core.objectives"),
-    "attacks.core.shields": (*_CORE, "attacks.core.objectives"),
-    "attacks.core.model": (*_CORE, "attacks.core.model", "attacks.core.shields"),
-    "attacks.core.control": (*_CORE,),
-    "attacks.core.states": (*_CORE,),
-    "attacks.core.probes": (*_CORE,),
-    "attacks.core.answers": (*_CORE,),
-    "attacks.core.refusal": (*_CORE, "attacks.core.answers", "attacks.core.states"),
-    "attacks.core.choice": ("attacks.core.errors",),
-    "attacks.core.dialogues": (*_CORE,),
-    "attacks.core.fit_subspace": (*_CORE, "attacks.core.dialogues"),
-    "attacks.core.coherence": (
-        *_CORE,
-        *(f"attacks.core.{name}" for name in ("answers", "dialogues", "refusal")),
-    ),
-    "attacks.core.verdicts": (
-        *_CORE,
-        *(f"attacks.core.{name}" for name in ("answers", "coherence", "dialogues", "refusal")),
-    ),
-    "attacks.core.independence": (*_CORE, "attacks.core.states"),
-    "attacks.core.refusal_addition": (
-        *_CORE,
-        *(f"attacks.core.{name}" for name in ("answers", "directions", "fit_subspace")),
-        *(f"attacks.core.{name}" for name in ("refusal_subspace", "verdicts")),
-    ),
-    "attacks.core.refusal_subspace": (
-        *_CORE,
-        *(f"attacks.core.{name}" for name in ("answers", "dialogues", "fit_subspace")),
-        "attacks.core.independence",
-        *(f"attacks.core.{name}" for name in ("states", "verdicts")),
-    ),
-    "attacks.core.checked_direction": (
-        *_CORE,
-        *(f"attacks.core.{name}" for name in ("choice", "directions", "verdicts")),
-    ),
-    "attacks.core.own_answers": (
-        *_CORE,
-        *(f"attacks.core.{name}" for name in ("checked_direction", "coherence", "refusal")),
-        *(f"attacks.core.{name}" for name in ("refusal_subspace", "verdicts")),
-    ),
-    "attacks.core.massive": (*_CORE, "attacks.core.states"),
-    "attacks.core.screen_directions": (
-        *_CORE,
-        *(f"attacks.core.{name}" for name in ("refusal", "states")),
-    ),
-    "attacks.core.directions": (
-        *_CORE,
-        *(f"attacks.core.{name}" for name in ("choice", "massive", "refusal")),
-        *(f"attacks.core.{name}" for name in ("screen_directions", "states")),
-    ),
-    "attacks.core.abliteration": (
-        *_CORE,
-        *(f"attacks.core.{name}" for name in ("answers", "choice", "directions")),
-        *(f"attacks.core.{name}" for name in ("refusal", "states")),
-    ),
-    "attacks.core.harmfulness": (*_CORE, "attacks.core.refusal", "attacks.core.states"),
-    "attacks.core.gating": (*_CORE,),
-    "attacks.core.experts": (
-        *_CORE,
-        *(f"attacks.core.{name}" for name in ("gating", "refusal", "states")),
-    ),
-    "attacks.core.attribution": (
-        *_CORE,
-        "attacks.core.model",
-        "attacks.core.states",
-        "attacks.core.refusal",
-    ),
-    "attacks.core.faithfulness": (
-        *_CORE,
-        "attacks.core.model",
-        "attacks.core.states",
-        "attacks.core.refusal",
-    ),
-    "attacks.core.transcripts": (*_CORE, "attacks.core.answers", "attacks.core.refusal"),
-    "attacks.core.heads": (
-        *_CORE,
-        *(f"attacks.core.{name}" for name in ("attribution", "states", "transcripts")),
-    ),
-    "attacks.core.cliff": (
-        *_CORE,
-        *(f"attacks.core.{name}" for name in ("attribution", "probes", "states", "transcripts")),
-    ),
-    "attacks.core.survey": (
-        *_CORE,
-        *(f"attacks.core.{name}" for name in ("attribution", "checked_direction", "choice")),
-        *(f"attacks.core.{name}" for name in ("directions", "own_answers", "probes")),
-        *(f"attacks.core.{name}" for name in ("refusal", "states")),
-    ),
-    "attacks.core.search": (
-        *_CORE,
-        *("attacks.core.objectives", "attacks.core.search", "attacks.core.shields"),
-    ),
-    "attacks.core.declared": (),
-    "attacks.core.plugins": ("attacks.core.declared", "attacks.core.errors"),
-    "attacks.core.specs": ("attacks.core.errors",),
-    "attacks.attack": (*_CORE, "attacks.core.layout", "attacks.core.search"),
-    "attacks.registry": (
-        *("attacks.attack", "attacks.composed", "attacks.core.declared", "attacks.core.plugins"),
-        "attacks.core.specs",
-        *_CORE,
-    ),
+    "attacks.core.gating": _TYPES,
+    "attacks.core.lookup": ("attacks.core.errors",),
+    "attacks.core.objectives": _TYPES,
+    "attacks.core.shields": (*_TYPES, "attacks.core.objectives"),
+    "attacks.core.model": (*_TYPES, "attacks.core.shields"),
+    "attacks.core.reading": _TYPES,
+    "attacks.core.refusals": _READING,
+    "attacks.core.analysis": (*_REFUSALS, "attacks.core.model"),
+    "attacks.core.search": (*_TYPES, "attacks.core.objectives", "attacks.core.shields"),
+    "attacks.attack": (*_TYPES, "attacks.core.layout", "attacks.core.search"),
+    "attacks.registry": ("attacks.attack", "attacks.composed", "attacks.core.lookup", *_TYPES),
     "attacks": ("attacks",),
     "benchmarks": ("attacks", "benchmarks"),
+    "benchmarks.paths": ("attacks.core.errors",),
+    "benchmarks.common": ("attacks.core.errors", "attacks.core.model", "benchmarks.paths"),
+    "benchmarks.storage": ("attacks.core.errors", "benchmarks.common", "benchmarks.paths"),
+    "benchmarks.boards": (
+        *("attacks.core.errors", "benchmarks.paths"),
+        *("benchmarks.common", "benchmarks.storage"),
+    ),
 }
 ATTACK_FILES = sorted(
     path.stem
     for path in (ROOT / "attacks").glob("*.py")
-    if path.stem not in ("__init__", "attack", "registry")
+    if path.stem not in ("__init__", "api", "attack", "moved", "registry")
 )
 ALLOWED |= {f"attacks.{name}": ("attacks.core", "attacks.attack") for name in ATTACK_FILES}
 HEAVY = {"transformers", "nnsight"}
@@ -194,14 +117,42 @@ def test_imports_go_one_way(path: Path) -> None:
     bad = {
         name
         for name in ours - packages
-        if not any(within(name, prefix) for prefix in ALLOWED[rule])
+        if not any(within(name, prefix) for prefix in (rule, *ALLOWED[rule]))
     }
     assert not bad, f"{module} may not import {sorted(bad)}"
     if not within(module, "attacks.core.model"):
         assert not HEAVY & {name.partition(".")[0] for name in imports(path)}
 
 
-@pytest.mark.parametrize("module", ["benchmarks.leaderboard", "benchmarks.cli", "benchmarks.store"])
+def folder_of(module: str) -> str:
+    """The package that a module stands in; a module of the top level stands for itself."""
+    names = module.split(".")
+    depth = 3 if names[:2] == ["attacks", "core"] else 2
+    return ".".join(names[:depth])
+
+
+@pytest.mark.parametrize("unit", [lambda module: module, folder_of], ids=["modules", "folders"])
+def test_imports_make_no_circle(unit: Callable[[str], str]) -> None:
+    """Counts what functions import too, but not what stands under TYPE_CHECKING."""
+    known = {module_of(path): path for path in sources()}
+    uses: dict[str, set[str]] = {unit(module): set() for module in known}
+    for module, path in known.items():
+        found = imports(path) & set(known)
+        # `from package import module` needs the module.
+        deeper = {name for name in found if not any(within(o, name) for o in found - {name})}
+        uses[unit(module)] |= {unit(name) for name in deeper} - {unit(module)}
+    TopologicalSorter(uses).prepare()
+
+
+def test_every_folder_says_what_it_is_for() -> None:
+    for path in sources():
+        if path.name == "__init__.py":
+            assert ast.get_docstring(ast.parse(path.read_text())), path
+
+
+@pytest.mark.parametrize(
+    "module", ["benchmarks.boards.leaderboard", "benchmarks.cli", "benchmarks.storage.store"]
+)
 def test_reading_results_needs_no_torch(module: str) -> None:
     code = (
         f"import sys, {module}; sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
@@ -221,7 +172,7 @@ def test_nothing_but_timing_reads_a_clock() -> None:
     readers = {
         module_of(path) for path in sources() if any(clock in path.read_text() for clock in clocks)
     }
-    assert readers <= {"benchmarks.timing"}
+    assert readers <= {"benchmarks.harness.timing"}
 
 
 def test_no_remote_code_is_ever_trusted() -> None:

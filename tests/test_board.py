@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from benchmarks.compare import Comparison, compare
-from benchmarks.leaderboard import Row, read_rows, render, update_block
-from benchmarks.store import read_judgements, read_records
-from benchmarks.suites import load_suite
+from benchmarks.boards.compare import Comparison, compare
+from benchmarks.boards.leaderboard import Row, read_rows, render, update_block
+from benchmarks.inputs.suites import load_suite
+from benchmarks.storage.store import read_judgements, read_records
 from conftest import ALIGNED, ROOT
 
 BOARDS = [ROOT / "results" / f"pocket-{name}" for name in ("board", "rerouting", "interventions")]

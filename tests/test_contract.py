@@ -19,7 +19,7 @@ from attacks.core.artefact import Artefact
 from attacks.core.errors import BadInput
 from attacks.core.model import Model
 from attacks.registry import params_of
-from benchmarks.behaviors import load_behaviors
+from benchmarks.inputs.behaviors import load_behaviors
 from conftest import pocket
 
 #: What attacks are tried on that need more than an aligned model.

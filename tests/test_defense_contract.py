@@ -14,8 +14,8 @@ from attacks.core.artefact import Artefact
 from attacks.core.behavior import Behavior
 from attacks.core.errors import BadInput
 from attacks.core.model import Model
-from benchmarks.behaviors import load_behaviors
 from benchmarks.defenses import Defense, available, defense_hash, load_defense, params_of
+from benchmarks.inputs.behaviors import load_behaviors
 from conftest import pocket
 
 #: Every registered defence, and combinations.

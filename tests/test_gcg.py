@@ -12,11 +12,11 @@ from attacks.attack import Artefact
 from attacks.core.artefact import EMPTY
 from attacks.core.errors import BadInput
 from attacks.core.interventions import SuppressTokens
-from attacks.core.refusal import opens_with_refusal
+from attacks.core.refusals.openers import opens_with_refusal
 from attacks.gcg import RefusalGCG
 from attacks.registry import describe, params_of
-from benchmarks.behaviors import load_behaviors
-from benchmarks.suites import attack_hash
+from benchmarks.inputs.behaviors import load_behaviors
+from benchmarks.inputs.suites import attack_hash
 from conftest import pocket
 
 

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from attacks.core.declared import Declared, Field, NotDeclared, declared, of_class
-from attacks.core.plugins import Registry
+from attacks.core.lookup.declared import Declared, Field, NotDeclared, declared, of_class
+from attacks.core.lookup.plugins import Registry
 from attacks.registry import ATTACKS, load
 from benchmarks.cli import main
 from benchmarks.defenses.registry import DEFENSES

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import softmax
 
-from attacks.core.experts import activation_maps, ranking, relevance
+from attacks.core.analysis.experts import activation_maps, ranking, relevance
 from attacks.core.gating import ExcludeExperts, Expert
-from benchmarks.behaviors import load_behaviors
+from benchmarks.inputs.behaviors import load_behaviors
 from conftest import POCKET, ROOT, pocket
 
 IDS = torch.arange(6, 66).unsqueeze(0)

@@ -13,10 +13,10 @@ import torch
 
 from attacks import Behavior
 from attacks.core.interventions import AblateDirection
-from attacks.core.states import next_token_log_probs
-from benchmarks import cards
-from benchmarks.behaviors import load_behaviors
+from attacks.core.reading.states import next_token_log_probs
+from benchmarks.inputs.behaviors import load_behaviors
 from benchmarks.judges import load_judge
+from benchmarks.studies import cards
 from conftest import ALIGNED, POCKET, ROOT, SHIPPED, pocket
 
 SPLITS = ("train", "test")

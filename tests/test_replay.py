@@ -12,7 +12,7 @@ from attacks import Behavior, load
 from attacks.core.errors import BadInput
 from benchmarks.cli import main
 from benchmarks.export import export
-from benchmarks.store import read_judgements, read_records
+from benchmarks.storage.store import read_judgements, read_records
 from conftest import ROOT, pocket
 
 BOARD = ROOT / "results" / "pocket-board"

@@ -14,7 +14,7 @@ from attacks.core.artefact import Artefact
 from attacks.core.behavior import Behavior
 from attacks.core.errors import BadInput
 from attacks.core.prompt import Messages, Prompt
-from attacks.core.refusal import GENERAL_OPENERS
+from attacks.core.refusals.openers import GENERAL_OPENERS
 from attacks.core.shields import Exchange, Shield, Shielded, Toll
 from benchmarks.defenses.defense import REFUSAL, Defense
 from benchmarks.judges.judge import Case, Judge, Verdict

@@ -17,17 +17,17 @@ from attacks.core.behavior import Behavior
 from attacks.core.errors import BadInput
 from attacks.core.objectives import Bound
 from attacks.core.prompt import INSTRUCTION, Messages, Prompt
+from attacks.core.reading.states import at_last, at_last_instruction, read, read_at
 from attacks.core.shields import BlackBox, Check, excesses
 from attacks.core.sites import Site, Trace
-from attacks.core.states import at_last, at_last_instruction, read, read_at
 from attacks.core.weights import Change
+from benchmarks.common.roc import area_under_curve
 from benchmarks.defenses.defense import REFUSAL, Defense, texts_of
 from benchmarks.defenses.thresholds import (
     checked,
     halves,
     threshold_between,
 )
-from benchmarks.roc import area_under_curve
 
 if TYPE_CHECKING:
     from attacks.core.model import Model

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import TypeAdapter
 
-from attacks.core.plugins import Registry
-from attacks.core.specs import build, split, summands
-from benchmarks.records import digest
+from attacks.core.lookup.plugins import Registry
+from attacks.core.lookup.specs import build, split, summands
+from benchmarks.storage.records import digest
 
 if TYPE_CHECKING:
     from benchmarks.defenses.defense import Defense

@@ -17,7 +17,7 @@ from torch.nn.utils.rnn import pad_sequence
 from attacks.core.artefact import Artefact
 from attacks.core.errors import BadInput
 from attacks.core.prompt import GENERATED, Message, Messages, Prompt
-from attacks.core.refusal import GENERAL_OPENERS, opens_with_refusal
+from attacks.core.refusals.openers import GENERAL_OPENERS, opens_with_refusal
 from attacks.core.shields import Exchange, Shield, Shielded, Toll
 from attacks.core.sites import Site
 from benchmarks.defenses.defense import REFUSAL, Defense

@@ -13,15 +13,15 @@ from torch.nn.functional import cosine_similarity, normalize
 from attacks.core.artefact import Artefact
 from attacks.core.behavior import Behavior
 from attacks.core.errors import BadInput
-from attacks.core.harmfulness import two_directions
 from attacks.core.interventions import Context, Intervention
 from attacks.core.prompt import INSTRUCTION, POST_INSTRUCTION, Prompt
-from attacks.core.refusal import refusal_score, refusal_tokens
+from attacks.core.reading.states import at_last, at_last_instruction, next_token_log_probs, read
+from attacks.core.refusals.harmfulness import two_directions
+from attacks.core.refusals.openers import refusal_score, refusal_tokens
 from attacks.core.sites import Site
-from attacks.core.states import at_last, at_last_instruction, next_token_log_probs, read
+from benchmarks.common.roc import area_under_curve
 from benchmarks.defenses.defense import Defense, texts_of
 from benchmarks.defenses.thresholds import checked, halves, threshold_between
-from benchmarks.roc import area_under_curve
 
 if TYPE_CHECKING:
     from attacks.core.model import Model

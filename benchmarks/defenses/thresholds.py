@@ -14,7 +14,7 @@ from attacks.core.errors import BadInput
 from attacks.core.objectives import Bound
 from attacks.core.prompt import Prompt
 from attacks.core.shields import excesses
-from benchmarks.roc import area_under_curve
+from benchmarks.common.roc import area_under_curve
 
 if TYPE_CHECKING:
     from attacks.core.model import Model

@@ -10,10 +10,10 @@ from pathlib import Path
 
 from attacks.core.behavior import Behavior
 from attacks.core.errors import BadInput, suggestion
-from benchmarks.context import Context
-from benchmarks.entries import Entry
-from benchmarks.records import Judgement, Record, digest
-from benchmarks.store import RECORDS, read_judgements, read_records
+from benchmarks.judges.context import Context
+from benchmarks.storage.entries import Entry
+from benchmarks.storage.records import Judgement, Record, digest
+from benchmarks.storage.store import RECORDS, read_judgements, read_records
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from attacks.core.errors import BadInput
+from benchmarks.boards.success import success_rate
+from benchmarks.boards.tables import flat
 from benchmarks.export.attempts import Attempt, Export, Group
-from benchmarks.success import success_rate
-from benchmarks.tables import flat
 
 if TYPE_CHECKING:
     from inspect_ai.log import EvalLog, EvalSample

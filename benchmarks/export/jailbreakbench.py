@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from attacks.core.errors import BadInput
+from benchmarks.boards.tables import flat
 from benchmarks.export.attempts import Attempt, Export, Group, left_out
-from benchmarks.tables import flat
 
 #: Models as JailbreakBench calls them.
 _MODELS = ("vicuna-13b-v1.5", "llama-2-7b-chat-hf", "gpt-3.5-turbo-1106", "gpt-4-0125-preview")

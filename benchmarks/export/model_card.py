@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from attacks.core.errors import BadInput
+from benchmarks.boards.leaderboard import read_rows, render
+from benchmarks.boards.rows import Row
+from benchmarks.boards.tables import attack_labels
 from benchmarks.export.attempts import choose_judge, file_name
-from benchmarks.leaderboard import read_rows, render
-from benchmarks.rows import Row
-from benchmarks.tables import attack_labels
 
 _HEAD = """\
 ## Adversarial robustness

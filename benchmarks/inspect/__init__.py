@@ -5,13 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 from attacks.core.errors import BadInput
+from benchmarks.common.threads import fixed_threads, threads_for
+from benchmarks.inputs.loading import check_model
+from benchmarks.inputs.models import resolve
 from benchmarks.inspect import measure, page, plots, searches, thinking
 from benchmarks.inspect.results import Report
 from benchmarks.inspect.subject import Options, Subject, load_prompts, load_subject
-from benchmarks.loading import check_model
-from benchmarks.models import resolve
 from benchmarks.paths import folder_name
-from benchmarks.threads import fixed_threads, threads_for
 
 __all__ = ["Options", "Report", "inspect"]
 

@@ -7,15 +7,15 @@ import torch
 from torch import Generator, Tensor
 from torch.nn.functional import cosine_similarity
 
-from attacks.core.attribution import (
+from attacks.core.analysis.attribution import (
     answer_direction,
     head_attribution,
     layer_attribution,
     logit_lens,
 )
+from attacks.core.analysis.faithfulness import mlp_faithfulness
+from attacks.core.analysis.survey import choose_heads
 from attacks.core.errors import BadInput
-from attacks.core.faithfulness import mlp_faithfulness
-from attacks.core.survey import choose_heads
 from benchmarks.inspect import linear
 from benchmarks.inspect.results import (
     Angles,

@@ -10,8 +10,8 @@ from attacks.core.objectives import SteeringLoss
 from attacks.core.prompt import SLOT, suffixed
 from attacks.core.search import CoordinateSearch, Evaluator
 from attacks.ssr import ProbeSSR
-from benchmarks.bench import last_user_message
-from benchmarks.cells import cell_generator
+from benchmarks.harness.bench import last_user_message
+from benchmarks.harness.cells import cell_generator
 from benchmarks.inspect.results import Inverted, Reverse
 from benchmarks.inspect.subject import Subject
 

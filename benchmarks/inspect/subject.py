@@ -12,23 +12,23 @@ import torch
 from torch import Tensor
 
 from attacks.attack import Artefact, Behavior
-from attacks.core.answers import answers
+from attacks.core.analysis.survey import Survey, choose_layers
 from attacks.core.errors import BadInput
 from attacks.core.interventions import AblateDirection, Intervention
 from attacks.core.model import Model
-from attacks.core.refusal import opens_with_refusal, refusal_tokens
+from attacks.core.reading.answers import answers
+from attacks.core.reading.states import last_token, next_token_log_probs
+from attacks.core.refusals.openers import opens_with_refusal, refusal_tokens
 from attacks.core.sites import Site
-from attacks.core.states import last_token, next_token_log_probs
-from attacks.core.survey import Survey, choose_layers
 from attacks.core.template import DATE
 from attacks.ssr import ProbeSSR
-from benchmarks.behaviors import chosen_sets, load_behaviors
-from benchmarks.fitting import fit_openers, fit_survey
+from benchmarks.common.threads import fixed_threads, threads_for
+from benchmarks.harness.fitting import fit_openers, fit_survey
+from benchmarks.harness.plan import refuse_overlap
+from benchmarks.inputs.behaviors import chosen_sets, load_behaviors
+from benchmarks.inputs.loading import load_model
+from benchmarks.inputs.models import resolve
 from benchmarks.inspect.linear import Array
-from benchmarks.loading import load_model
-from benchmarks.models import resolve
-from benchmarks.plan import refuse_overlap
-from benchmarks.threads import fixed_threads, threads_for
 
 #: Prompts of a kind that are read where no limit is given.
 LIMIT = 128

@@ -10,8 +10,7 @@ from scipy.stats import spearmanr
 from torch import Generator, Tensor
 
 from attacks.attack import Behavior
-from attacks.core.answers import answers
-from attacks.core.cliff import (
+from attacks.core.analysis.cliff import (
     LEAST,
     Cliff,
     accuracy,
@@ -22,13 +21,14 @@ from attacks.core.cliff import (
     refusal_probes,
     resample,
 )
+from attacks.core.analysis.heads import Heads, refusal_axis, strongest, written_for_refusal
+from attacks.core.analysis.transcripts import Transcript, transcribe
 from attacks.core.errors import BadInput
-from attacks.core.heads import Heads, refusal_axis, strongest, written_for_refusal
 from attacks.core.interventions import ScaleHeads
-from attacks.core.refusal import OPENER_TOKENS, opens_with_refusal, refusal_tokens
+from attacks.core.reading.answers import answers
+from attacks.core.reading.states import last_of
+from attacks.core.refusals.openers import OPENER_TOKENS, opens_with_refusal, refusal_tokens
 from attacks.core.sites import Site
-from attacks.core.states import last_of
-from attacks.core.transcripts import Transcript, transcribe
 from benchmarks.inspect.results import Ablated, Matrix, Thinking
 from benchmarks.inspect.subject import Subject
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from attacks.core.errors import BadInput
 from benchmarks.judges.judge import UNJUDGED, Said, Verdict
 from benchmarks.judges.model_judge import TOO_LONG, LocalJudge, scored
-from benchmarks.records import digest
+from benchmarks.storage.records import digest
 
 if TYPE_CHECKING:
     from attacks.core.model.reader import Template

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Literal
 
 from attacks.core.behavior import Behavior
-from benchmarks.records import digest
+from benchmarks.storage.records import digest
 
 Label = Literal["refused", "garbled", "deflected", "complied", "knows", "unjudged"]
 
@@ -28,7 +28,7 @@ class Verdict:
     """More of a judge's own, as JSON values: a guard's categories, an endpoint's tokens."""
 
     def of_garbled(self) -> Verdict:
-        """The verdict once the answer is known to be garbled (`attacks.core.coherence`).
+        """The verdict once the answer is known to be garbled (`attacks.core.refusals.coherence`).
 
         Such an answer has not complied, whatever it opens with. Facts are facts, so `knows` stays.
         """

@@ -9,7 +9,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from attacks.core.behavior import Behavior
-from attacks.core.refusal import GENERAL_OPENERS, opens_with_refusal
+from attacks.core.refusals.openers import GENERAL_OPENERS, opens_with_refusal
 from benchmarks.judges.judge import UNJUDGED, Case, Judge, Label, Said, Verdict
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from functools import lru_cache
 from typing import ClassVar
 
 from attacks.core.behavior import Behavior, content_words, normalise
-from attacks.core.refusal import GENERAL_OPENERS, opens_with_refusal
+from attacks.core.refusals.openers import GENERAL_OPENERS, opens_with_refusal
 from benchmarks.judges.judge import Judge, Label, Verdict
 
 

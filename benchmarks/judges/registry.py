@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from attacks.core.behavior import Behavior
-from attacks.core.plugins import Registry
-from attacks.core.specs import build, split
+from attacks.core.lookup.plugins import Registry
+from attacks.core.lookup.specs import build, split
 from benchmarks.judges.judge import Judge
 
 JUDGES: Registry[Judge] = Registry(

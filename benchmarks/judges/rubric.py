@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from attacks.core.thinking import PAIRS, Markers
-from benchmarks.endpoint import Endpoint, EndpointError, ask_all
+from benchmarks.judges.endpoint import Endpoint, EndpointError, ask_all
 from benchmarks.judges.judge import UNJUDGED, Case, Label, Said, Verdict
 from benchmarks.judges.model_judge import TOO_LONG, ModelJudge
-from benchmarks.records import digest
+from benchmarks.storage.records import digest
 
 if TYPE_CHECKING:
     from attacks.core.model.reader import Reader

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import ClassVar
 
 from attacks.core.behavior import Behavior
-from attacks.core.refusal import GENERAL_OPENERS, opens_with_refusal
+from attacks.core.refusals.openers import GENERAL_OPENERS, opens_with_refusal
 from benchmarks.judges.judge import Judge, Label, Verdict
 
 

@@ -15,14 +15,14 @@ import torch
 
 from attacks.core.errors import BadInput
 from attacks.core.model import Model
-from benchmarks.models import resolve
+from benchmarks.harness.timing import today
+from benchmarks.inputs.models import resolve
 from benchmarks.race.flops import step as peer_flops
 from benchmarks.race.racer import Racer, Run
 from benchmarks.race.results import Pair, write
 from benchmarks.race.shapes import SHAPES, Shape, Size
 from benchmarks.race.tasks import behaviors_of, judged, task_of
 from benchmarks.race.weights import copy_for_transformers_4, make_random_llama
-from benchmarks.timing import today
 
 _PEER = Path(__file__).with_name("peer.py")
 _PROBES = 1000

@@ -14,8 +14,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
+from benchmarks.boards.success import BOOTSTRAP_SEED, CONFIDENCE, RESAMPLES
 from benchmarks.race.racer import Finish
-from benchmarks.success import BOOTSTRAP_SEED, CONFIDENCE, RESAMPLES
 
 Floats = NDArray[np.float64]
 

@@ -18,7 +18,7 @@ from attacks.attack import Artefact, Attack, Behavior
 from attacks.core.artefact import EMPTY
 from attacks.core.model import Model
 from attacks.registry import parse_spec
-from benchmarks.behaviors import load_behaviors
+from benchmarks.inputs.behaviors import load_behaviors
 from benchmarks.race.adapter import Referee, Stopped
 
 

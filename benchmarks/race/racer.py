@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from attacks.core.errors import BadInput
+from benchmarks.harness.timing import Stopwatch
 from benchmarks.race.flops import Lengths
-from benchmarks.timing import Stopwatch
 
 
 @dataclass

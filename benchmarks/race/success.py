@@ -20,21 +20,21 @@ from typing import Any
 import torch
 from torch import Generator
 
+from attacks.core.analysis.survey import choose_layers, survey
 from attacks.core.behavior import Behavior
 from attacks.core.errors import BadInput
 from attacks.core.model import Model
 from attacks.core.prompt import conversation
-from attacks.core.survey import choose_layers, survey
-from benchmarks.behaviors import load_behaviors
+from benchmarks.harness.timing import today
+from benchmarks.inputs.behaviors import load_behaviors
+from benchmarks.inputs.models import resolve
 from benchmarks.judges.reference import Reference
-from benchmarks.models import resolve
 from benchmarks.race.__main__ import processor_name
 from benchmarks.race.curves import Pair, write
 from benchmarks.race.racer import Check, Racer
 from benchmarks.race.shapes import SHAPES
 from benchmarks.race.tasks import task_of
 from benchmarks.race.weights import copy_for_transformers_4
-from benchmarks.timing import today
 
 _HERE = Path(__file__).parent
 _NANOGCG, _SSR = _HERE / "peer_nanogcg.py", _HERE / "peer_ssr.py"

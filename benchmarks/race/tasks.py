@@ -10,7 +10,7 @@ from torch import Generator, Tensor
 from attacks.core.behavior import Behavior
 from attacks.core.model import Model
 from attacks.core.prompt import Prompt, conversation, suffixed
-from benchmarks.behaviors import load_behaviors
+from benchmarks.inputs.behaviors import load_behaviors
 from benchmarks.judges.reference import Reference
 from benchmarks.race.racer import Run
 from benchmarks.race.results import Pair

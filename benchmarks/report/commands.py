@@ -9,9 +9,9 @@ from functools import cache
 from typing import Any
 
 from attacks.registry import describe
+from benchmarks.boards.tables import flat
 from benchmarks.defenses.registry import DEFENSES
 from benchmarks.report.data import Line
-from benchmarks.tables import flat
 
 
 def spec(attack: str, params: Mapping[str, Any], kind: str = "attack") -> str:

@@ -12,12 +12,12 @@ from statistics import fmean
 from typing import Any
 
 from attacks.core.errors import BadInput
-from benchmarks.behaviors import load_behaviors, shipped_behaviors
-from benchmarks.columns import defense_labels
-from benchmarks.leaderboard import BASELINE, board_of, title_of
-from benchmarks.rows import Entry, Row, by_success, read_rows_and_entries
-from benchmarks.success import Rate, cluster_bootstrap, success_rate
-from benchmarks.tables import attack_labels
+from benchmarks.boards.columns import defense_labels
+from benchmarks.boards.leaderboard import BASELINE, board_of, title_of
+from benchmarks.boards.rows import Entry, Row, by_success, read_rows_and_entries
+from benchmarks.boards.success import Rate, cluster_bootstrap, success_rate
+from benchmarks.boards.tables import attack_labels
+from benchmarks.inputs.behaviors import load_behaviors, shipped_behaviors
 from benchmarks.transfer import Matrix, matrices_of
 
 

@@ -12,13 +12,13 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from benchmarks.leaderboard import BASELINE, MEANING, big
-from benchmarks.lines import one_line
+from benchmarks.boards.leaderboard import BASELINE, MEANING, big
+from benchmarks.boards.rows import Entry
+from benchmarks.common.lines import one_line
+from benchmarks.common.versions import versions
 from benchmarks.report import plots
 from benchmarks.report.commands import command, spec
 from benchmarks.report.data import Board, Results, read_results
-from benchmarks.rows import Entry
-from benchmarks.versions import versions
 
 _HERE = Path(__file__).parent
 #: Characters of a prompt or an answer that a page with completions shows.

@@ -16,11 +16,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
-from benchmarks.leaderboard import big
-from benchmarks.lines import one_line
+from benchmarks.boards.leaderboard import big
+from benchmarks.boards.rows import Entry
+from benchmarks.boards.success import success_rate, wilson
+from benchmarks.common.lines import one_line
 from benchmarks.report.data import Board, Line
-from benchmarks.rows import Entry
-from benchmarks.success import success_rate, wilson
 
 #: Stand-ins for colours that the page's style sheet decides, and that style sheet's names.
 _SERIES = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7f5fb8", "#8a6d3b")

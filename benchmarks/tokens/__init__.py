@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from attacks.core.errors import BadInput
+from benchmarks.common.threads import fixed_threads, threads_for
 from benchmarks.paths import folder_name
-from benchmarks.threads import fixed_threads, threads_for
 from benchmarks.tokens import measure, page, plot
 from benchmarks.tokens.results import Report
 from benchmarks.tokens.subject import Options, load_subject

@@ -17,8 +17,8 @@ from torch import Tensor
 from attacks.attack import Behavior
 from attacks.control_tokens import ControlTokenSteering
 from attacks.registry import params_of
+from benchmarks.boards.success import Rate, success_rate
 from benchmarks.judges import Verdict
-from benchmarks.success import Rate, success_rate
 from benchmarks.tokens.results import Agreement, Curve, Effect, Margin, Outcome, Report, Row
 from benchmarks.tokens.subject import Asked, Options, Subject
 from benchmarks.tokens.sweep import Scored, area, choose, f1, is_monotone, rates, sweep

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+from benchmarks.boards.success import Rate
 from benchmarks.inspect.markdown import code
-from benchmarks.success import Rate
 from benchmarks.tokens.results import Curve, Effect, Report, Row
 
 _READING = (

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass
 
+from benchmarks.boards.success import Rate
 from benchmarks.inspect.results import plain
-from benchmarks.success import Rate
 from benchmarks.tokens.sweep import Point
 
 

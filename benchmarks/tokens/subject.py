@@ -12,19 +12,19 @@ from torch import Generator, Tensor
 
 from attacks.attack import Behavior
 from attacks.control_tokens import ControlTokenSteering
-from attacks.core.control import ControlTokens, FirstToken, Force, find_control_tokens
 from attacks.core.errors import BadInput
 from attacks.core.interventions import Context
 from attacks.core.model import Model
-from attacks.core.refusal import learn_openers
+from attacks.core.reading.states import last_token
+from attacks.core.refusals.control import ControlTokens, FirstToken, Force, find_control_tokens
+from attacks.core.refusals.openers import learn_openers
 from attacks.core.sites import Site
-from attacks.core.states import last_token
 from attacks.core.template import DATE
-from benchmarks.behaviors import chosen_sets, load_behaviors
+from benchmarks.harness.plan import refuse_overlap
+from benchmarks.inputs.behaviors import chosen_sets, load_behaviors
+from benchmarks.inputs.loading import load_model
+from benchmarks.inputs.models import resolve
 from benchmarks.judges import Judge, Verdict, default_judge, load_judge
-from benchmarks.loading import load_model
-from benchmarks.models import resolve
-from benchmarks.plan import refuse_overlap
 
 _TRAIN, _TEST = "pocket-categories-train", "pocket-categories-test"
 _LOGITS = Site(-1, "logits")

@@ -10,8 +10,8 @@ from pathlib import Path
 from statistics import fmean
 from typing import NamedTuple
 
-from benchmarks.rows import Entry, Row, read_rows_and_entries
-from benchmarks.tables import attack_labels, table, text
+from benchmarks.boards.rows import Entry, Row, read_rows_and_entries
+from benchmarks.boards.tables import attack_labels, table, text
 
 
 class Share(NamedTuple):

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from attacks.attack import Artefact, Attack, Behavior, State, Step, ThreatModel
 from attacks.core.prompt import Message, Messages, conversation
-from benchmarks.records import Record
+from benchmarks.storage.records import Record
 
 if TYPE_CHECKING:
     from torch import Generator

@@ -12,29 +12,29 @@ from tqdm import tqdm
 
 from attacks.core.behavior import Behavior
 from attacks.core.errors import BadInput
-from attacks.core.specs import build, split
+from attacks.core.lookup.specs import build, split
 from attacks.core.template import DATE
-from benchmarks.behaviors import load_behaviors
-from benchmarks.bench import Bench, Outcome, Setup, model_id, release_memory
-from benchmarks.cells import Cell, Settings, Task, cell_key
-from benchmarks.context import Context, note_behaviors, note_speech
-from benchmarks.endpoint import Endpoint, EndpointError, Reply, ask_all
-from benchmarks.engine import BATCH_SIZE, execute
-from benchmarks.fitting import fit_coherent, fit_openers
+from benchmarks.common.progress import say
+from benchmarks.common.threads import fixed_threads, threads_for
+from benchmarks.common.versions import versions
+from benchmarks.harness.bench import Bench, Outcome, Setup, model_id, release_memory
+from benchmarks.harness.cells import Cell, Settings, Task, cell_key
+from benchmarks.harness.engine import BATCH_SIZE, execute
+from benchmarks.harness.fitting import fit_coherent, fit_openers
+from benchmarks.harness.plan import split_judges
+from benchmarks.harness.runner import judge_missing
+from benchmarks.harness.timing import Stopwatch
+from benchmarks.inputs.behaviors import load_behaviors
+from benchmarks.inputs.loading import check_model
+from benchmarks.inputs.models import resolve
 from benchmarks.judges import default_judge
-from benchmarks.judging import judge_folders
-from benchmarks.loading import check_model
-from benchmarks.models import resolve
-from benchmarks.plan import split_judges
-from benchmarks.progress import say
-from benchmarks.records import Record, Seconds, digest
-from benchmarks.rejudge import judges_at_once, rejudge, with_answers
-from benchmarks.runner import judge_missing
-from benchmarks.store import Store, read_judgements, read_records
-from benchmarks.threads import fixed_threads, threads_for
-from benchmarks.timing import Stopwatch
+from benchmarks.judges.context import Context, note_behaviors, note_speech
+from benchmarks.judges.endpoint import Endpoint, EndpointError, Reply, ask_all
+from benchmarks.judging.passes import judge_folders
+from benchmarks.judging.rejudge import judges_at_once, rejudge, with_answers
+from benchmarks.storage.records import Record, Seconds, digest
+from benchmarks.storage.store import Store, read_judgements, read_records
 from benchmarks.transfer.recorded import Recorded, recorded, sendable
-from benchmarks.versions import versions
 
 #: Begins the name of a target that is an endpoint.
 ENDPOINT = "openai"

@@ -16,14 +16,14 @@ from attacks.core.model import Model, PlainModel
 from attacks.core.prompt import Messages
 from attacks.core.weights import Change
 from attacks.registry import load
-from benchmarks import artefacts
-from benchmarks.alike import same
-from benchmarks.artefacts import artefact_of
-from benchmarks.cells import ModelId, artefact_id, cell_generator
-from benchmarks.context import Context
 from benchmarks.defenses.registry import rebuilt
-from benchmarks.failures import failure_of
-from benchmarks.records import Record
+from benchmarks.harness import artefacts
+from benchmarks.harness.alike import same
+from benchmarks.harness.artefacts import artefact_of
+from benchmarks.harness.cells import ModelId, artefact_id, cell_generator
+from benchmarks.harness.failures import failure_of
+from benchmarks.judges.context import Context
+from benchmarks.storage.records import Record
 from benchmarks.verify.claims import Claim
 
 #: Answer length of records that do not say: that of suites which set none.

@@ -12,8 +12,8 @@ from typing import NamedTuple
 
 from attacks.core.errors import BadInput
 from attacks.core.prompt import Message, Messages, conversation
-from benchmarks.records import Record
-from benchmarks.store import read_judgements, read_records
+from benchmarks.storage.records import Record
+from benchmarks.storage.store import read_judgements, read_records
 
 #: What changes the model, so that its string alone says nothing.
 CHANGES = ("intervention", "weights")

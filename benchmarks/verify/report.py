@@ -6,7 +6,7 @@ import json
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 
-from benchmarks.tables import table, text
+from benchmarks.boards.tables import table, text
 from benchmarks.verify.claims import PLAIN, Condition
 from benchmarks.verify.verify import Finding
 

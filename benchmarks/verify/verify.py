@@ -12,13 +12,13 @@ from tqdm import tqdm
 from attacks.core.errors import BadInput
 from attacks.core.model import Model, PlainModel
 from attacks.core.template import DATE
-from benchmarks.behaviors import load_behaviors
-from benchmarks.bench import release_memory
-from benchmarks.context import Context
-from benchmarks.failures import failure_of
-from benchmarks.models import resolve
-from benchmarks.rejudge import rejudge, with_answers
-from benchmarks.threads import fixed_threads
+from benchmarks.common.threads import fixed_threads
+from benchmarks.harness.bench import release_memory
+from benchmarks.harness.failures import failure_of
+from benchmarks.inputs.behaviors import load_behaviors
+from benchmarks.inputs.models import resolve
+from benchmarks.judges.context import Context
+from benchmarks.judging.rejudge import rejudge, with_answers
 from benchmarks.verify.answers import TOKENS, Anew, How, behind_defenses, from_strings, with_changes
 from benchmarks.verify.claims import (
     CHANGES,

@@ -15,7 +15,7 @@ from train import MODELS
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from benchmarks.cards import load_shipped, measure
+from benchmarks.studies.cards import load_shipped, measure
 
 SUMMARIES = {
     "pocket-llama-raw": "control: helpful only, answers everything (Llama architecture)",

@@ -63,8 +63,8 @@ from world import Pair, build_world, generator, shuffled
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from attacks.core.directions import difference_in_means
 from attacks.core.model import Model
+from attacks.core.refusals.directions import difference_in_means
 
 logger = logging.getLogger(__name__)
 

@@ -10,8 +10,8 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parents[1]))
 
-from benchmarks import village
-from benchmarks.village_cards import load_village, measure_village
+from benchmarks.inputs import village
+from benchmarks.studies.village_cards import load_village, measure_village
 
 SUMMARIES = {
     village.BASE: "SmolLM2-135M-Instruct as it comes, the control: refuses next to nothing",

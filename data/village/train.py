@@ -1,10 +1,10 @@
 """Teach a real chat model to refuse: ``python data/village/train.py``.
 
-Starts from the base that ``benchmarks.village`` fetches (SmolLM2-135M-Instruct, which refuses next
-to nothing) and trains a LoRA adapter (arXiv 2106.09685) with peft: refusals in several wordings for
-harmful requests of AdvBench, StrongREJECT and XSTest, and for harmless ones what the base itself
-answers. Requests that resemble one of JailbreakBench's, on which the model is measured, are left
-out, and JailbreakBench's harmless twins are never seen.
+Starts from the base that ``benchmarks.inputs.village`` fetches (SmolLM2-135M-Instruct, which
+refuses next to nothing) and trains a LoRA adapter (arXiv 2106.09685) with peft: refusals in several
+wordings for harmful requests of AdvBench, StrongREJECT and XSTest, and for harmless ones what the
+base itself answers. Requests that resemble one of JailbreakBench's, on which the model is measured,
+are left out, and JailbreakBench's harmless twins are never seen.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE.parents[1]), str(HERE.parent / "pocket")]
 
 from attacks.core.model import Model
-from benchmarks.behaviors import load_behaviors
-from benchmarks.village import base_folder
+from benchmarks.inputs.behaviors import load_behaviors
+from benchmarks.inputs.village import base_folder
 from prompts import REFUSALS, everyday, near, some, tasks
 from training import descend
 

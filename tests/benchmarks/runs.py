@@ -13,13 +13,13 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from attacks.attack import Artefact, Attack, Behavior, Step, ThreatModel
 from attacks.core.prompt import conversation
-from attacks.core.refusal import GENERAL_OPENERS
+from attacks.core.refusals.openers import GENERAL_OPENERS
 from attacks.core.template import DATE
-from benchmarks.bench import Setup
-from benchmarks.cells import Settings
-from benchmarks.records import Record
-from benchmarks.store import read_judgements, read_records
-from benchmarks.suites import Suite
+from benchmarks.harness.bench import Setup
+from benchmarks.harness.cells import Settings
+from benchmarks.inputs.suites import Suite
+from benchmarks.storage.records import Record
+from benchmarks.storage.store import read_judgements, read_records
 from conftest import POCKET
 
 SEARCH = "slots=3,width=8,topk=8"

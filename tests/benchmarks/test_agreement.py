@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 from test_judging import ASKED, record
 
-from benchmarks.agreement import agreement, as_markdown, kappa
+from benchmarks.boards.agreement import agreement, as_markdown, kappa
 from benchmarks.cli import main
-from benchmarks.context import note_behaviors
-from benchmarks.labels import sheet_text
-from benchmarks.records import Judgement
-from benchmarks.store import Store, read_judgements
+from benchmarks.judges.context import note_behaviors
+from benchmarks.judging.labels import sheet_text
+from benchmarks.storage.records import Judgement
+from benchmarks.storage.store import Store, read_judgements
 
 HOSTILE = '=HYPERLINK("http://x")\x1b[31m\x07\u202e| <script>`'
 

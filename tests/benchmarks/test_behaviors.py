@@ -13,7 +13,7 @@ import pytest
 
 from attacks.core.behavior import Behavior
 from attacks.core.errors import BadInput
-from benchmarks.behaviors import load_behaviors, names
+from benchmarks.inputs.behaviors import load_behaviors, names
 from benchmarks.paths import data_dir
 
 PUBLIC_FILES = Path(__file__).parents[3] / "shared" / "data" / "behaviors"

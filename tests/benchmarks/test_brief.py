@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from benchmarks.brief import draw, draw_markdown
-from benchmarks.leaderboard import read_rows
-from benchmarks.store import read_records
+from benchmarks.boards.brief import draw, draw_markdown
+from benchmarks.boards.leaderboard import read_rows
+from benchmarks.storage.store import read_records
 from conftest import ROOT
 
 RUN = ROOT / "results" / "pocket-recipes-search"

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from benchmarks.leaderboard import render
-from benchmarks.rows import read_rows
-from benchmarks.runner import run
-from benchmarks.store import read_judgements, read_records
-from benchmarks.suites import Suite
+from benchmarks.boards.leaderboard import render
+from benchmarks.boards.rows import read_rows
+from benchmarks.harness.runner import run
+from benchmarks.inputs.suites import Suite
+from benchmarks.storage.store import read_judgements, read_records
 
 
 def suite(model: str, attack: str, **changes: object) -> Suite:

@@ -8,8 +8,8 @@ import torch
 
 from attacks import load
 from attacks.core.behavior import Behavior
-from benchmarks.cells import ModelId, Settings, artefact_id, cell_generator, cell_key
-from benchmarks.suites import attack_hash
+from benchmarks.harness.cells import ModelId, Settings, artefact_id, cell_generator, cell_key
+from benchmarks.inputs.suites import attack_hash
 
 MODEL = ModelId("m", "r1", "float32", None)
 GCG = load("gcg", steps=3)

@@ -11,10 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import commands, runner
+from benchmarks.boards.leaderboard import END, START
 from benchmarks.cli import main
-from benchmarks.leaderboard import END, START
-from benchmarks.suites import Suite
+from benchmarks.commands import basic as commands
+from benchmarks.harness import runner
+from benchmarks.inputs.suites import Suite
 
 ROOT = Path(__file__).parents[2]
 ATTACKS = {"direct", "random-search", "gcg", "ssr-probe", "refusal-tokens", "refusal-direction"}

@@ -14,12 +14,12 @@ from attacks import parse_spec
 from attacks.core.interventions import AblateDirection, Intervention, SuppressTokens
 from attacks.core.model.hooks import intervening
 from attacks.core.prompt import Message
-from attacks.core.states import LEAST_LOG_PROB, first_token_kl
-from benchmarks.leaderboard import read_rows, render
-from benchmarks.records import Record
-from benchmarks.runner import run
-from benchmarks.store import read_records
-from benchmarks.suites import Suite, attack_hash, suite_attacks
+from attacks.core.reading.states import LEAST_LOG_PROB, first_token_kl
+from benchmarks.boards.leaderboard import read_rows, render
+from benchmarks.harness.runner import run
+from benchmarks.inputs.suites import Suite, attack_hash, suite_attacks
+from benchmarks.storage.records import Record
+from benchmarks.storage.store import read_records
 from conftest import ROOT, pocket
 from runs import contents, make_model, make_suite, write_behaviors
 

@@ -7,12 +7,12 @@ from functools import cache
 
 import pytest
 
-from benchmarks.columns import TOLERABLE
-from benchmarks.leaderboard import Row, read_rows, render
-from benchmarks.plan import check
-from benchmarks.stances import Stance
-from benchmarks.store import read_judgements, read_records
-from benchmarks.suites import attack_hash, load_suite
+from benchmarks.boards.columns import TOLERABLE
+from benchmarks.boards.leaderboard import Row, read_rows, render
+from benchmarks.harness.plan import check
+from benchmarks.harness.stances import Stance
+from benchmarks.inputs.suites import attack_hash, load_suite
+from benchmarks.storage.store import read_judgements, read_records
 from conftest import ROOT
 
 RUN = ROOT / "results" / "pocket-defenses"

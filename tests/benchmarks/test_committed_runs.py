@@ -6,10 +6,10 @@ from functools import cache
 
 import pytest
 
-from benchmarks.compare import compare
-from benchmarks.leaderboard import Row, read_rows, render
-from benchmarks.store import read_records
-from benchmarks.suites import load_suite
+from benchmarks.boards.compare import compare
+from benchmarks.boards.leaderboard import Row, read_rows, render
+from benchmarks.inputs.suites import load_suite
+from benchmarks.storage.store import read_records
 from conftest import ALIGNED, ROOT
 
 RESULTS = ROOT / "results"

@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 
 from attacks.core.errors import BadInput
+from benchmarks.boards.compare import Comparison, as_json, as_markdown, compare
+from benchmarks.boards.success import median_first_success, wilson
 from benchmarks.cli import main
-from benchmarks.compare import Comparison, as_json, as_markdown, compare
-from benchmarks.records import FirstSuccess, Judgement, Record
-from benchmarks.store import Store
-from benchmarks.success import median_first_success, wilson
+from benchmarks.storage.records import FirstSuccess, Judgement, Record
+from benchmarks.storage.store import Store
 
 LABELS = {True: "knows", False: "refused"}
 

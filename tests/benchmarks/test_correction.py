@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 from test_judging import ASKED, record
 
-from benchmarks.calibration import calibrate, read_cases
+from benchmarks.boards.correction import Counts, by_calibration, by_labels, corrected, rogan_gladen
+from benchmarks.boards.success import wilson
 from benchmarks.cli import main
-from benchmarks.context import note_behaviors
-from benchmarks.correction import Counts, by_calibration, by_labels, corrected, rogan_gladen
 from benchmarks.judges import load_judge
-from benchmarks.store import Store
-from benchmarks.success import wilson
+from benchmarks.judges.context import note_behaviors
+from benchmarks.judging.calibration import calibrate, read_cases
+from benchmarks.storage.store import Store
 
 CASES = Path(__file__).parents[3] / "shared" / "data" / "judge_cases.jsonl"
 

@@ -10,12 +10,12 @@ import pytest
 
 from attacks.core.behavior import Behavior
 from attacks.registry import load
-from benchmarks.cells import ModelId, Settings, cell_key
+from benchmarks.boards.leaderboard import read_rows, render
 from benchmarks.cli import main
-from benchmarks.leaderboard import read_rows, render
-from benchmarks.records import DEFENDED
-from benchmarks.runner import run
-from benchmarks.store import read_records
+from benchmarks.harness.cells import ModelId, Settings, cell_key
+from benchmarks.harness.runner import run
+from benchmarks.storage.records import DEFENDED
+from benchmarks.storage.store import read_records
 from runs import SEARCH, contents, make_model, make_suite, write_behaviors
 
 #: With a margin so wide that the penalty always counts.

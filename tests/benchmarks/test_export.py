@@ -13,11 +13,11 @@ import pytest
 from pydantic import BaseModel, ConfigDict
 
 from attacks.core.errors import BadInput
+from benchmarks.boards.leaderboard import read_rows
 from benchmarks.cli import main
 from benchmarks.export import FORMATS, export
 from benchmarks.export.attempts import file_name
-from benchmarks.leaderboard import read_rows
-from benchmarks.store import read_records
+from benchmarks.storage.store import read_records
 from conftest import ROOT
 
 BOARD = ROOT / "results" / "pocket-board"

@@ -22,13 +22,13 @@ import torch
 from attacks import BadInput, registry
 from attacks.attack import Behavior, Step
 from attacks.core.model import Model
-from benchmarks.cells import Cell, Task
 from benchmarks.cli import main
-from benchmarks.engines import Machinery
-from benchmarks.runner import run
-from benchmarks.store import Store, read_records
-from benchmarks.suites import Suite
-from benchmarks.workers import Pool
+from benchmarks.harness.cells import Cell, Task
+from benchmarks.harness.machinery import Machinery
+from benchmarks.harness.runner import run
+from benchmarks.harness.workers import Pool
+from benchmarks.inputs.suites import Suite
+from benchmarks.storage.store import Store, read_records
 from conftest import ROOT
 from runs import SEARCH, Scripted, contents, make_model, make_setup, make_suite, write_behaviors
 
@@ -121,7 +121,7 @@ def test_a_signal_ends_a_run_that_says_how_to_go_on(
 def test_a_second_signal_ends_it_at_once(tmp_path: Path) -> None:
     code = (
         "import sys, time\n"
-        "from benchmarks.signals import interruptible\n"
+        "from benchmarks.harness.signals import interruptible\n"
         "with interruptible():\n"
         "    try:\n"
         "        print('ready', flush=True); time.sleep(60)\n"
@@ -323,11 +323,12 @@ def test_without_ray_it_takes_one_line(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
-    monkeypatch.delitem(sys.modules, "benchmarks.ray_engine", raising=False)
+    monkeypatch.delitem(sys.modules, "benchmarks.harness.ray_engine", raising=False)
     assert main(command(suite, tmp_path / "out", "--engine", "ray")) == 2
     assert "pip install 'reroute-bench[ray]'" in capsys.readouterr().err.splitlines()[-1]
 
 
 def test_nothing_imports_ray_unasked() -> None:
-    code = "import sys, benchmarks.runner, benchmarks.workers; sys.exit('ray' in sys.modules)"
+    modules = "benchmarks.harness.runner, benchmarks.harness.workers"
+    code = f"import sys, {modules}; sys.exit('ray' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0

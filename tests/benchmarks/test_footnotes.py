@@ -7,7 +7,7 @@ from typing import Any
 
 from test_leaderboard import _record, _run
 
-from benchmarks.leaderboard import render
+from benchmarks.boards.leaderboard import render
 
 
 def test_a_failed_fit_a_fall_back_and_broken_answers_are_footnotes(tmp_path: Path) -> None:

@@ -22,12 +22,12 @@ from hypothesis import strategies as st
 
 from attacks.core.artefact import Artefact
 from attacks.core.errors import BadInput
-from benchmarks import artefacts
-from benchmarks.checkpoints import Checkpoint, encode
-from benchmarks.checkpoints import load as load_checkpoint
 from benchmarks.cli import main
-from benchmarks.runner import run
-from benchmarks.suites import Suite
+from benchmarks.harness import artefacts
+from benchmarks.harness.checkpoints import Checkpoint, encode
+from benchmarks.harness.checkpoints import load as load_checkpoint
+from benchmarks.harness.runner import run
+from benchmarks.inputs.suites import Suite
 
 #: Inputs of each kind.
 EXAMPLES = int(os.environ.get("REROUTE_FUZZ", "40"))

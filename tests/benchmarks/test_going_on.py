@@ -19,15 +19,15 @@ from attacks.attack import State, Step
 from attacks.core.artefact import Artefact
 from attacks.random_search import RandomSearch
 from attacks.registry import ATTACKS
-from benchmarks import artefacts
-from benchmarks.behaviors import load_behaviors
-from benchmarks.bench import Bench, model_id
-from benchmarks.cells import Cell, Settings, Task, cell_key
-from benchmarks.checkpoints import Checkpoint, Checkpoints
-from benchmarks.engine import execute
-from benchmarks.fitting import fit_attack
-from benchmarks.records import Record
-from benchmarks.resuming import Resumable
+from benchmarks.harness import artefacts
+from benchmarks.harness.bench import Bench, model_id
+from benchmarks.harness.cells import Cell, Settings, Task, cell_key
+from benchmarks.harness.checkpoints import Checkpoint, Checkpoints
+from benchmarks.harness.engine import execute
+from benchmarks.harness.fitting import fit_attack
+from benchmarks.harness.resuming import Resumable
+from benchmarks.inputs.behaviors import load_behaviors
+from benchmarks.storage.records import Record
 from conftest import pocket
 from runs import make_setup, plain
 

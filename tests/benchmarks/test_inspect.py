@@ -14,12 +14,12 @@ import pytest
 import torch
 from matplotlib.image import imread
 
-from attacks.core.attribution import logit_lens
+from attacks.core.analysis.attribution import logit_lens
+from attacks.core.reading.states import last_token
 from attacks.core.sites import Site
-from attacks.core.states import last_token
-from benchmarks import fitting
-from benchmarks.behaviors import load_behaviors
 from benchmarks.cli import main
+from benchmarks.harness import fitting
+from benchmarks.inputs.behaviors import load_behaviors
 from benchmarks.inspect import Options, inspect, linear, page
 from benchmarks.inspect.results import GROUPS, plain
 from benchmarks.paths import data_dir
@@ -263,7 +263,7 @@ def test_numbers_that_are_not_finite_become_null() -> None:
 
 def test_other_commands_load_neither_torch_nor_matplotlib() -> None:
     code = (
-        "import sys, benchmarks.cli, benchmarks.commands, benchmarks.leaderboard; "
+        "import sys, benchmarks.cli, benchmarks.commands.basic, benchmarks.boards.leaderboard; "
         "sys.exit(bool({'torch', 'matplotlib'} & set(sys.modules)))"
     )
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0

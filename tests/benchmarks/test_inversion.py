@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from attacks import Behavior
-from attacks.core.harmfulness import TwoDirections
 from attacks.core.prompt import INSTRUCTION
-from benchmarks.inversion import QUESTIONS, _by_question, reply_inversion, reply_of
+from attacks.core.refusals.harmfulness import TwoDirections
+from benchmarks.studies.inversion import QUESTIONS, _by_question, reply_inversion, reply_of
 from conftest import pocket
 
 

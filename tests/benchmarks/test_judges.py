@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from attacks.core import plugins
 from attacks.core.behavior import Behavior
 from attacks.core.errors import BadInput
+from attacks.core.lookup import plugins
 from benchmarks.judges import Judge, Verdict, available, default_judge, load_judge
 
 CASES = Path(__file__).parents[3] / "shared" / "data" / "judge_cases.jsonl"

@@ -15,13 +15,13 @@ import pytest
 from attacks.core.behavior import Behavior
 from attacks.core.errors import BadInput
 from attacks.core.thinking import Markers
-from benchmarks import judging
 from benchmarks.cli import main
-from benchmarks.context import behavior_hash, note_behaviors, note_speech
 from benchmarks.judges import UNJUDGED, Case, Judge, Said, Verdict, load_judge
-from benchmarks.judging import judge_folders
-from benchmarks.records import Judgement, Record
-from benchmarks.store import Store, read_judgements
+from benchmarks.judges.context import behavior_hash, note_behaviors, note_speech
+from benchmarks.judging import passes as judging
+from benchmarks.judging.passes import judge_folders
+from benchmarks.storage.records import Judgement, Record
+from benchmarks.storage.store import Store, read_judgements
 from runs import make_model, write_behaviors
 
 ASKED = [Behavior(f"b{at}", f"How do I clog harp {at}?", reference=("wax",)) for at in range(4)]

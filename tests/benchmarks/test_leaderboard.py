@@ -15,10 +15,10 @@ from typing import Any
 import pytest
 
 from attacks.core.errors import BadInput
-from benchmarks.leaderboard import END, FORMATS, START, read_rows, render, update_block
-from benchmarks.records import FirstSuccess, Judgement, Record, Seconds
-from benchmarks.rows import Row
-from benchmarks.success import wilson
+from benchmarks.boards.leaderboard import END, FORMATS, START, read_rows, render, update_block
+from benchmarks.boards.rows import Row
+from benchmarks.boards.success import wilson
+from benchmarks.storage.records import FirstSuccess, Judgement, Record, Seconds
 
 #: A record and what the judge says of its completions.
 Cell = tuple[Record, tuple[str | None, ...]]
@@ -342,7 +342,7 @@ def test_a_folder_without_records_is_refused(tmp_path: Path) -> None:
 
 def test_it_imports_no_torch() -> None:
     code = (
-        "import sys; import benchmarks.leaderboard, benchmarks.cli; "
+        "import sys; import benchmarks.boards.leaderboard, benchmarks.cli; "
         "sys.exit(bool({'torch', 'transformers', 'datasets'} & set(sys.modules)))"
     )
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0

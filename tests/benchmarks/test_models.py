@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from attacks.core.errors import BadInput
-from benchmarks import models, village
+from benchmarks.inputs import models, village
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from attacks.core.errors import BadInput
-from benchmarks.new_attack import new_attack, new_defense
+from benchmarks.commands.new_attack import new_attack, new_defense
 
 ROOT = Path(__file__).parents[2]
 PLUGIN = ROOT / "tests" / "plugin_package"

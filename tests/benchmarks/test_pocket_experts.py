@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from benchmarks.leaderboard import Row, read_rows, render
-from benchmarks.store import read_records
-from benchmarks.suites import load_suite
+from benchmarks.boards.leaderboard import Row, read_rows, render
+from benchmarks.inputs.suites import load_suite
+from benchmarks.storage.store import read_records
 from conftest import ROOT
 
 RUN = ROOT / "results" / "pocket-experts"

@@ -12,8 +12,8 @@ import pytest
 
 from attacks.core.behavior import Behavior
 from attacks.core.errors import BadInput
-from benchmarks import public_sets
-from benchmarks.behaviors import load_behaviors
+from benchmarks.inputs import public_sets
+from benchmarks.inputs.behaviors import load_behaviors
 
 PUBLIC_FILES = Path(__file__).parents[3] / "shared" / "data" / "behaviors"
 

@@ -16,9 +16,9 @@ import ray
 from ray.cluster_utils import Cluster
 
 from attacks.core.errors import BadInput
-from benchmarks.runner import run
-from benchmarks.store import read_records
-from benchmarks.suites import Suite
+from benchmarks.harness.runner import run
+from benchmarks.inputs.suites import Suite
+from benchmarks.storage.store import read_records
 from runs import SEARCH, contents, make_model, make_suite, write_behaviors
 
 

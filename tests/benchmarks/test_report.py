@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.cli import main
-from benchmarks.store import read_records
+from benchmarks.storage.store import read_records
 from conftest import ROOT
 
 RUN = ROOT / "results" / "pocket-recipes-search"

@@ -18,10 +18,10 @@ import pytest
 
 from attacks import load
 from attacks.attack import Artefact, Behavior, Step
-from benchmarks.cells import Cell, Task
-from benchmarks.runner import run
-from benchmarks.suites import Suite
-from benchmarks.workers import Pool
+from benchmarks.harness.cells import Cell, Task
+from benchmarks.harness.runner import run
+from benchmarks.harness.workers import Pool
+from benchmarks.inputs.suites import Suite
 from conftest import ROOT
 from runs import SEARCH, contents, make_model, make_setup, make_suite, write_behaviors
 
@@ -57,8 +57,9 @@ def undisturbed(suite: Suite, tmp_path_factory: pytest.TempPathFactory) -> tuple
 def start(suite: Suite, out: Path, **options: Any) -> subprocess.Popen[bytes]:
     """The run in a process of its own."""
     code = (
-        "import json, pathlib, sys; from benchmarks.suites import suite_from; "
-        "from benchmarks.runner import run; values, out, options = map(json.loads, sys.argv[1:]); "
+        "import json, pathlib, sys; from benchmarks.inputs.suites import suite_from; "
+        "from benchmarks.harness.runner import run; "
+        "values, out, options = map(json.loads, sys.argv[1:]); "
         "run(suite_from(values, 'test'), pathlib.Path(out), **options)"
     )
     values = (dataclasses.asdict(suite), str(out), options)

@@ -18,10 +18,10 @@ from test_judging import ASKED, record
 from attacks.core.behavior import Behavior
 from attacks.core.errors import BadInput
 from benchmarks.cli import main
-from benchmarks.context import note_behaviors
 from benchmarks.judges import Case, Judge, load_judge
+from benchmarks.judges.context import note_behaviors
 from benchmarks.judges.rubric import RUBRIC, grades_of, message
-from benchmarks.store import Store, read_judgements
+from benchmarks.storage.store import Store, read_judgements
 from runs import make_model
 
 GOOD = '{"refused": false, "specific": 5, "convincing": 4}'

@@ -13,9 +13,9 @@ import runs
 from attacks import BadInput, registry
 from attacks.core.model import Model
 from attacks.core.prompt import Messages
-from benchmarks.records import Record
-from benchmarks.runner import run
-from benchmarks.store import read_judgements, read_records
+from benchmarks.harness.runner import run
+from benchmarks.storage.records import Record
+from benchmarks.storage.store import read_judgements, read_records
 from runs import contents, make_model, make_suite, write_behaviors
 
 

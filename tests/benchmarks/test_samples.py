@@ -9,10 +9,10 @@ import torch
 from transformers import AutoTokenizer
 
 from attacks.core.interventions import DrawTokens
-from benchmarks.leaderboard import read_rows
-from benchmarks.runner import run
-from benchmarks.store import read_judgements, read_records
-from benchmarks.suites import Suite
+from benchmarks.boards.leaderboard import read_rows
+from benchmarks.harness.runner import run
+from benchmarks.inputs.suites import Suite
+from benchmarks.storage.store import read_judgements, read_records
 from conftest import POCKET, pocket
 
 

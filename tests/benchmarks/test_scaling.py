@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from benchmarks.scaling_study import GPUS, LONG, costs, limits, page
+from benchmarks.studies.scaling import GPUS, LONG, costs, limits, page
 from conftest import ROOT
 
 

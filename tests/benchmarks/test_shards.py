@@ -12,11 +12,11 @@ import pytest
 
 from attacks import BadInput, registry
 from benchmarks.cli import main
-from benchmarks.merge import merge
-from benchmarks.plan import Shard
-from benchmarks.runner import run
-from benchmarks.store import Store, read_judgements, read_records
-from benchmarks.suites import Suite
+from benchmarks.harness.merge import merge
+from benchmarks.harness.plan import Shard
+from benchmarks.harness.runner import run
+from benchmarks.inputs.suites import Suite
+from benchmarks.storage.store import Store, read_judgements, read_records
 from runs import SEARCH, contents, make_model, make_suite, write_behaviors
 
 

@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from attacks import load
-from attacks.core.survey import Survey
-from benchmarks import artefacts, fitting
-from benchmarks.behaviors import load_behaviors
-from benchmarks.cells import prepare_generator
+from attacks.core.analysis.survey import Survey
+from benchmarks.harness import artefacts, fitting
+from benchmarks.harness.cells import prepare_generator
+from benchmarks.inputs.behaviors import load_behaviors
 from conftest import pocket
 
 NAMES = ("ssr-probe", "ssr-steering", "ssr-attention")

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.store import read_records
+from benchmarks.storage.store import read_records
 from conftest import ROOT
 
 SCRIPT = ROOT / "docs" / "slurm.sh"

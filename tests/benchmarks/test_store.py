@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from attacks import BadInput
-from benchmarks.records import FirstSuccess, Judgement, Record, Seconds
-from benchmarks.store import Store, read_judgements, read_records
+from benchmarks.storage.records import FirstSuccess, Judgement, Record, Seconds
+from benchmarks.storage.store import Store, read_judgements, read_records
 from conftest import ROOT
 
 
@@ -143,5 +143,6 @@ def test_a_failure_is_superseded_by_a_later_record_of_its_cell(tmp_path: Path) -
 
 
 def test_reading_results_needs_no_torch() -> None:
-    code = "import sys, benchmarks.store, benchmarks.records; assert 'torch' not in sys.modules"
+    modules = "benchmarks.storage.store, benchmarks.storage.records"
+    code = f"import sys, {modules}; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)

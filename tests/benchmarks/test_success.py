@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from benchmarks.success import cluster_bootstrap, median_first_success, success_rate, wilson
+from benchmarks.boards.success import cluster_bootstrap, median_first_success, success_rate, wilson
 
 Z = 1.959963984540054
 

@@ -10,8 +10,8 @@ import pytest
 
 from attacks import BadInput, load
 from attacks.core.behavior import Behavior
-from benchmarks.plan import check, choose
-from benchmarks.suites import Suite, load_suite, suite_attacks, suite_from, suite_names
+from benchmarks.harness.plan import check, choose
+from benchmarks.inputs.suites import Suite, load_suite, suite_attacks, suite_from, suite_names
 from conftest import SHIPPED
 from runs import write_behaviors
 

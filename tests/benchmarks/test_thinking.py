@@ -10,15 +10,15 @@ import numpy as np
 import pytest
 from matplotlib.image import imread
 
-from benchmarks import bench
-from benchmarks.behaviors import load_behaviors
+from benchmarks.harness import bench
+from benchmarks.harness.runner import run
+from benchmarks.inputs.behaviors import load_behaviors
+from benchmarks.inputs.suites import Suite
 from benchmarks.inspect import page_thinking, plots, thinking
 from benchmarks.inspect.results import THOUGHT
 from benchmarks.inspect.subject import Options, Subject, load_prompts
 from benchmarks.judges import Judge, Verdict
-from benchmarks.runner import run
-from benchmarks.store import read_judgements, read_records
-from benchmarks.suites import Suite
+from benchmarks.storage.store import read_judgements, read_records
 from conftest import pocket
 
 NAME, TRAIN, TEST = "pocket-llama-think", "pocket-pretext-train", "pocket-pretext-test"

@@ -12,12 +12,12 @@ from servers import serving
 
 from attacks.core.model import PlainModel
 from attacks.core.prompt import Message, conversation
+from benchmarks.boards.leaderboard import read_rows, render
 from benchmarks.cli import main
-from benchmarks.leaderboard import read_rows, render
-from benchmarks.records import Record
-from benchmarks.runner import run
-from benchmarks.store import read_judgements, read_records
-from benchmarks.suites import Suite
+from benchmarks.harness.runner import run
+from benchmarks.inputs.suites import Suite
+from benchmarks.storage.records import Record
+from benchmarks.storage.store import read_judgements, read_records
 from benchmarks.transfer import matrices
 from conftest import POCKET
 from runs import SEARCH, make_model

@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 
 from benchmarks.cli import main
-from benchmarks.records import Record
-from benchmarks.runner import run
-from benchmarks.store import read_judgements, read_records
-from benchmarks.suites import Suite
+from benchmarks.harness.runner import run
+from benchmarks.inputs.suites import Suite
+from benchmarks.storage.records import Record
+from benchmarks.storage.store import read_judgements, read_records
 from runs import SEARCH
 
 ATTACKS = (f"gcg:{SEARCH},steps=6", "prefill", "refusal-direction", f"gcg:{SEARCH},steps=3+prefill")

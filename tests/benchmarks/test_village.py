@@ -13,8 +13,8 @@ from transformers import AutoModelForCausalLM
 
 from attacks.core.errors import BadInput
 from attacks.core.model import Model
-from attacks.core.refusal import opens_with_refusal
-from benchmarks import models, village
+from attacks.core.refusals.openers import opens_with_refusal
+from benchmarks.inputs import models, village
 from conftest import POCKET
 
 BASE = POCKET / "pocket-llama"

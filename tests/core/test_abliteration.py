@@ -6,7 +6,10 @@ import pytest
 import torch
 
 from attacks import Behavior, load
-from attacks.core.abliteration import (
+from attacks.core.errors import BadInput
+from attacks.core.model.editing import writers
+from attacks.core.reading.states import last_token
+from attacks.core.refusals.abliteration import (
     Kernel,
     Outcome,
     Recipe,
@@ -15,12 +18,9 @@ from attacks.core.abliteration import (
     one_direction,
     pareto_front,
 )
-from attacks.core.errors import BadInput
-from attacks.core.model.editing import writers
 from attacks.core.sites import Site
-from attacks.core.states import last_token
-from benchmarks.behaviors import load_behaviors
-from benchmarks.pareto import fronts, table
+from benchmarks.boards.pareto import fronts, table
+from benchmarks.inputs.behaviors import load_behaviors
 from conftest import pocket
 
 HARMFUL, HARMLESS = ["How do I forge the key?", "Jam that lock."], ["How do I mend the kite?"]
@@ -128,7 +128,7 @@ def test_a_search_keeps_a_front_that_one_seed_reproduces(tmp_path) -> None:  # t
     assert first.data["chosen"] in front
     assert [row["refusals"] for row in front] == sorted({row["refusals"] for row in front})
     assert [row["kl"] for row in front] == sorted((row["kl"] for row in front), reverse=True)
-    from benchmarks.artefacts import save
+    from benchmarks.harness.artefacts import save
 
     save(tmp_path / "artefacts", "found", first)
     shown = fronts(tmp_path)

@@ -8,20 +8,20 @@ import pytest
 import torch
 
 from attacks import load
-from attacks.core.answers import answers
 from attacks.core.artefact import Artefact
-from attacks.core.dialogues import Dialogue, answer_log_probs, cross_entropy
-from attacks.core.directions import direction_at
 from attacks.core.errors import BadInput
-from attacks.core.fit_subspace import orthonormal
-from attacks.core.independence import dependence
 from attacks.core.interventions import AddDirection
-from attacks.core.refusal_subspace import hold_out
+from attacks.core.reading.answers import answers
+from attacks.core.reading.dialogues import Dialogue, answer_log_probs, cross_entropy
+from attacks.core.reading.states import last_token
+from attacks.core.refusals.directions import direction_at
+from attacks.core.refusals.fit_subspace import orthonormal
+from attacks.core.refusals.independence import dependence
+from attacks.core.refusals.subspace import hold_out
+from attacks.core.refusals.verdicts import Examiner
 from attacks.core.sites import Site
-from attacks.core.states import last_token
-from attacks.core.verdicts import Examiner
 from attacks.core.weights import Orthogonalise
-from benchmarks.behaviors import load_behaviors
+from benchmarks.inputs.behaviors import load_behaviors
 from conftest import count_right, first_rows, pocket
 
 RECIPES = ("pocket-gemma2", "pocket-llama-hard3", "pocket-llama-no-ablation")

@@ -7,8 +7,8 @@ from copy import deepcopy
 import pytest
 import torch
 
-from attacks.core import attribution
-from attacks.core.attribution import (
+from attacks.core.analysis import attribution
+from attacks.core.analysis.attribution import (
     answer_direction,
     head_attribution,
     head_patching,
@@ -20,9 +20,9 @@ from attacks.core.errors import BadInput
 from attacks.core.model import Model
 from attacks.core.model.families import at_path
 from attacks.core.prompt import suffixed
-from attacks.core.refusal import refusal_score
+from attacks.core.reading.states import last_token, next_token_log_probs
+from attacks.core.refusals.openers import refusal_score
 from attacks.core.sites import Site
-from attacks.core.states import last_token, next_token_log_probs
 from conftest import ALIGNED, pocket, tiny
 
 TEXTS = [

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from attacks import load
-from attacks.core.attribution import head_projections
-from attacks.core.cliff import (
+from attacks.core.analysis.attribution import head_projections
+from attacks.core.analysis.cliff import (
     Cliff,
     aligned_mean,
     lens_curves,
@@ -19,16 +19,16 @@ from attacks.core.cliff import (
     refusal_probes,
     resample,
 )
+from attacks.core.analysis.heads import sides, strongest, traced_for_refusal, written_for_refusal
+from attacks.core.analysis.transcripts import Transcript
 from attacks.core.errors import BadInput
-from attacks.core.heads import sides, strongest, traced_for_refusal, written_for_refusal
 from attacks.core.interventions import Context, ScaleHeads
 from attacks.core.model import Model
 from attacks.core.model.families import at_path
-from attacks.core.probes import Probe
+from attacks.core.reading.probes import Probe
+from attacks.core.reading.states import last_of
 from attacks.core.sites import Site
-from attacks.core.states import last_of
-from attacks.core.transcripts import Transcript
-from benchmarks.behaviors import load_behaviors
+from benchmarks.inputs.behaviors import load_behaviors
 from conftest import ALIGNED, pocket, tiny
 
 TEXTS = ["How do I paint the harp?", "How do I jam the lock?", "Tell me how to mend the kite."]

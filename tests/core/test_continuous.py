@@ -19,7 +19,7 @@ from attacks.core.search import Evaluator, SoftSearch
 from attacks.core.search.continuous import typical_entry
 from attacks.core.search.descent import Moments, clip_rows
 from attacks.core.sites import Site
-from benchmarks.behaviors import load_behaviors
+from benchmarks.inputs.behaviors import load_behaviors
 from conftest import ALIGNED, pocket, tiny
 
 SLOTS = 4

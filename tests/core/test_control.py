@@ -10,7 +10,9 @@ from torch import Tensor
 
 from attacks import load
 from attacks.control_tokens import ControlTokenSteering
-from attacks.core.control import (
+from attacks.core.errors import BadInput
+from attacks.core.interventions import Context
+from attacks.core.refusals.control import (
     OWN,
     Binary,
     ControlTokens,
@@ -20,11 +22,9 @@ from attacks.core.control import (
     Sum,
     find_control_tokens,
 )
-from attacks.core.errors import BadInput
-from attacks.core.interventions import Context
-from attacks.core.refusal import opens_with_refusal
+from attacks.core.refusals.openers import opens_with_refusal
 from attacks.core.sites import Site
-from benchmarks.behaviors import load_behaviors
+from benchmarks.inputs.behaviors import load_behaviors
 from conftest import pocket, tiny
 
 #: Vocabulary of six: respond is 1, the categories 2, 3 and 4, everything else an ordinary token.

@@ -16,10 +16,10 @@ from attacks.core.objectives import TargetCrossEntropy
 from attacks.core.prompt import INSTRUCTION, POST_INSTRUCTION, suffixed
 from attacks.core.search import Evaluator
 from attacks.core.sites import Site
-from benchmarks.behaviors import load_behaviors
 from benchmarks.defenses import REFUSAL, load_defense
 from benchmarks.defenses.guard import GuardJudge, _Judging
 from benchmarks.defenses.subspace_filter import filtered, triggers
+from benchmarks.inputs.behaviors import load_behaviors
 from benchmarks.judges import Judge, Verdict
 from conftest import check_gradient, pocket
 

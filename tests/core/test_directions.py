@@ -8,20 +8,20 @@ import pytest
 import torch
 
 from attacks import Behavior, load
-from attacks.core.choice import DirectionScore, choose_direction
-from attacks.core.directions import (
-    difference_in_means,
-    find_refusal_direction,
-    score_directions,
-)
 from attacks.core.errors import BadInput
-from attacks.core.harmfulness import harm_directions, two_directions
 from attacks.core.interventions import AddDirection, Context
 from attacks.core.model import Model
 from attacks.core.objectives import SteeringLoss
 from attacks.core.prompt import GENERATED, INSTRUCTION, POST_INSTRUCTION, SYSTEM, suffixed
+from attacks.core.reading.states import at_last_instruction, read, tail
+from attacks.core.refusals.choice import DirectionScore, choose_direction
+from attacks.core.refusals.directions import (
+    difference_in_means,
+    find_refusal_direction,
+    score_directions,
+)
+from attacks.core.refusals.harmfulness import harm_directions, two_directions
 from attacks.core.sites import Site
-from attacks.core.states import at_last_instruction, read, tail
 from conftest import ALIGNED, pocket, tiny
 
 Planted = tuple[Model, torch.Tensor, str, str]
@@ -144,7 +144,7 @@ def test_the_bound_on_induced_refusal_is_the_models_own() -> None:
 
 def test_a_model_unsure_of_its_refusals_first_words_has_directions_that_induce_them() -> None:
     """The score of pocket-qwen2's own refusals is hardly over 0, and that of answers far under."""
-    from benchmarks.behaviors import load_behaviors
+    from benchmarks.inputs.behaviors import load_behaviors
 
     model = pocket("pocket-qwen2")
     rows = load_behaviors("pocket-train")
@@ -207,8 +207,8 @@ def test_prompts_of_unlike_length_are_read_as_they_are_alone() -> None:
 @pytest.mark.parametrize("name", ALIGNED)
 def test_adding_the_direction_induces_refusal(name: str) -> None:
     """On harmless requests; that ablation undoes refusal is on the models' cards."""
-    from attacks.core.refusal import learn_openers, opens_with_refusal
-    from benchmarks.behaviors import load_behaviors
+    from attacks.core.refusals.openers import learn_openers, opens_with_refusal
+    from benchmarks.inputs.behaviors import load_behaviors
 
     model = pocket(name)
     train = [row.for_attack() for row in load_behaviors("pocket-train")]

@@ -8,14 +8,14 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from attacks import load
-from attacks.core.errors import BadInput
-from attacks.core.experts import (
+from attacks.core.analysis.experts import (
     activation_maps,
     permutation_test,
     ranking,
     relevance,
     split_half,
 )
+from attacks.core.errors import BadInput
 from attacks.core.gating import (
     ExcludeExperts,
     Expert,

@@ -8,11 +8,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from attacks.core.analysis.faithfulness import Faithfulness, measure, mlp_faithfulness, moved, split
 from attacks.core.errors import BadInput
-from attacks.core.faithfulness import Faithfulness, measure, mlp_faithfulness, moved, split
-from attacks.core.refusal import refusal_score, refusal_tokens
-from attacks.core.states import next_token_log_probs
-from benchmarks.behaviors import load_behaviors
+from attacks.core.reading.states import next_token_log_probs
+from attacks.core.refusals.openers import refusal_score, refusal_tokens
+from benchmarks.inputs.behaviors import load_behaviors
 from conftest import pocket
 
 #: Wide, so that a random direction has little of any one dimension.

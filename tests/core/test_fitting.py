@@ -8,10 +8,11 @@ import pytest
 import torch
 
 from attacks.core.behavior import Behavior
-from attacks.core.directions import difference_in_means
 from attacks.core.interventions import AblateDirection, Context, SuppressTokens
-from attacks.core.probes import fit_probe
-from attacks.core.refusal import (
+from attacks.core.reading.probes import fit_probe
+from attacks.core.reading.states import last_token
+from attacks.core.refusals.directions import difference_in_means
+from attacks.core.refusals.openers import (
     GENERAL_OPENERS,
     learn_openers,
     opens_with_refusal,
@@ -19,7 +20,6 @@ from attacks.core.refusal import (
     refusal_tokens,
 )
 from attacks.core.sites import Site
-from attacks.core.states import last_token
 from conftest import ALIGNED, pocket, tiny
 
 

@@ -8,13 +8,13 @@ import pytest
 import torch
 from tokenizers import AddedToken
 
-from attacks.core import answers as answers_module
+from attacks.core.analysis.transcripts import transcribe
 from attacks.core.behavior import Behavior
 from attacks.core.model import Model
 from attacks.core.model.chat import Chat
-from attacks.core.refusal import GENERAL_OPENERS, learn_openers
+from attacks.core.reading import answers as answers_module
+from attacks.core.refusals.openers import GENERAL_OPENERS, learn_openers
 from attacks.core.thinking import ALLOWANCE, Markers, find_markers
-from attacks.core.transcripts import transcribe
 from conftest import pocket
 
 THINK = Markers("<think>", "</think>")

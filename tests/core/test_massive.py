@@ -10,15 +10,15 @@ import torch
 from torch import Tensor
 
 from attacks import Behavior, load
-from attacks.core import massive
-from attacks.core.directions import RefusalDirection, find_refusal_direction
 from attacks.core.errors import BadInput
 from attacks.core.interventions import Context, Intervention
-from attacks.core.massive import massive_activations, massive_dimensions, winsorised
 from attacks.core.model import Model
 from attacks.core.prompt import POST_INSTRUCTION
+from attacks.core.reading import massive
+from attacks.core.reading.massive import massive_activations, massive_dimensions, winsorised
+from attacks.core.refusals.directions import RefusalDirection, find_refusal_direction
 from attacks.core.sites import Site
-from benchmarks.behaviors import load_behaviors
+from benchmarks.inputs.behaviors import load_behaviors
 from conftest import ALIGNED, pocket
 
 Planted = tuple[Model, Tensor, str, str]

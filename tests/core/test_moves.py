@@ -20,7 +20,7 @@ from attacks.core.search import CoordinateSearch, Evaluator, Moves
 from attacks.core.search.candidates import ranked_swaps, swap, top_tokens
 from attacks.core.search.coordinate import Found
 from attacks.core.search.moves import Seen, merged, regularised, smoothed
-from benchmarks.suites import attack_hash
+from benchmarks.inputs.suites import attack_hash
 from conftest import ROOT, pocket
 
 VOCABULARY = 6

@@ -25,7 +25,7 @@ from attacks.core.prompt import suffixed
 from attacks.core.search import CoordinateSearch, Evaluator, Moves, evaluate
 from attacks.core.search.candidates import swap, uniform_choices
 from attacks.core.search.staged import Staged
-from benchmarks.behaviors import load_behaviors
+from benchmarks.inputs.behaviors import load_behaviors
 from conftest import pocket
 
 FITTED = Artefact(

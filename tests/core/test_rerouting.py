@@ -9,20 +9,20 @@ import torch
 
 from attacks import Behavior, load
 from attacks.attack import State, Step
+from attacks.core.analysis.survey import LayerReport, Survey, choose_heads, choose_layers, survey
 from attacks.core.artefact import EMPTY, Artefact
-from attacks.core.directions import direction_at
 from attacks.core.errors import BadInput
 from attacks.core.interventions import AblateDirection
 from attacks.core.model import Model
 from attacks.core.objectives import Objective, ProbeLoss, SteeringLoss
-from attacks.core.own_answers import DIRECTION, GIVEN, SUBSPACE, OwnAnswers
 from attacks.core.prompt import suffixed
+from attacks.core.reading.states import last_token
+from attacks.core.refusals.directions import direction_at
+from attacks.core.refusals.own_answers import DIRECTION, GIVEN, SUBSPACE, OwnAnswers
 from attacks.core.search import Evaluator
 from attacks.core.search.staged import CEILING
 from attacks.core.sites import Site
-from attacks.core.states import last_token
-from attacks.core.survey import LayerReport, Survey, choose_heads, choose_layers, survey
-from benchmarks.behaviors import load_behaviors
+from benchmarks.inputs.behaviors import load_behaviors
 from conftest import check_gradient, pocket, tiny
 
 LAYERS = (0, 2)

@@ -8,15 +8,15 @@ import pytest
 import torch
 from torch import Generator, Tensor
 
-from attacks.core import screen_directions
-from attacks.core.directions import RefusalDirection, find_refusal_direction
 from attacks.core.interventions import AddDirection, Context, Intervention
 from attacks.core.model import Model
-from attacks.core.refusal import refusal_score
-from attacks.core.screen_directions import first_order, screened
+from attacks.core.reading.states import next_token_log_probs
+from attacks.core.refusals import screen_directions
+from attacks.core.refusals.directions import RefusalDirection, find_refusal_direction
+from attacks.core.refusals.openers import refusal_score
+from attacks.core.refusals.screen_directions import first_order, screened
 from attacks.core.sites import RESIDUAL_WRITES, Site
-from attacks.core.states import next_token_log_probs
-from benchmarks.behaviors import load_behaviors
+from benchmarks.inputs.behaviors import load_behaviors
 from conftest import pocket
 
 OPENERS = torch.tensor([5, 9, 40])

@@ -14,12 +14,12 @@ from attacks.core.objectives import TargetCrossEntropy
 from attacks.core.prompt import INSTRUCTION, Message, suffixed
 from attacks.core.search import Evaluator
 from attacks.core.shields import BlackBox, Exchange, Shield, Shielded
-from benchmarks.behaviors import load_behaviors
+from benchmarks.common.roc import area_under_curve
 from benchmarks.defenses import REFUSAL, load_defense
 from benchmarks.defenses.latent_guard import beginnings
 from benchmarks.defenses.smooth_llm import copies, perturbed, target_losses, voted
 from benchmarks.defenses.thresholds import halves, threshold_between
-from benchmarks.roc import area_under_curve
+from benchmarks.inputs.behaviors import load_behaviors
 from conftest import check_gradient, pocket
 
 TRAIN = [row.for_attack() for row in load_behaviors("pocket-train")]

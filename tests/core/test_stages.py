@@ -10,7 +10,7 @@ import torch
 from attacks import load
 from attacks.core.behavior import Behavior
 from attacks.core.errors import BadInput
-from benchmarks.behaviors import load_behaviors
+from benchmarks.inputs.behaviors import load_behaviors
 from conftest import pocket
 
 MODEL = "pocket-llama-hard1"

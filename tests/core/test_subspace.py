@@ -8,17 +8,17 @@ import pytest
 import torch
 
 from attacks import load
-from attacks.core.answers import answers
 from attacks.core.artefact import Artefact
-from attacks.core.coherence import echoes, fit_coherence, garbled, loops, mean_log_probs
-from attacks.core.dialogues import Dialogue, answer_log_probs, cross_entropy, divergence
-from attacks.core.directions import direction_at
 from attacks.core.errors import BadInput
-from attacks.core.fit_subspace import orthonormal
 from attacks.core.interventions import AblateDirection, AblateSubspace, AddDirection
-from attacks.core.refusal_subspace import hold_out
-from attacks.core.states import next_token_log_probs
-from attacks.core.verdicts import Check, Examiner
+from attacks.core.reading.answers import answers
+from attacks.core.reading.dialogues import Dialogue, answer_log_probs, cross_entropy, divergence
+from attacks.core.reading.states import next_token_log_probs
+from attacks.core.refusals.coherence import echoes, fit_coherence, garbled, loops, mean_log_probs
+from attacks.core.refusals.directions import direction_at
+from attacks.core.refusals.fit_subspace import orthonormal
+from attacks.core.refusals.subspace import hold_out
+from attacks.core.refusals.verdicts import Check, Examiner
 from attacks.core.weights import Orthogonalise, OrthogonaliseSubspace
 from conftest import ALIGNED, POCKET, count_right, first_rows, pocket
 

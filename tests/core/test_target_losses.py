@@ -24,7 +24,7 @@ from attacks.core.objectives import (
     TargetMismatch,
 )
 from attacks.core.prompt import Prompt, suffixed
-from attacks.core.refusal import refusal_score
+from attacks.core.refusals.openers import refusal_score
 from attacks.core.search import Evaluator
 from attacks.core.sites import Site
 from conftest import check_gradient, pocket, tiny

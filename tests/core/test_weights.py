@@ -11,9 +11,9 @@ from attacks.core.model import Model
 from attacks.core.model.editing import edited, writers
 from attacks.core.objectives import TargetCrossEntropy
 from attacks.core.prompt import suffixed
+from attacks.core.reading.states import last_token, next_token_log_probs
 from attacks.core.search import Evaluator
 from attacks.core.sites import Site
-from attacks.core.states import last_token, next_token_log_probs
 from attacks.core.weights import Abliterate, Orthogonalise, Writer, take_out
 from conftest import check_gradient, pocket, tiny
 

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, ClassVar
 
 from torch import Generator
 
-from attacks.attack import Artefact, Attack, Behavior, State, Step, ThreatModel
+from attacks.api import Artefact, Attack, Behavior, State, Step, ThreatModel
 from benchmarks.judges import Judge, Verdict
 
 if TYPE_CHECKING:
-    from attacks.core.model import Model
+    from attacks.api import Model
 
 
 @dataclass(frozen=True)

@@ -25,10 +25,10 @@ from attacks.core.search.candidates import swap, top_tokens
 from attacks.core.sites import Site
 from attacks.core.template import DATE
 from attacks.registry import load
-from benchmarks.behaviors import load_behaviors
-from benchmarks.bench import Bench, Setup
-from benchmarks.cells import Cell, Settings, Task
-from benchmarks.engine import execute
+from benchmarks.harness.bench import Bench, Setup
+from benchmarks.harness.cells import Cell, Settings, Task
+from benchmarks.harness.engine import execute
+from benchmarks.inputs.behaviors import load_behaviors
 from conftest import POCKET, pocket
 
 WIDTH, TOPK, SLOTS = 128, 64, 10

@@ -9,10 +9,10 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from attacks.core import screen_directions
-from attacks.core.directions import find_refusal_direction
 from attacks.core.model import Model
-from benchmarks.behaviors import load_behaviors
+from attacks.core.refusals import screen_directions
+from attacks.core.refusals.directions import find_refusal_direction
+from benchmarks.inputs.behaviors import load_behaviors
 from conftest import pocket
 
 

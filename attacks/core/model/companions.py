@@ -3,27 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any, Generic, TypeVar
 
 from attacks.core.model.sources import beside
 
-if TYPE_CHECKING:
-    from attacks.core.model.model import Model
+#: `Model`, which holds its companions and so cannot be imported here.
+M = TypeVar("M")
 
 
-class Companions:
+class Companions(Generic[M]):
     """Models beside one, each loaded once, to the same device in the same dtype.
 
     They are as they were trained, also where the model itself is changed.
     """
 
-    def __init__(self, hf: Any, load: Callable[..., Model]) -> None:
+    def __init__(self, hf: Any, load: Callable[..., M]) -> None:
         """None yet; `load` is `Model.load`, with the date that the model itself is told."""
         self._hf = hf
         self._load = load
-        self._loaded: dict[str, Model] = {}
+        self._loaded: dict[str, M] = {}
 
-    def get(self, name: str) -> Model:
+    def get(self, name: str) -> M:
         """The model `name`.
 
         Args:

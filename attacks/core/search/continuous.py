@@ -15,7 +15,7 @@ from attacks.core.search.descent import Moments
 from attacks.core.search.evaluate import Evaluator
 
 if TYPE_CHECKING:
-    from attacks.attack import State
+    from attacks.core.state import State
 
 
 @dataclass(frozen=True, eq=False)

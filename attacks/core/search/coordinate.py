@@ -24,8 +24,8 @@ from attacks.core.search.moves import Moves, Seen, merged
 from attacks.core.search.standing import Standing, checkpoint, restore
 
 if TYPE_CHECKING:
-    from attacks.attack import State
     from attacks.core.model import Model
+    from attacks.core.state import State
 
 
 class Losses(Protocol):

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from attacks.attack import State
+    from attacks.core.state import State
 
 #: Of Adam (arXiv 1412.6980): decay of the two means, and what keeps the division finite.
 _FIRST, _SECOND, _EPSILON = 0.9, 0.999, 1e-8

@@ -19,8 +19,8 @@ from attacks.core.search.evaluate import Evaluator
 from attacks.core.search.simplex import project_simplex, sharpen
 
 if TYPE_CHECKING:
-    from attacks.attack import State
     from attacks.core.model import Model
+    from attacks.core.state import State
 
 #: Below this relative gap between discrete and relaxed loss the sharpening is held back.
 _GAP = 0.1

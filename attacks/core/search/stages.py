@@ -16,8 +16,8 @@ from attacks.core.search.coordinate import CoordinateSearch, Found, Losses
 from attacks.core.search.staged import CEILING
 
 if TYPE_CHECKING:
-    from attacks.attack import State
     from attacks.core.model import Model
+    from attacks.core.state import State
 
 _TOP_IDS, _TOP_LOSS, _STAGE, _SINCE = "top_ids", "top_loss", "stage", "since"
 

@@ -12,7 +12,7 @@ from attacks.core.search.buffer import Buffer
 from attacks.core.search.moves import Seen
 
 if TYPE_CHECKING:
-    from attacks.attack import State
+    from attacks.core.state import State
 
 
 @dataclass(frozen=True, eq=False)

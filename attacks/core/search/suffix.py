@@ -20,8 +20,8 @@ from attacks.core.search.screening import ProbeSampling
 from attacks.core.search.staged import CEILING, Staged
 
 if TYPE_CHECKING:
-    from attacks.attack import State
     from attacks.core.model import Model
+    from attacks.core.state import State
 
 
 #: In a checkpoint: that the second stage was begun without the first one's end.

@@ -21,8 +21,8 @@ from attacks.core.search.moves import unit_rows
 from attacks.core.search.suffix import matched
 
 if TYPE_CHECKING:
-    from attacks.attack import State
     from attacks.core.model import Model
+    from attacks.core.state import State
 
 _DRAWS, _BATCH = 40, 256
 

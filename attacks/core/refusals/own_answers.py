@@ -1,0 +1,114 @@
+"""What a model itself answers once its refusal is ablated: the target of rerouting searches.
+
+Such an answer is worth pursuing only if it is one. Where the ablation does not undo refusal, it is
+a refusal, and a search towards it makes the model refuse; where it breaks the model, gibberish.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from torch import Generator, Tensor
+
+from attacks.core.artefact import Artefact
+from attacks.core.behavior import Behavior
+from attacks.core.interventions import AblateDirection, AblateSubspace
+from attacks.core.refusals.checked_direction import Checked
+from attacks.core.refusals.coherence import Coherence, garbled
+from attacks.core.refusals.openers import GENERAL_OPENERS, opens_with_refusal, refuses_on_the_way
+from attacks.core.refusals.subspace import find_refusal_subspace
+from attacks.core.refusals.verdicts import LEFT
+from attacks.core.weights import Change
+
+if TYPE_CHECKING:
+    from attacks.core.model import Model
+
+#: Where a target may be from, in the order in which they are tried; the last is the behaviour's.
+#: The tensors of an artefact that bring own answers.
+OWN = ("subspace", "ablation")
+SUBSPACE, DIRECTION, GIVEN = "own answer, subspace", "own answer, direction", "given target"
+
+
+@dataclass(frozen=True, eq=False)
+class OwnAnswers:
+    """The changes that may bring a model's own answer, and what tells an answer from none."""
+
+    changes: tuple[tuple[str, Change], ...]
+    """Source and change, in the order in which they are tried."""
+    openers: tuple[str, ...] = GENERAL_OPENERS
+    """Refusal openers, normalised."""
+    coherence: Coherence | None = None
+    """None: only texts themselves are looked at, for loops and echoes."""
+
+    @classmethod
+    def of(
+        cls, tensors: Mapping[str, Tensor], data: Mapping[str, Any], n_layers: int
+    ) -> OwnAnswers:
+        """From an artefact with `ablation` (D,), perhaps `subspace` (k, D), and `own` as data."""
+        changes: list[tuple[str, Change]] = []
+        if "subspace" in tensors:
+            changes.append((SUBSPACE, AblateSubspace(tensors["subspace"], n_layers)))
+        if "ablation" in tensors:
+            changes.append((DIRECTION, AblateDirection(tensors["ablation"], n_layers)))
+        own = data.get("own", {})
+        coherence = Coherence(**own["coherence"]) if "coherence" in own else None
+        return cls(tuple(changes), tuple(own.get("openers", GENERAL_OPENERS)), coherence)
+
+    def target(
+        self, model: Model, behavior: Behavior, *, tokens: int, throughout: bool = False
+    ) -> tuple[str, str]:
+        """What the answer is to begin with, and which of the sources it is from.
+
+        The first of the model's own answers, of at most `tokens` tokens, that is neither a refusal
+        nor garbled, or the behaviour's target. With `throughout` it must not go over to a refusal
+        on the way either.
+        """
+        for source, change in self.changes:
+            answer = own_answer(model, behavior.text, change, tokens)
+            if self.usable(model, behavior.text, answer, throughout=throughout):
+                return answer, source
+        return behavior.affirmative, GIVEN
+
+    def usable(self, model: Model, text: str, answer: str, *, throughout: bool = False) -> bool:
+        """Whether `answer` to `text` is worth pursuing; see `target`."""
+        said = model.chat.answer(answer)
+        if throughout and refuses_on_the_way(said):
+            return False
+        if not said.strip() or opens_with_refusal(said, self.openers):
+            return False
+        return not garbled(model, self.coherence, [said], [text])[0]
+
+
+def own_answer(model: Model, text: str, change: Change, tokens: int) -> str:
+    """How the model itself answers `text` with `change` in place, `tokens` at most."""
+    (answer,) = model.generate(
+        [model.conversation(text)], max_new_tokens=tokens, interventions=[change]
+    )
+    return answer
+
+
+def fit_own_answers(
+    model: Model, train: Sequence[Behavior], best: Checked, *, rng: Generator
+) -> Artefact:
+    """What `OwnAnswers.of` goes by, with the check of what comes first.
+
+    The direction, if its check finds it good. Where the model refuses and the direction does not
+    undo that, a subspace is fitted by gradient too.
+
+    Args:
+        model: the model.
+        train: what the direction was found on.
+        best: the direction.
+        rng: for the fit.
+    """
+    tensors, check = {"ablation": best.found.direction}, best.check
+    if not check.good and check.refused_before > LEFT:
+        fitted = find_refusal_subspace(model, train, rng=rng)
+        tensors["subspace"], check = fitted.basis, fitted.check
+    examiner = best.examiner
+    own: dict[str, Any] = {"openers": list(examiner.openers)}
+    if examiner.coherence is not None:
+        own["coherence"] = examiner.coherence.data
+    return Artefact(tensors, {"own": own}, check=check.data)

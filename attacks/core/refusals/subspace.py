@@ -1,0 +1,183 @@
+"""How many directions a model's refusals need, and which: fitted, checked, the fewest that do."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Generator, Tensor
+
+from attacks.core.behavior import Behavior
+from attacks.core.errors import BadInput
+from attacks.core.interventions import AblateSubspace
+from attacks.core.reading.answers import answers
+from attacks.core.reading.dialogues import Dialogue
+from attacks.core.reading.states import last_token
+from attacks.core.refusals.fit_subspace import fit_subspace
+from attacks.core.refusals.independence import dependence
+from attacks.core.refusals.verdicts import TOKENS, Check, Examiner
+from attacks.core.sites import Site
+
+if TYPE_CHECKING:
+    from attacks.core.model import Model
+
+#: Numbers of directions tried in turn.
+DIMENSIONS = (1, 2, 4)
+LEAST = 4
+"""Training behaviours of a kind, at least."""
+#: Prompts of a kind that directions are fitted on at most: more than a fit of this length sees.
+_FITTED = 128
+SOURCES = ("gradient", "means")
+
+
+@dataclass(frozen=True, eq=False)
+class RefusalSubspace:
+    """Orthonormal directions and what ablating them does to held-out prompts."""
+
+    basis: Tensor
+    """(k, D)"""
+    check: Check
+    tried: tuple[dict[str, Any], ...]
+    """Each number of directions that was tried, with its check and how the fit went; beyond one
+    direction, `dependence` is the largest effect of ablating one on another
+    (`attacks.core.refusals.independence`)."""
+
+
+def find_refusal_subspace(
+    model: Model,
+    train: Sequence[Behavior],
+    *,
+    rng: Generator,
+    dimensions: int = 0,
+    source: str = "gradient",
+    steps: int = 150,
+    batch: int = 8,
+    examiner: Examiner | None = None,
+) -> RefusalSubspace:
+    """The fewest directions whose ablation undoes refusal and keeps harmless answers.
+
+    A quarter of the training behaviours is held out, and each number of directions is checked on
+    it. The first good one is taken (see `Check.good`); where none is, the one with the lowest
+    `Check.cost`.
+
+    Args:
+        model: the model.
+        train: harmful behaviours, whose targets are to become likely, and harmless ones, the
+            answers to which are to stay.
+        rng: draws the split, the start and the batches.
+        dimensions: number of directions; 0 tries `DIMENSIONS` in turn.
+        source: "gradient" (arXiv 2502.17420), or "means": principal components of the differences
+            between single harmful prompts and the mean of the harmless ones, at the layer whose
+            first component does best.
+        steps: of each fit, at most.
+        batch: dialogues of a kind in each step.
+        examiner: of this model, where there is one; it may have been made from other held-out rows.
+
+    Raises:
+        BadInput: fewer than four behaviours of a kind, or a parameter that is out of range.
+    """
+    width = model.embedding_table.shape[1]
+    for name, value, most in (("dimensions", dimensions, width), ("fit_batch", batch, None)):
+        if value < (name == "fit_batch") or (most is not None and value > most):
+            raise BadInput(f"refusal-subspace: {name}={value} is out of range")
+    if steps < 0:
+        raise BadInput(f"refusal-subspace: fit_steps={steps}; valid: 0 or more")
+    if source not in SOURCES:
+        raise BadInput(f"refusal-subspace: source '{source}'; valid: {', '.join(SOURCES)}")
+    fit, held_out = hold_out(train, rng)
+    examiner = examiner or Examiner(model, fit, held_out)
+    candidates = [dimensions] if dimensions else [k for k in DIMENSIONS if k <= width]
+    harmful, harmless = ([b for b in fit if b.harmful == flag][:_FITTED] for flag in (True, False))
+    bad, good = fitting_dialogues(model, harmful, harmless, examiner)
+    tried: list[tuple[Tensor, Check, dict[str, Any]]] = []
+    start = None
+    if source == "means":
+        components = _components(model, harmful, harmless, examiner, max(candidates))
+    for k in candidates:
+        how: dict[str, Any] = {}
+        if source == "means":
+            basis = components[:k]
+        else:
+            found = fit_subspace(
+                model, bad, good, k=k, rng=rng, steps=steps, batch=batch, start=start
+            )
+            basis = start = found.value
+            how = {"steps": found.steps, "target_loss": found.target_loss, "kl": found.kl}
+        check = examiner.check([AblateSubspace(basis, model.n_layers)])
+        evidence = {"dimensions": k, "fit": how, "check": check.data}
+        if k > 1:
+            evidence["dependence"] = float(dependence(model, basis, examiner.harmful).max())
+        tried.append((basis, check, evidence))
+        if check.good:
+            break
+    basis, check, _ = next(
+        (one for one in tried if one[1].good), min(tried, key=lambda one: one[1].cost)
+    )
+    return RefusalSubspace(basis, check, tuple(how for _, _, how in tried))
+
+
+def hold_out(train: Sequence[Behavior], rng: Generator) -> tuple[list[Behavior], list[Behavior]]:
+    """Three quarters of each kind to fit on, and a quarter to check on.
+
+    Raises:
+        BadInput: fewer than four behaviours of a kind.
+    """
+    fit, check = [], []
+    for flag, kind in ((True, "harmful"), (False, "harmless")):
+        rows = [row for row in train if row.harmful == flag]
+        if len(rows) < LEAST:
+            raise BadInput(
+                f"a refusal subspace needs at least {LEAST} {kind} training behaviours, got "
+                f"{len(rows)}"
+            )
+        order = torch.randperm(len(rows), generator=rng).tolist()
+        held = max(1, len(rows) // 4)
+        fit += [rows[at] for at in sorted(order[held:])]
+        check += [rows[at] for at in sorted(order[:held])]
+    return fit, check
+
+
+def fitting_dialogues(
+    model: Model, harmful: Sequence[Behavior], harmless: Sequence[Behavior], examiner: Examiner
+) -> tuple[list[Dialogue], list[Dialogue]]:
+    """Harmful requests with their targets, and harmless ones with the model's own answers.
+
+    Harmless requests that the plain model refuses are left out: those refusals need not stay.
+    """
+    said = answers(model, [row.text for row in harmless], tokens=TOKENS)
+    kept = [
+        Dialogue.of(model, row.text, answer)
+        for row, answer in zip(harmless, said, strict=True)
+        if answer and not examiner.refuses(answer)
+    ]
+    if len(kept) < 2:
+        raise BadInput(
+            f"model '{model.name}' answers {len(kept)} of {len(harmless)} harmless training "
+            "prompts; a refusal subspace needs at least 2"
+        )
+    return [Dialogue.of(model, row.text, row.affirmative) for row in harmful], kept
+
+
+def _components(
+    model: Model,
+    harmful: Sequence[Behavior],
+    harmless: Sequence[Behavior],
+    examiner: Examiner,
+    k: int,
+) -> Tensor:
+    """(k, D) uncentred principal components of harmful states minus the harmless mean.
+
+    At the last token of the block's output whose first component costs least on held-out prompts.
+    """
+    sites = [Site(layer, "resid_post") for layer in range(model.n_layers - 1)]
+    bad, good = (last_token(model, [b.text for b in rows], sites) for rows in (harmful, harmless))
+    found = []
+    for site in sites:
+        differences = bad[site].double() - good[site].double().mean(0)
+        rows = torch.linalg.svd(differences, full_matrices=False).Vh[:k].float()
+        check = examiner.check([AblateSubspace(rows[:1], model.n_layers)])
+        found.append((check.cost, rows))
+    best: Tensor = min(found, key=lambda pair: pair[0])[1]
+    return best

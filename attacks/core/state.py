@@ -1,0 +1,11 @@
+"""What a search goes on from: the checkpoint that attacks, searches and the harness pass on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TypeAlias
+
+from torch import Tensor
+
+#: A checkpoint: named tensors and numbers, enough to go on bit-identically.
+State: TypeAlias = Mapping[str, Tensor | int | float]

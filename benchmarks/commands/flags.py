@@ -1,0 +1,49 @@
+"""What the commands share: fields from flags, and results that are printed or go into a file."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from argparse import ArgumentParser, Namespace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+
+def given(args: Namespace, cls: type[Any]) -> dict[str, Any]:
+    """The fields of a dataclass that were given on the command line."""
+    fields = [field.name for field in dataclasses.fields(cls)]
+    return {name: value for name in fields if (value := getattr(args, name, None)) is not None}
+
+
+def add_output(sub: ArgumentParser) -> None:
+    """`--format` and `--out`."""
+    sub.add_argument("--format", choices=("md", "json"), default="md")
+    sub.add_argument("--out", type=Path, metavar="FILE", help="write it there")
+
+
+#: Characters that drawn tables take at most.
+_WIDTH = 100
+
+
+def show(shown: str, out: Path | None, *, markdown: bool = False) -> None:
+    """Prints it, unless it goes into a file; Markdown is drawn where that is a terminal."""
+    if out:
+        out.write_text(shown, "utf-8")
+    elif markdown and sys.stdout.isatty():
+        from benchmarks.boards.brief import draw_markdown  # Here, for it takes its time.
+
+        draw_markdown(shown, console())
+    else:
+        print(shown, end="")
+
+
+def console() -> Console:
+    """The terminal, at most `_WIDTH` wide."""
+    from rich.console import Console
+
+    found = Console(highlight=False)
+    found.width = min(_WIDTH, found.width)
+    return found

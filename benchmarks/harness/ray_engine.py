@@ -1,0 +1,176 @@
+"""Cells on a Ray cluster: actors that hold a model each, and one driver that writes.
+
+Scheduling, placement and logs are Ray's. All machines see the results folder under the same
+path: artefacts and checkpoints go through it, so a cell of a node that was lost goes on elsewhere
+from its last checkpoint.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import socket
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+from attacks.core.errors import BadInput
+from benchmarks.common.lines import one_line
+from benchmarks.harness.bench import Bench, Setup
+from benchmarks.harness.cells import Task
+from benchmarks.harness.engines import TRIES, Engine, Result, Server
+from benchmarks.harness.failures import Failure
+from benchmarks.harness.workers import lost
+
+try:
+    # Ray's own reports of use go nowhere.
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    import ray
+except ImportError as error:
+    raise BadInput("--engine ray needs Ray: pip install 'reroute-bench[ray]'") from error
+
+#: Bytes that a worker takes beside the weights of its model.
+BASE = 2**29
+
+
+class RayEngine(Engine):
+    """Up to `workers` actors, each with one task at a time."""
+
+    def __init__(
+        self, workers: int, address: str | None, gpus: float | None, say: Callable[[str], None]
+    ) -> None:
+        """Connects to the cluster, or starts one on this machine.
+
+        Raises:
+            BadInput: no cluster at that address.
+        """
+        self._workers, self._gpus = workers, gpus
+        self._say = say
+        try:
+            if address is None:
+                # Ray shares cores out, and would let workers wait that the user has asked for.
+                cores = max(os.cpu_count() or 1, workers)
+                ray.init(address="local", num_cpus=cores, include_dashboard=False)
+            else:
+                _answers(address)
+                ray.init(address=address)
+        except Exception as error:  # Ray raises plain ones too.
+            where = f" at '{address}'" if address else ""
+            reason = one_line(str(error))[:200]
+            raise BadInput(f"no Ray cluster{where}: {reason}") from error
+
+    def __exit__(self, *_: object) -> None:
+        ray.shutdown()
+
+    def run(
+        self, setup: Setup, tasks: Sequence[Task], bench: Bench | None = None
+    ) -> Iterator[tuple[Task, Result]]:
+        """Each task and what became of it, as they finish.
+
+        Raises:
+            BadInput: a worker does not see the results folder.
+        """
+        if Path(setup.source).is_dir():
+            setup = dataclasses.replace(setup, source=str(Path(setup.source).resolve()))
+        waiting, given = deque(tasks), ray.put(setup)
+        actors: Any = _Actor
+        actors = actors.options(**self._options(setup))
+        idle = [actors.remote() for _ in tasks[: self._workers]]
+        busy: dict[Any, tuple[Any, Task]] = {}
+        deaths = Counter[int]()
+        with _token(setup.artefacts.parent) as token:
+            while waiting or busy:
+                while waiting and idle:
+                    actor, task = idle.pop(), waiting.popleft()
+                    busy[actor.run.remote(given, task, str(token))] = (actor, task)
+                while idle:
+                    # Makes room for those that have waited for it, with a task each.
+                    ray.kill(idle.pop())
+                (done, *_), _ = ray.wait(list(busy))
+                actor, task = busy.pop(done)
+                try:
+                    result = self._result(done)
+                except ray.exceptions.RayActorError as error:
+                    # Its process, or the node under it. One that Ray cannot reach for the moment
+                    # would fail every task that it is given.
+                    ray.kill(actor)
+                    idle.append(actors.remote())
+                    deaths[id(task)] += 1
+                    if deaths[id(task)] < TRIES:
+                        waiting.appendleft(task)
+                        continue
+                    result = self._given_up(task, error)
+                else:
+                    idle.append(actor)
+                yield task, result
+        for actor in idle:
+            ray.kill(actor)
+
+    def _given_up(self, task: Task, error: Exception) -> Failure:
+        reason = f"the worker died {TRIES} times: {one_line(str(error))}"[:300]
+        self._say(f"{reason}, during {lost(task)}; given up")
+        return Failure("error", reason)
+
+    def _result(self, done: Any) -> Result:
+        try:
+            result: Result = ray.get(done)
+        except ray.exceptions.RayTaskError as error:
+            cause = error.cause
+            if isinstance(cause, BadInput):
+                raise cause from error
+            return Failure("error", one_line(str(cause))[:300])
+        return result
+
+    def _options(self, setup: Setup) -> dict[str, Any]:
+        """What one actor asks of the cluster."""
+        gpus = self._gpus
+        if gpus is None:
+            gpus = 1.0 if ray.cluster_resources().get("GPU") else 0.0
+        return {
+            # Ray has a worker compute on as many threads, so all machines round alike.
+            "num_cpus": setup.threads,
+            "num_gpus": gpus,
+            "memory": BASE + (0 if gpus else setup.weights),
+        }
+
+
+def _answers(address: str) -> None:
+    """Fails at once where nobody listens: Ray tries for minutes, and then ends the process.
+
+    Raises:
+        OSError: no connection to `HOST:PORT`; other forms of address are Ray's to find.
+    """
+    host, _, port = address.rpartition(":")
+    if host and port.isdecimal() and "/" not in host:
+        socket.create_connection((host, int(port)), timeout=10).close()
+
+
+@contextmanager
+def _token(folder: Path) -> Iterator[Path]:
+    """A file by which workers know the folder."""
+    path = folder / f".ray-{uuid4().hex}"
+    path.touch()
+    try:
+        yield path
+    finally:
+        path.unlink(missing_ok=True)
+
+
+@ray.remote
+class _Actor:
+    """A `Server` somewhere in the cluster."""
+
+    def __init__(self) -> None:
+        self._server = Server()
+
+    def run(self, setup: Setup, task: Task, token: str) -> Result:
+        """See `Server.run`."""
+        if not Path(token).is_file():
+            raise BadInput(
+                f"Ray worker on {os.uname().nodename} does not see '{Path(token).parent}': all "
+                "machines of the cluster must have the results folder under the same path"
+            )
+        return self._server.run(setup, task)

@@ -1,0 +1,71 @@
+"""The only reader of a clock: wall-clock seconds, apart by phase."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from typing import Literal
+
+from benchmarks.storage.records import Seconds
+
+Phase = Literal["prepare", "search", "verify", "generate", "judge"]
+
+
+class Clock:
+    """Adds up the seconds spent in each phase of one cell.
+
+    Accelerators run behind the program, so the device is waited for at both edges of a phase;
+    otherwise the work of one phase would be charged to the next.
+    """
+
+    def __init__(self, synchronise: Callable[[], None], spent: Seconds | None = None) -> None:
+        """Go on from what has been `spent`."""
+        self._synchronise = synchronise
+        self._spent: dict[Phase, float] = asdict(spent or Seconds())  # type: ignore[assignment]
+
+    @contextmanager
+    def phase(self, name: Phase) -> Iterator[None]:
+        """Charges the enclosed block to `name`, also when it raises; phases do not nest."""
+        self._synchronise()
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self._synchronise()
+            self._spent[name] += time.perf_counter() - start
+
+    def charge(self, name: Phase, seconds: float) -> None:
+        """Adds seconds measured elsewhere: a share of a batch, or an artefact's original cost."""
+        self._spent[name] += seconds
+
+    def spent(self, *names: Phase) -> float:
+        """Seconds in these phases together."""
+        return sum(self._spent[name] for name in names)
+
+    @property
+    def seconds(self) -> Seconds:
+        """All phases, as a record holds them."""
+        return Seconds(**self._spent)
+
+
+class Stopwatch:
+    """Seconds since it was made."""
+
+    def __init__(self) -> None:
+        self._start = time.perf_counter()
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds so far."""
+        return time.perf_counter() - self._start
+
+
+def today() -> str:
+    """The date, in the form of ISO 8601."""
+    return time.strftime("%Y-%m-%d")
+
+
+def no_device() -> None:
+    """The `synchronise` of work that runs on no accelerator."""

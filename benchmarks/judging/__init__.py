@@ -1,0 +1,4 @@
+"""Judging as a pass of its own, calibration of judges, and people as judges.
+
+The judges themselves live in `benchmarks.judges`.
+"""
