@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 import sys
 from types import ModuleType
 
+import matplotlib
 import pytest
 import torch
 
@@ -30,6 +32,19 @@ def test_the_use_from_python_runs(capsys: pytest.CaptureFixture[str]) -> None:
     assert len(shown.splitlines()) <= 20
     exec(compile(shown, "python.md", "exec"), {})
     assert "Verdict" in capsys.readouterr().out
+
+
+def test_the_notebook_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    cells = json.loads((ROOT / "docs" / "first-look.ipynb").read_text())["cells"]
+    assert not any(cell.get("outputs") for cell in cells), "a notebook without outputs is reviewed"
+    shared: dict[str, object] = {}
+    matplotlib.use("Agg")
+    for cell in cells:
+        if cell["cell_type"] == "code":
+            exec(compile("".join(cell["source"]), cell["id"], "exec"), shared)
+    said = capsys.readouterr().out
+    assert "Verdict" in said
+    assert "| pocket-llama | gcg" in said
 
 
 def test_the_attack_shown_is_complete(behavior: Behavior, monkeypatch: pytest.MonkeyPatch) -> None:
