@@ -43,6 +43,18 @@ def scored(
     return Verdict(score >= threshold, label, score, detail or {})
 
 
+def read_by(model: str, *, labels: bool, device: str, dtype: str) -> Reader:
+    """The model that judges: a shipped one by its name, a folder, or a Hub id.
+
+    Raises:
+        BadInput: as `Model.load`.
+    """
+    from attacks.core.model.reader import Reader  # Here, for it brings transformers along.
+    from benchmarks.inputs.models import resolve
+
+    return Reader(resolve(model), labels=labels, device=device, dtype=dtype)
+
+
 @dataclass(frozen=True)
 class LocalJudge(ModelJudge):
     """Judges by a model that is loaded here."""
@@ -70,9 +82,7 @@ class LocalJudge(ModelJudge):
         Raises:
             BadInput: as `Model.load`.
         """
-        from attacks.core.model.reader import Reader  # Here, for it brings transformers along.
-
-        return Reader(self.model, labels=self.classifies, device=self.device, dtype=self.dtype)
+        return read_by(self.model, labels=self.classifies, device=self.device, dtype=self.dtype)
 
     def facts(self) -> Mapping[str, Any]:
         """Model, revision, threshold, number format, and what the kind of judge adds."""
