@@ -144,6 +144,35 @@ PUBLIC_SETS: dict[str, PublicSet] = {
         "Souly et al. 2024, arXiv:2402.10260",
         elsewhere="https://github.com/alexandrasouly/strongreject",
     ),
+    "catqa": PublicSet(
+        "declare-lab/CategoricalHarmfulQA",
+        (
+            Part(
+                "en",
+                "catqa",
+                {"text": "Question", "category": "Category"},
+                file="catqa-english",
+            ),
+        ),
+        "CatQA in English: 550 harmful questions of 11 categories (Hub)",
+        "Apache-2.0",
+        "Bhardwaj et al. 2024, arXiv:2402.11746",
+    ),
+    "maliciousinstruct": PublicSet(
+        "walledai/MaliciousInstruct",
+        (Part("train", "maliciousinstruct", {"text": "prompt"}),),
+        "MaliciousInstruct: 100 harmful (Hub)",
+        "CC-BY-SA-4.0",
+        "Huang et al. 2023, arXiv:2310.06987",
+        elsewhere="https://github.com/Princeton-SysML/Jailbreak_LLM",
+    ),
+    "tdc2023": PublicSet(
+        "walledai/TDC23-RedTeaming",
+        (Part("train", "tdc2023", {"text": "prompt"}),),
+        "TDC 2023, red teaming track: 100 harmful (Hub)",
+        "MIT",
+        "Mazeika et al., NeurIPS 2023 Competition Track",
+    ),
     "alpaca": PublicSet(
         "tatsu-lab/alpaca",
         (
@@ -175,6 +204,7 @@ PUBLIC_SETS: dict[str, PublicSet] = {
                 {"text": "prompt", "category": "category"},
                 config="or-bench-hard-1k",
                 harmful=False,
+                file="orbench-hard-1k",
             ),
         ),
         "OR-Bench-hard: 1,319 harmless ones that look harmful, for over-refusal (Hub)",

@@ -89,6 +89,9 @@ def test_advbench_drops_rotated_targets(hub: Path) -> None:
             False,
         ),
         ("or-bench-hard", "or-bench-hard-1k", ["prompt", "category"], ["P", "c"], "P", False),
+        ("catqa", "default", ["Category", "Subcategory", "Question"], ["c", "s", "P"], "P", True),
+        ("maliciousinstruct", "default", ["prompt"], ["P"], "P", True),
+        ("tdc2023", "default", ["prompt"], ["P"], "P", True),
     ],
 )
 def test_the_other_public_sets(
@@ -100,9 +103,9 @@ def test_the_other_public_sets(
     text: str,
     harmful: bool,
 ) -> None:
-    _publish(hub, config, train=[header, cells])
+    _publish(hub, config, **{"en" if name == "catqa" else "train": [header, cells]})
     (row,) = load_behaviors(name)
-    category = "" if name == "alpaca" else "c"
+    category = "c" if "c" in cells and name != "alpaca" else ""
     assert (row.text, row.category, row.harmful, row.target) == (text, category, harmful, None)
 
 
