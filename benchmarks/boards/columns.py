@@ -1,4 +1,4 @@
-"""Columns of boards: what they are called, what they mean, and those that tell of defences."""
+"""Columns of boards: what they are called, what they mean, and which of them are about defences."""
 
 from __future__ import annotations
 
