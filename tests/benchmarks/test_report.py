@@ -6,6 +6,7 @@ import dataclasses
 import json
 import re
 import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,10 @@ from benchmarks.storage.store import read_records
 from conftest import ROOT
 
 RUN = ROOT / "results" / "pocket-recipes-search"
+CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
+#: Leaves a mark on the document of a page that runs any of it.
+RUNS = "document.documentElement.dataset.ran=1"
+ACTIVE = f'''"><img src=x onerror="{RUNS}"><svg onload='{RUNS}'><script>{RUNS}</script>'''
 HOSTILE = '<script>alert("x")</script>{{ 7*7 }}\u202e\x1b[31m</style>'
 
 
@@ -36,20 +41,47 @@ def test_the_page_is_self_contained_and_names_what_was_run(page: str) -> None:
     assert not [record for record in records if record.completions[0] in page]
 
 
-def test_hostile_strings_stay_text(tmp_path: Path) -> None:
-    folder = tmp_path / "run"
-    shutil.copytree(RUN, folder)
+def hostile_page(folder: Path, text: str) -> Path:
+    """The page of a run whose prompts, answers and errors are `text`."""
+    run, out = folder / "run", folder / "report.html"
+    shutil.copytree(RUN, run)
     records = [
-        dataclasses.replace(record, prompts=(HOSTILE,), completions=(HOSTILE,), error=HOSTILE)
+        dataclasses.replace(record, prompts=(text,), completions=(text,), error=text)
         for record in read_records(RUN)
     ]
     lines = "".join(f"{json.dumps(dataclasses.asdict(record))}\n" for record in records)
-    (folder / "records.jsonl").write_text(lines, "utf-8")
-    out = tmp_path / "report.html"
-    assert main(["report", str(folder), "--with-completions", "--out", str(out)]) == 0
-    text = out.read_text("utf-8")
+    (run / "records.jsonl").write_text(lines, "utf-8")
+    assert main(["report", str(run), "--with-completions", "--out", str(out)]) == 0
+    return out
+
+
+def test_hostile_strings_stay_text(tmp_path: Path) -> None:
+    text = hostile_page(tmp_path, HOSTILE).read_text("utf-8")
     assert "alert(" in text
     assert '<script>alert("x")' not in text and "\x1b" not in text and "\u202e" not in text
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium")
+def test_a_browser_runs_nothing_hostile(tmp_path: Path) -> None:
+    def shown(page: Path) -> str:
+        return subprocess.run(
+            [str(CHROMIUM), "--headless", "--no-sandbox", "--dump-dom", page.as_uri()],
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+
+    def root(document: str) -> str:
+        found = re.search(r"<html[^>]*>", document)
+        assert found
+        return found[0]
+
+    careless = tmp_path / "careless.html"
+    careless.write_text(f"<!doctype html><title>t</title><p>{ACTIVE}</p>", "utf-8")
+    assert "data-ran" in root(shown(careless)), "the browser would have run them"
+    document = shown(hostile_page(tmp_path, ACTIVE))
+    assert "onerror" in document, "the strings are on the page"
+    assert "data-ran" not in root(document)
 
 
 def test_a_folder_without_records_is_one_line(
