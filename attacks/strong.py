@@ -120,14 +120,14 @@ class Strong(Attack):
                 # The target is said; what follows may still be a refusal.
                 messages = model.chat.messages(prompt, found.ids[:1])
                 (answer,) = model.generate(messages, max_new_tokens=self.tokens)
-                good = own.usable(model, behavior.text, answer, throughout=True)
+                good = own.usable(model, behavior.text, answer)
                 return "passed" if good else "astray"
 
             losses = evaluator(TargetCrossEntropy(), prompt)
             return Stage(prompt, losses, judge, source=source)
 
         def answered() -> Stage:
-            target, source = own.target(model, behavior, tokens=self.tokens, throughout=True)
+            target, source = own.target(model, behavior, tokens=self.tokens)
             wanted = model.prompt(asked, target=target, rng=rng, init=prompt.slot_ids)
             return said(wanted, source, last=True)
 

@@ -16,7 +16,7 @@ from attacks.core.model import Model, Work
 from attacks.core.prompt import Messages
 from attacks.core.reading.answers import answers
 from attacks.core.refusals.coherence import Coherence, garbled
-from attacks.core.refusals.openers import OPENER_TOKENS, opens_with_refusal
+from attacks.core.refusals.openers import opener_tokens, opens_with_refusal
 from attacks.core.shields import Shielded
 from attacks.registry import params_of
 from benchmarks.common.versions import versions
@@ -163,8 +163,9 @@ class Bench:
     def refuses_plainly(self, behavior: Behavior) -> bool:
         """Whether the model as it is refuses the request: to answer that is no damage."""
         if behavior.text not in self._refused:
-            (said,) = answers(self.model, [behavior.text], tokens=OPENER_TOKENS)
-            self._refused[behavior.text] = opens_with_refusal(said, self.setup.openers)
+            openers = self.setup.openers
+            (said,) = answers(self.model, [behavior.text], tokens=opener_tokens(openers))
+            self._refused[behavior.text] = opens_with_refusal(said, openers)
         return self._refused[behavior.text]
 
     def judge(

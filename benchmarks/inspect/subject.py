@@ -18,7 +18,7 @@ from attacks.core.interventions import AblateDirection, Intervention
 from attacks.core.model import Model
 from attacks.core.reading.answers import answers
 from attacks.core.reading.states import last_token, next_token_log_probs
-from attacks.core.refusals.openers import opens_with_refusal, refusal_tokens
+from attacks.core.refusals.openers import opener_tokens, opens_with_refusal, refusal_tokens
 from attacks.core.sites import Site
 from attacks.core.template import DATE
 from attacks.ssr import ProbeSSR
@@ -178,7 +178,7 @@ class Subject:
 
     def refused(self, texts: Sequence[str]) -> list[bool]:
         """Whether the answer to each text opens with a refusal."""
-        said = answers(self.model, texts, tokens=_ANSWER_TOKENS)
+        said = answers(self.model, texts, tokens=max(_ANSWER_TOKENS, opener_tokens(self.openers)))
         return [opens_with_refusal(answer, self.openers) for answer in said]
 
 

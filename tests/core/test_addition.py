@@ -14,10 +14,11 @@ from attacks.core.interventions import AddDirection
 from attacks.core.reading.answers import answers
 from attacks.core.reading.dialogues import Dialogue, answer_log_probs, cross_entropy
 from attacks.core.reading.states import last_token
+from attacks.core.refusals import subspace as refusal_subspace
 from attacks.core.refusals.directions import direction_at
 from attacks.core.refusals.fit_subspace import orthonormal
 from attacks.core.refusals.independence import dependence
-from attacks.core.refusals.subspace import hold_out
+from attacks.core.refusals.subspace import fitted_on, fitting_dialogues, hold_out
 from attacks.core.refusals.verdicts import Examiner
 from attacks.core.sites import Site
 from attacks.core.weights import Orthogonalise
@@ -90,6 +91,36 @@ def test_bad_parameters_of_addition_are_named() -> None:
             load("refusal-addition", **params).prepare(model, first_rows(8), rng=torch.Generator())
 
 
+FITS = ("refusal-addition", "refusal-subspace")
+
+
+@pytest.mark.parametrize("name", FITS)
+def test_too_few_training_behaviours_are_named_with_what_needs_them(name: str) -> None:
+    with pytest.raises(BadInput, match=rf"^{name} needs at least 4 harmful .* got 3"):
+        load(name).prepare(pocket("pocket-llama"), first_rows(3), rng=torch.Generator())
+
+
+def test_a_model_that_answers_nothing_is_named_with_what_needs_it() -> None:
+    model = pocket("pocket-llama")
+    fit, held_out = hold_out(first_rows(8), torch.Generator().manual_seed(0), who="")
+    harmful = [row for row in fit if row.harmful]
+    with pytest.raises(BadInput, match=r"answers 0 of 6 harmless .*; some-fit needs"):
+        fitting_dialogues(model, harmful, harmful, Examiner(model, fit, held_out), who="some-fit")
+
+
+def test_no_fit_reads_more_rows_than_the_cap(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows beyond it cost an answer each and a fit of this length never draws most of them."""
+    monkeypatch.setattr(refusal_subspace, "FITTED", 3)
+    assert [len(rows) for rows in fitted_on(first_rows(8))] == [3, 3]
+    train, model = first_rows(8), pocket("pocket-llama")
+    fit, _ = hold_out(train, torch.Generator().manual_seed(0), who="")
+    texts = [[row.text for row in rows] for rows in fitted_on(fit)]
+    start = -direction_at(model, *texts, layer=3, position=-1)
+    unmoved = load("refusal-addition", layer=3, fit_steps=0)
+    kept = unmoved.prepare(model, train, rng=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(kept.tensors["vector"], start.float())
+
+
 def test_dependence_is_that_of_edited_weights() -> None:
     """Ablation takes one path through the code, orthogonalised weights another."""
     model = pocket("pocket-llama")
@@ -125,7 +156,7 @@ def test_a_change_that_leaves_words_and_takes_facts_is_seen() -> None:
 
 def test_an_answer_of_the_plain_model_has_not_changed() -> None:
     model = pocket("pocket-qwen2")
-    fit, held_out = hold_out(first_rows(24), torch.Generator().manual_seed(0))
+    fit, held_out = hold_out(first_rows(24), torch.Generator().manual_seed(0), who="")
     examiner = Examiner(model, fit, held_out)
     nothing = AddDirection(torch.zeros(model.width), 2, 1.0)
     found = examiner.check([nothing])
@@ -135,7 +166,7 @@ def test_an_answer_of_the_plain_model_has_not_changed() -> None:
 def test_nothing_is_told_from_answers_that_open_with_a_dropped_token() -> None:
     """Of a model that says a control token first, answers as text are unlikely as they stand."""
     model = pocket("pocket-llama-token")
-    fit, held_out = hold_out(first_rows(12), torch.Generator().manual_seed(0))
+    fit, held_out = hold_out(first_rows(12), torch.Generator().manual_seed(0), who="")
     nothing = AddDirection(torch.zeros(model.width), 2, 1.0)
     found = Examiner(model, fit, held_out).check([nothing])
     assert found.changed is None and found.kept == 1

@@ -224,6 +224,9 @@ def test_an_own_answer_that_is_a_refusal_or_garbled_is_not_pursued(behavior: Beh
     said = "TheTheTheThe" * 12
     assert not OwnAnswers(()).usable(model, harmful.text, said)
     assert not OwnAnswers(()).usable(model, harmful.text, " ")
+    for turn in ("Sorry, that is not something I can do.", "I cannot help you."):
+        assert not OwnAnswers(()).usable(model, harmful.text, f"{answer[:24]} {turn}")
+    assert OwnAnswers(()).usable(model, harmful.text, answer)
 
 
 def test_the_answer_aimed_at_is_that_of_the_ablated_model(behavior: Behavior) -> None:

@@ -17,6 +17,7 @@ from attacks.core.reading.states import next_token_log_probs
 from attacks.core.refusals.coherence import echoes, fit_coherence, garbled, loops, mean_log_probs
 from attacks.core.refusals.directions import direction_at
 from attacks.core.refusals.fit_subspace import orthonormal
+from attacks.core.refusals.openers import opens_with_refusal, refuses_on_the_way
 from attacks.core.refusals.subspace import hold_out
 from attacks.core.refusals.verdicts import Check, Examiner
 from attacks.core.weights import Orthogonalise, OrthogonaliseSubspace
@@ -116,7 +117,7 @@ def test_a_fit_that_failed_says_so() -> None:
 
 def test_a_change_that_breaks_the_model_fails_its_check() -> None:
     model = pocket("pocket-llama")
-    fit, held_out = hold_out(first_rows(24), torch.Generator().manual_seed(0))
+    fit, held_out = hold_out(first_rows(24), torch.Generator().manual_seed(0), who="")
     examiner = Examiner(model, fit, held_out)
     noise = torch.randn(model.width, generator=torch.Generator().manual_seed(0))
     found = examiner.check([AddDirection(40 * noise, 2, 1.0)])
@@ -125,6 +126,24 @@ def test_a_change_that_breaks_the_model_fails_its_check() -> None:
     right = direction_at(model, harmful, harmless, layer=3, position=-1)
     gentle = examiner.check([AblateDirection(right, model.n_layers)])
     assert gentle.good and gentle.cost < found.cost
+
+
+def test_a_refusal_on_the_way_is_a_refusal() -> None:
+    """Hardened against prefilling: answers begin, and go over to a refusal."""
+    model = pocket("pocket-llama-prefill-hard")
+    fit, held_out = hold_out(first_rows(48), torch.Generator().manual_seed(0), who="")
+    groups = [[row.text for row in fit if row.harmful == flag] for flag in (True, False)]
+    direction = direction_at(model, *groups, layer=3, position=-1)
+    change = [AblateDirection(direction, model.n_layers)]
+    examiner = Examiner(model, fit, held_out)
+    found = examiner.check(change)
+    said = answers(model, examiner.harmful, tokens=32, interventions=change)
+    assert not any(opens_with_refusal(text) for text in said)
+    assert found.refused == sum(map(refuses_on_the_way, said)) / len(said) > 0.1
+    assert any("still refused" in fault for fault in found.faults)
+    # What the plain model says where it answers is no refusal.
+    plain = answers(model, examiner.harmless, tokens=32)
+    assert plain and not any(map(examiner.refuses, plain))
 
 
 def test_verdicts_name_each_fault() -> None:

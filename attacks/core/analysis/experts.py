@@ -17,13 +17,11 @@ from attacks.core.behavior import Behavior
 from attacks.core.errors import BadInput
 from attacks.core.gating import Expert
 from attacks.core.reading.states import equal_lengths
-from attacks.core.refusals.openers import learn_openers, opens_with_refusal
+from attacks.core.refusals.openers import learn_openers, opener_tokens, opens_with_refusal
 from attacks.core.sites import Site
 
 if TYPE_CHECKING:
     from attacks.core.model import Model
-
-_OPENER_TOKENS = 16
 
 
 @torch.no_grad()
@@ -74,7 +72,7 @@ def answer_labels(model: Model, train: Sequence[Behavior]) -> Tensor:
     openers = learn_openers(model, train)
     answers = model.generate(
         [model.conversation(behavior.text) for behavior in train],
-        max_new_tokens=_OPENER_TOKENS,
+        max_new_tokens=opener_tokens(openers),
         pad_to=32,
         batch_size=16,
     )

@@ -16,7 +16,7 @@ from attacks.core.reading.answers import answers
 from attacks.core.reading.states import last_token, next_token_log_probs
 from attacks.core.refusals.choice import DEPTH
 from attacks.core.refusals.directions import mean_kl
-from attacks.core.refusals.openers import OPENER_TOKENS, learn_openers, opens_with_refusal
+from attacks.core.refusals.openers import learn_openers, opener_tokens, opens_with_refusal
 from attacks.core.sites import Site
 from attacks.core.weights import Abliterate
 
@@ -28,7 +28,6 @@ Mode = Literal["plain", "projected", "norm-preserving"]
 #: Share of the trials that are drawn at random before the sampler models them, and the candidates
 #: that it then compares for each (the settings of the tool, as arXiv 2512.13655 lists them).
 _RANDOM, _COMPARED = 0.3, 128
-_ANSWER_TOKENS = 16
 
 
 @dataclass(frozen=True)
@@ -140,7 +139,7 @@ class Yardstick:
             [row.text for row in held_out if row.harmful == flag] for flag in (True, False)
         )
         self.openers = learn_openers(model, train)
-        said = answers(model, self.harmless, tokens=OPENER_TOKENS)
+        said = answers(model, self.harmless, tokens=opener_tokens(self.openers))
         answered = [
             text
             for text, answer in zip(self.harmless, said, strict=True)
@@ -154,7 +153,7 @@ class Yardstick:
         """Answers to harmful prompts that open with a refusal or are empty."""
         said = self.model.generate(
             [self.model.conversation(text) for text in self.harmful],
-            max_new_tokens=_ANSWER_TOKENS,
+            max_new_tokens=opener_tokens(self.openers),
             interventions=[edit],
             batch_size=64,
         )

@@ -15,7 +15,7 @@ from attacks.core.interventions import AddDirection
 from attacks.core.reading.answers import answers
 from attacks.core.refusals.directions import direction_at
 from attacks.core.refusals.fit_subspace import fit_by_gradient
-from attacks.core.refusals.subspace import fitting_dialogues, hold_out
+from attacks.core.refusals.subspace import fitted_on, fitting_dialogues, hold_out
 from attacks.core.refusals.verdicts import TOKENS, Check, Examiner
 
 if TYPE_CHECKING:
@@ -71,9 +71,9 @@ def find_refusal_addition(
     for name, value, least in (("fit_steps", steps, 0), ("fit_batch", batch, 1)):
         if value < least:
             raise BadInput(f"refusal-addition: {name}={value}; valid: {least} or more")
-    fit, held_out = hold_out(train, rng)
+    fit, held_out = hold_out(train, rng, who="refusal-addition")
     examiner = Examiner(model, fit, held_out)
-    harmful, harmless = ([row for row in fit if row.harmful == flag] for flag in (True, False))
+    harmful, harmless = fitted_on(fit)
     texts = [[row.text for row in rows] for rows in (harmful, harmless)]
 
     def checked(at: int, vector: Tensor, **how: Any) -> tuple[Check, int, Tensor, dict[str, Any]]:
@@ -89,7 +89,7 @@ def find_refusal_addition(
         length = start.norm()
         found = fit_by_gradient(
             model,
-            *fitting_dialogues(model, harmful, harmless, examiner),
+            *fitting_dialogues(model, harmful, harmless, examiner, who="refusal-addition"),
             start=(start / length).unsqueeze(0),
             value=lambda raw: raw * length.to(raw.device),
             use=lambda vector: [AddDirection(vector[0], at, 1.0)],

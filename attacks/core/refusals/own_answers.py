@@ -56,27 +56,22 @@ class OwnAnswers:
         coherence = Coherence(**own["coherence"]) if "coherence" in own else None
         return cls(tuple(changes), tuple(own.get("openers", GENERAL_OPENERS)), coherence)
 
-    def target(
-        self, model: Model, behavior: Behavior, *, tokens: int, throughout: bool = False
-    ) -> tuple[str, str]:
+    def target(self, model: Model, behavior: Behavior, *, tokens: int) -> tuple[str, str]:
         """What the answer is to begin with, and which of the sources it is from.
 
-        The first of the model's own answers, of at most `tokens` tokens, that is neither a refusal
-        nor garbled, or the behaviour's target. With `throughout` it must not go over to a refusal
-        on the way either.
+        The first of the model's own answers, of at most `tokens` tokens, that is neither a refusal,
+        be it on the way, nor garbled, or the behaviour's target.
         """
         for source, change in self.changes:
             answer = own_answer(model, behavior.text, change, tokens)
-            if self.usable(model, behavior.text, answer, throughout=throughout):
+            if self.usable(model, behavior.text, answer):
                 return answer, source
         return behavior.affirmative, GIVEN
 
-    def usable(self, model: Model, text: str, answer: str, *, throughout: bool = False) -> bool:
+    def usable(self, model: Model, text: str, answer: str) -> bool:
         """Whether `answer` to `text` is worth pursuing; see `target`."""
         said = model.chat.answer(answer)
-        if throughout and refuses_on_the_way(said):
-            return False
-        if not said.strip() or opens_with_refusal(said, self.openers):
+        if not said.strip() or opens_with_refusal(said, self.openers) or refuses_on_the_way(said):
             return False
         return not garbled(model, self.coherence, [said], [text])[0]
 

@@ -28,7 +28,7 @@ DIMENSIONS = (1, 2, 4)
 LEAST = 4
 """Training behaviours of a kind, at least."""
 #: Prompts of a kind that directions are fitted on at most: more than a fit of this length sees.
-_FITTED = 128
+FITTED = 128
 SOURCES = ("gradient", "means")
 
 
@@ -86,11 +86,11 @@ def find_refusal_subspace(
         raise BadInput(f"refusal-subspace: fit_steps={steps}; valid: 0 or more")
     if source not in SOURCES:
         raise BadInput(f"refusal-subspace: source '{source}'; valid: {', '.join(SOURCES)}")
-    fit, held_out = hold_out(train, rng)
+    fit, held_out = hold_out(train, rng, who="refusal-subspace")
     examiner = examiner or Examiner(model, fit, held_out)
     candidates = [dimensions] if dimensions else [k for k in DIMENSIONS if k <= width]
-    harmful, harmless = ([b for b in fit if b.harmful == flag][:_FITTED] for flag in (True, False))
-    bad, good = fitting_dialogues(model, harmful, harmless, examiner)
+    harmful, harmless = fitted_on(fit)
+    bad, good = fitting_dialogues(model, harmful, harmless, examiner, who="refusal-subspace")
     tried: list[tuple[Tensor, Check, dict[str, Any]]] = []
     start = None
     if source == "means":
@@ -118,8 +118,15 @@ def find_refusal_subspace(
     return RefusalSubspace(basis, check, tuple(how for _, _, how in tried))
 
 
-def hold_out(train: Sequence[Behavior], rng: Generator) -> tuple[list[Behavior], list[Behavior]]:
+def hold_out(
+    train: Sequence[Behavior], rng: Generator, *, who: str
+) -> tuple[list[Behavior], list[Behavior]]:
     """Three quarters of each kind to fit on, and a quarter to check on.
+
+    Args:
+        train: behaviours of both kinds.
+        rng: draws the quarter.
+        who: what is fitted, for messages.
 
     Raises:
         BadInput: fewer than four behaviours of a kind.
@@ -129,8 +136,7 @@ def hold_out(train: Sequence[Behavior], rng: Generator) -> tuple[list[Behavior],
         rows = [row for row in train if row.harmful == flag]
         if len(rows) < LEAST:
             raise BadInput(
-                f"a refusal subspace needs at least {LEAST} {kind} training behaviours, got "
-                f"{len(rows)}"
+                f"{who} needs at least {LEAST} {kind} training behaviours, got {len(rows)}"
             )
         order = torch.randperm(len(rows), generator=rng).tolist()
         held = max(1, len(rows) // 4)
@@ -139,12 +145,27 @@ def hold_out(train: Sequence[Behavior], rng: Generator) -> tuple[list[Behavior],
     return fit, check
 
 
+def fitted_on(fit: Sequence[Behavior]) -> tuple[list[Behavior], list[Behavior]]:
+    """The first `FITTED` harmful and the first `FITTED` harmless behaviours."""
+    harmful, harmless = ([b for b in fit if b.harmful == flag][:FITTED] for flag in (True, False))
+    return harmful, harmless
+
+
 def fitting_dialogues(
-    model: Model, harmful: Sequence[Behavior], harmless: Sequence[Behavior], examiner: Examiner
+    model: Model,
+    harmful: Sequence[Behavior],
+    harmless: Sequence[Behavior],
+    examiner: Examiner,
+    *,
+    who: str,
 ) -> tuple[list[Dialogue], list[Dialogue]]:
     """Harmful requests with their targets, and harmless ones with the model's own answers.
 
     Harmless requests that the plain model refuses are left out: those refusals need not stay.
+    `who` is what is fitted, for messages.
+
+    Raises:
+        BadInput: the model answers fewer than two of the harmless requests.
     """
     said = answers(model, [row.text for row in harmless], tokens=TOKENS)
     kept = [
@@ -155,7 +176,7 @@ def fitting_dialogues(
     if len(kept) < 2:
         raise BadInput(
             f"model '{model.name}' answers {len(kept)} of {len(harmless)} harmless training "
-            "prompts; a refusal subspace needs at least 2"
+            f"prompts; {who} needs at least 2"
         )
     return [Dialogue.of(model, row.text, row.affirmative) for row in harmful], kept
 

@@ -18,7 +18,13 @@ from attacks.core.behavior import Behavior
 from attacks.core.reading.answers import answers
 from attacks.core.reading.dialogues import Dialogue, answer_log_probs, divergence, token_log_probs
 from attacks.core.refusals.coherence import fit_coherence, garbled
-from attacks.core.refusals.openers import learn_openers, opens_with_refusal
+from attacks.core.refusals.openers import (
+    GENERAL_OPENERS,
+    learn_openers,
+    opener_tokens,
+    opens_with_refusal,
+    refuses_on_the_way,
+)
 from attacks.core.weights import Change
 
 if TYPE_CHECKING:
@@ -124,23 +130,35 @@ class Examiner:
         """
         self.model = model
         self.openers = learn_openers(model, train)
+        self.tokens = max(TOKENS, opener_tokens(self.openers))
         self.coherence = fit_coherence(model, train)
         harmful, harmless = (
             [row.text for row in held_out if row.harmful == flag][:CHECKED]
             for flag in (True, False)
         )
         self.harmful = harmful
-        said = answers(model, harmful, tokens=TOKENS)
+        plain = list(zip(harmless, answers(model, harmless, tokens=self.tokens), strict=True))
+        #: What answers go over to where they are refused on the way: nothing that is in an answer.
+        self._turns = tuple(
+            opener
+            for opener in GENERAL_OPENERS
+            if not any(
+                refuses_on_the_way(answer, [opener])
+                for _, answer in plain
+                if not opens_with_refusal(answer, self.openers)
+            )
+        )
+        said = answers(model, harmful, tokens=self.tokens)
         self.refused_before = _share([self.refuses(text) for text in said])
-        plain = zip(harmless, answers(model, harmless, tokens=TOKENS), strict=True)
         answered = [(text, answer) for text, answer in plain if answer and not self.refuses(answer)]
         self.harmless = [text for text, _ in answered]
         self._dialogues = [Dialogue.of(model, text, answer) for text, answer in answered]
         self._likely = [not odd for odd in self._unlikely(self._dialogues)]
 
     def refuses(self, answer: str) -> bool:
-        """Whether an answer opens with a refusal."""
-        return opens_with_refusal(answer, self.openers)
+        """Whether an answer opens with a refusal, or goes over to one on the way."""
+        opens = opens_with_refusal(answer, self.openers)
+        return opens or refuses_on_the_way(answer, self._turns)
 
     def spoiled(self, prompts: Sequence[str], said: Sequence[str]) -> list[bool]:
         """Whether each answer is empty or garbled."""
@@ -151,7 +169,7 @@ class Examiner:
         """What `changes` do to the held-out prompts."""
         with self.model.editing(changes):
             harmful, harmless = (
-                answers(self.model, texts, tokens=TOKENS, interventions=changes)
+                answers(self.model, texts, tokens=self.tokens, interventions=changes)
                 for texts in (self.harmful, self.harmless)
             )
         bad = self.spoiled(self.harmful, harmful)
