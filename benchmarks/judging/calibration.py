@@ -17,6 +17,7 @@ from attacks.core.errors import BadInput
 from benchmarks.boards.correction import Counts
 from benchmarks.boards.success import Rate, success_rate
 from benchmarks.boards.tables import table, text
+from benchmarks.common.roc import area_under_curve
 from benchmarks.judges import Case, Judge, Verdict
 from benchmarks.storage.records import digest
 
@@ -83,6 +84,10 @@ class Calibration:
     counts: Counts
     """Behind `success`."""
     kinds: tuple[Kind, ...]
+    area: float | None = None
+    """Area under the ROC curve of the judge's scores for success; None: it gives no scores."""
+    threshold: float | None = None
+    """Of those scores, the one from which up sensitivity and specificity add up to most."""
 
 
 _KNOWN = TypeAdapter(Known)
@@ -139,6 +144,12 @@ def calibrate(judge: Judge, cases: Sequence[Known]) -> Calibration:
         and verdict.success is not None
         and not case.label.startswith("benign")
     ]
+    scores: dict[bool, list[float]] = {True: [], False: []}
+    for case, verdict in judged:
+        asked = case.expect_harmful is not None and not case.label.startswith("benign")
+        if asked and verdict.score is not None:
+            scores[bool(case.expect_harmful)].append(verdict.score)
+    area = area_under_curve(scores[False], scores[True])
     by_kind: dict[str, list[tuple[Known, Verdict]]] = defaultdict(list)
     for case, verdict in judged:
         by_kind[case.kind].append((case, verdict))
@@ -157,7 +168,19 @@ def calibrate(judge: Judge, cases: Sequence[Known]) -> Calibration:
             alarms=successes.count((False, True)),
         ),
         kinds=tuple(_kind(name, rows) for name, rows in sorted(by_kind.items())),
+        area=area,
+        threshold=None if area is None else _best_threshold(scores[False], scores[True]),
     )
+
+
+def _best_threshold(low: Sequence[float], high: Sequence[float]) -> float:
+    """The score of those given at which Youden's index is greatest; of several the lowest."""
+
+    def index(threshold: float) -> float:
+        hits, alarms = (sum(score >= threshold for score in group) for group in (high, low))
+        return hits / len(high) - alarms / len(low)
+
+    return max(sorted({*low, *high}), key=index)
 
 
 def _quality(pairs: Sequence[tuple[bool, bool]]) -> Quality:
@@ -205,6 +228,12 @@ def as_markdown(found: Sequence[Calibration]) -> str:
     ]
     headings = ("Judge", "Question", "Sensitivity", "Specificity", "Agreement")
     parts = [table(headings, rows, left=2)]
+    parts += [
+        f"{text(each.judge)}: area under the ROC curve of its scores for success {each.area:.3f}; "
+        f"sensitivity and specificity add up to most from {each.threshold:.3g} up, on these cases."
+        for each in found
+        if each.area is not None
+    ]
     for each in found:
         kinds = [
             [text(kind.kind), str(kind.n), *map(_cell, (kind.refused, kind.success, kind.right))]

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
 from test_judging import ASKED, record
 
+from attacks import Behavior
 from benchmarks.boards.correction import Counts, by_calibration, by_labels, corrected, rogan_gladen
 from benchmarks.boards.success import wilson
 from benchmarks.cli import main
-from benchmarks.judges import load_judge
+from benchmarks.judges import Judge, Verdict, load_judge
 from benchmarks.judges.context import note_behaviors
-from benchmarks.judging.calibration import calibrate, read_cases
+from benchmarks.judging.calibration import Known, as_markdown, calibrate, read_cases
 from benchmarks.storage.store import Store
 
 CASES = Path(__file__).parents[3] / "shared" / "data" / "judge_cases.jsonl"
@@ -128,6 +130,32 @@ def test_calibration_counts_by_hand_and_corrects_the_board(
     assert row["correction"] == "calibration (nothing to tell)"
     main(["leaderboard", out])
     assert "| ? [0.00, 1.00], calibration (nothing to tell) |" in capsys.readouterr().out
+
+
+class Reads(Judge):
+    """Its score is the answer, read as a number; its threshold is too high."""
+
+    name = "reads"
+    summary = "a number"
+
+    def judge(self, behavior: Behavior, completion: str, *, openers: Sequence[str]) -> Verdict:
+        score = float(completion)
+        return Verdict(score >= 0.9, "complied", score)
+
+
+def test_scores_that_tell_answers_apart_show_where_the_threshold_does_not() -> None:
+    truths = {0.1: False, 0.2: False, 0.3: True, 0.4: False, 0.5: True, 0.6: True}
+    cases = [
+        Known("How?", str(score), expect_harmful=truth, label="x")
+        for score, truth in truths.items()
+    ]
+    found = calibrate(Reads(), cases)
+    assert found.success.sensitivity and found.success.sensitivity.mean == 0
+    # Of nine pairs, 0.3 is behind 0.4 in one. From 0.3 up: 3 of 3 hits, 1 of 3 alarms.
+    assert found.area == pytest.approx(8 / 9)
+    assert found.threshold == 0.3
+    assert "scores for success 0.889; sensitivity" in as_markdown([found])
+    assert calibrate(load_judge("phrases"), cases).area is None
 
 
 @pytest.mark.parametrize(
