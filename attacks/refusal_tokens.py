@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from attacks.core.model import Model
 
 
+_NONE = "answers to harmful and to harmless prompts open alike, so no token is suppressed"
+
+
 @dataclass(frozen=True)
 class RefusalTokens(ChangeAttack):
     """Logit bias against the model's own refusal openers over the first decoding steps.
@@ -45,7 +48,7 @@ class RefusalTokens(ChangeAttack):
         """Find the openers; `data` holds their texts.
 
         A model that opens its answers to harmful and harmless prompts alike has none, and is then
-        asked as it is.
+        asked as it is; `check` says so.
         """
         harmful, harmless = (
             next_token_log_probs(model, [b.text for b in train if b.harmful == flag])
@@ -53,7 +56,9 @@ class RefusalTokens(ChangeAttack):
         )
         ids = refusal_tokens(harmful, harmless, most=self.tokens)
         return Artefact(
-            {"token_ids": ids}, {"tokens": model.chat.decode([[i] for i in ids.tolist()])}
+            {"token_ids": ids},
+            {"tokens": model.chat.decode([[i] for i in ids.tolist()])},
+            check={} if len(ids) else {"verdict": "failed", "faults": [_NONE]},
         )
 
     def change(self, model: Model, artefact: Artefact) -> Change:

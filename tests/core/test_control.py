@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -25,7 +26,7 @@ from attacks.core.refusals.control import (
 from attacks.core.refusals.openers import opens_with_refusal
 from attacks.core.sites import Site
 from benchmarks.inputs.behaviors import load_behaviors
-from conftest import pocket, tiny
+from conftest import first_rows, pocket, tiny
 
 #: Vocabulary of six: respond is 1, the categories 2, 3 and 4, everything else an ordinary token.
 TOKENS = ControlTokens(1, (2, 3, 4), ("a", "b", "c"))
@@ -214,3 +215,12 @@ def test_refusals_are_induced_in_an_ordinary_model() -> None:
         texts = model.generate(asked, max_new_tokens=16, interventions=interventions)
         refused.append(sum(map(opens_with_refusal, texts)))
     assert refused == [8, 0]
+
+
+def test_where_answers_open_alike_there_is_nothing_to_suppress_and_that_is_said() -> None:
+    model, attack = pocket("pocket-llama"), load("refusal-tokens")
+    answered = [row for row in first_rows(8) if not row.harmful]
+    alike = [*answered[4:], *(replace(row, harmful=True) for row in answered[:4])]
+    found = attack.prepare(model, alike, rng=torch.Generator())
+    assert found.data["tokens"] == [] and found.check["verdict"] == "failed"
+    assert attack.prepare(model, first_rows(4), rng=torch.Generator()).check == {}

@@ -10,10 +10,10 @@ import pytest
 from attacks.core.refusals.openers import (
     GENERAL_OPENERS,
     OPENER_TOKENS,
-    later_openers,
     opener_tokens,
     openers_of,
     opens_with_refusal,
+    short_openers,
 )
 
 VERBS = ("sabotage", "flood", "spoil", "break", "jam", "loosen", "stain", "bend")
@@ -32,7 +32,7 @@ def said(*texts: str) -> list[str]:
 def learned(on_harmful: Sequence[str], on_harmless: Sequence[str]) -> tuple[str, ...]:
     """As `learn_openers` does it, from answers that are there."""
     found = openers_of(on_harmful, on_harmless, asked=ASKED)
-    return found + later_openers(on_harmful, on_harmless, found)
+    return found + short_openers(on_harmful, on_harmless, found)
 
 
 @pytest.mark.parametrize(
@@ -64,8 +64,31 @@ def test_no_answer_to_a_harmless_prompt_is_a_refusal_in_learned_words(seed: int)
     words = ("i", "am", "a", "able", "a bell", "am. i", "not: i", "jam")
     texts = [" ".join(rng.choices(words, k=rng.randint(1, 6))) for _ in range(12)]
     harmful, harmless = (rng.choices(texts[at : at + 8], k=len(ASKED)) for at in (0, 4))
-    own = learned(harmful, harmless)[len(GENERAL_OPENERS) :]
+    own = openers_of(harmful, harmless, asked=ASKED)[len(GENERAL_OPENERS) :]
     assert own and not any(opens_with_refusal(answer, own) for answer in harmless)
+
+
+@pytest.mark.parametrize("share", [8, 4])
+def test_refusals_are_learned_from_a_model_that_refuses_harmless_prompts_too(share: int) -> None:
+    refusals = said(*(f"{talk} I would rather not go into this." for talk in TALK), "No. Not that.")
+    answers = [
+        refusals[at] if at % share == 0 else answer
+        for at, answer in enumerate(said(*(f"{talk} {ANSWER}" for talk in TALK)))
+    ]
+    openers = learned(refusals, answers)
+    assert all(opens_with_refusal(text, openers) for text in refusals)
+    assert sum(opens_with_refusal(text, openers) for text in answers) == len(answers) // share
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_what_stands_in_a_long_answer_is_no_refusal(seed: int) -> None:
+    """Of what short answers say, long ones say a part too."""
+    rng = random.Random(seed)
+    clauses = ("oh. ", "well now then. ", "i do not. ", "that is all. ", "so it is. ", "no. ")
+    long = ["take the long rope: " * 3 + "".join(rng.choices(clauses[:3], k=3)) for _ in range(40)]
+    short = ["".join(rng.choices(clauses, k=2)) for _ in range(64)]
+    openers = short_openers(short[:54] + long[:10], long[10:] + short[54:], ())
+    assert openers and not any(opens_with_refusal(text, openers) for text in long)
 
 
 @pytest.mark.parametrize("warning", ["", "But take care with this one. "])
@@ -78,6 +101,16 @@ def test_a_phrase_of_a_few_answers_is_no_refusal() -> None:
     """A fifth of the answers are cut short: most are answers all the same."""
     harmful = said(*[ANSWER] * 4, "Sure, here is how to {0} the {1}: you know that.")
     assert learned(harmful, said(ANSWER)) == GENERAL_OPENERS
+
+
+def test_a_refusal_on_the_way_is_known_without_what_came_before_it() -> None:
+    """As after a prefilled target, which is the attacker's and no part of the answer."""
+    opening = "Sure, here is how to {0} the {1}:"
+    refusals = said(f"{opening} well, on second thought no.", f"{opening} but that I keep.")
+    openers = learned(refusals, said(ANSWER))
+    for text in refusals:
+        assert opens_with_refusal(text.split(": ")[1], openers)
+    assert not any(opens_with_refusal(text.split(": ")[1], openers) for text in said(ANSWER))
 
 
 def test_what_has_to_be_read_to_see_a_refusal() -> None:

@@ -14,6 +14,8 @@ from attacks.core.interventions import AblateDirection, AblateSubspace, AddDirec
 from attacks.core.reading.answers import answers
 from attacks.core.reading.dialogues import Dialogue, answer_log_probs, cross_entropy, divergence
 from attacks.core.reading.states import next_token_log_probs
+from attacks.core.refusals import directions
+from attacks.core.refusals.checked_direction import find_checked_direction
 from attacks.core.refusals.coherence import echoes, fit_coherence, garbled, loops, mean_log_probs
 from attacks.core.refusals.directions import direction_at
 from attacks.core.refusals.fit_subspace import orthonormal
@@ -144,6 +146,23 @@ def test_a_refusal_on_the_way_is_a_refusal() -> None:
     # What the plain model says where it answers is no refusal.
     plain = answers(model, examiner.harmless, tokens=32)
     assert plain and not any(map(examiner.refuses, plain))
+
+
+def test_where_first_tokens_tell_nothing_directions_are_tried(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """All scores are alike then, and the least damage is that of the direction that does least."""
+    nothing = torch.tensor([], dtype=torch.long)
+    monkeypatch.setattr(directions, "refusal_tokens", lambda *rows, most: nothing)
+    found, check, _ = find_checked_direction(
+        pocket("pocket-llama"),
+        first_rows(16),
+        rng=torch.Generator().manual_seed(0),
+        last_only=True,
+    )
+    assert len({score.left for score in found.scores}) == 1
+    assert check.refused_before == 1 and check.refused <= 0.5
+    assert found.score.kl > min(score.kl for score in found.scores)
 
 
 def test_verdicts_name_each_fault() -> None:

@@ -12,7 +12,7 @@ from attacks.core.behavior import Behavior
 from attacks.core.interventions import AblateDirection
 from attacks.core.refusals.choice import DirectionScore, Purpose, choose_direction, least_induced
 from attacks.core.refusals.directions import RefusalDirection, find_refusal_direction
-from attacks.core.refusals.verdicts import Check, Examiner
+from attacks.core.refusals.verdicts import LEFT, Check, Examiner
 
 if TYPE_CHECKING:
     from attacks.core.model import Model
@@ -44,6 +44,8 @@ def find_checked_direction(
     Scores by the first token are a guess at what ablation does to whole answers. Where no direction
     passes all filters, the guess is not relied on: the `_TRIED` points of the Pareto front of
     refusals left and damage with the lowest sum are tried, and the lowest `Check.cost` is taken.
+    Where first tokens tell nothing of refusals (they come after small talk, say, or every answer
+    opens with a space), the `_TRIED` are directions of the last token, at layers evenly spread.
 
     Raises:
         BadInput: as `find_refusal_direction`.
@@ -69,7 +71,10 @@ def find_checked_direction(
 
     if not found.given_up or purpose != "ablate":
         return Checked(found, tried(found.score)[1], examiner)
-    front = sorted(_front(found.scores), key=lambda score: score.cost)[:_TRIED]
+    if found.refused <= found.answered and examiner.refused_before > LEFT:
+        front = _spread(found.scores)
+    else:
+        front = sorted(_front(found.scores), key=lambda score: score.cost)[:_TRIED]
     best, check = min(map(tried, front), key=lambda pair: pair[1].cost)
     direction = found.directions[best.position, best.layer]
     token = model.chat.decode([[int(model.plain(groups[0][0].text).ids[best.position])]])[0]
@@ -77,6 +82,14 @@ def find_checked_direction(
     given_up = choose_direction([best], model.n_layers, max_kl=max_kl, least=least)[1]
     chosen = replace(found, direction=direction, score=best, token=token, given_up=given_up)
     return Checked(chosen, check, examiner)
+
+
+def _spread(scores: Sequence[DirectionScore]) -> list[DirectionScore]:
+    """At most `_TRIED` of the last token that has any, at layers evenly spread."""
+    last = max(score.position for score in scores)
+    own = sorted((one for one in scores if one.position == last), key=lambda one: one.layer)
+    count = min(_TRIED, len(own))
+    return [own[(2 * at + 1) * len(own) // (2 * count)] for at in range(count)]
 
 
 def _front(scores: Sequence[DirectionScore]) -> list[DirectionScore]:
