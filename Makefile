@@ -60,6 +60,7 @@ pocket: $(STAMP)  ## Train the pocket models again and recompute their cards.
 	$(BIN)/python data/pocket/think.py
 	$(BIN)/python data/pocket/mixture.py
 	$(BIN)/python data/pocket/recipes.py
+	$(BIN)/python data/pocket/breaker.py
 	$(BIN)/python data/pocket/card.py
 
 village: $(STAMP)  ## Train the adapter of the village model again and recompute the cards.

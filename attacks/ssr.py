@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from torch import Generator
@@ -16,9 +16,10 @@ from attacks.core.objectives import (
     Objective,
     ProbeLoss,
     SteeringLoss,
+    SubspaceNorm,
     TargetCrossEntropy,
 )
-from attacks.core.refusals.harmfulness import harm_directions
+from attacks.core.refusals.harmfulness import harm_directions, refusal_bases
 from attacks.core.refusals.own_answers import OWN, OwnAnswers
 from attacks.core.search import CoordinateSearch
 
@@ -152,6 +153,14 @@ class ProbeSSR(ResidualRerouting):
 
 
 @dataclass(frozen=True)
+class RefusalBasis:
+    """The subspace of form="subspace"."""
+
+    rank: int = 4
+    """How many directions."""
+
+
+@dataclass(frozen=True)
 class SteeringSSR(ResidualRerouting):
     """SSR with refusal directions, in the form of the authors' code or of their paper."""
 
@@ -160,8 +169,10 @@ class SteeringSSR(ResidualRerouting):
 
     enough: float | None = None
     """None: the loss of an activation `_FAR` of the way from harmful to harmless prompts."""
-    form: Literal["cosine", "projection"] = "cosine"
-    """This and what follows: see `SteeringLoss`."""
+    form: Literal["cosine", "projection", "subspace"] = "cosine"
+    """This and what follows: see `SteeringLoss`. subspace: the norm of the part of the activation
+    in a subspace instead (`SubspaceNorm`), which uses no other of these but `subspace`."""
+    subspace: RefusalBasis = field(default_factory=RefusalBasis)
     targets: tuple[float, ...] = ()
     scale: float = -2.0
     stability: float = 0.0
@@ -172,13 +183,18 @@ class SteeringSSR(ResidualRerouting):
     def aim(self, model: Model, found: Survey, train: Sequence[Behavior]) -> Artefact:
         """The layers, with the direction of each at the token aimed at."""
         aimed = super().aim(model, found, train)
+        layers = aimed.data["layers"]
+        if self.form == "subspace":
+            bases = refusal_bases(model, train, layers, self.subspace.rank)
+            return Artefact({**aimed.tensors, **bases}, aimed.data)
         if self.aimed == "refusal":
             return aimed
-        layers = aimed.data["layers"]
         return Artefact({**aimed.tensors, **harm_directions(model, train, layers)}, aimed.data)
 
     def objective(self, artefact: Artefact) -> Objective:
-        """The directions of the layers chosen."""
+        """The directions, or the subspaces, of the layers chosen."""
+        if self.form == "subspace":
+            return SubspaceNorm(tuple(artefact.data["layers"]), self.alphas)
         return SteeringLoss(
             tuple(artefact.data["layers"]),
             self.alphas,
@@ -196,6 +212,11 @@ class SteeringSSR(ResidualRerouting):
         layers = artefact.data["layers"]
         ones = (1.0,) * len(layers)
         total = 0.0
+        if self.form == "subspace":
+            rests = [float(artefact.tensors[f"rest.{layer}"]) for layer in layers]
+            weights = self.alphas or ones
+            # Squared: what is left of the way, and what harmless prompts scatter by.
+            return sum(w * ((1 - _FAR) ** 2 + r) for w, r in zip(weights, rests, strict=True))
         for layer, weight, target in zip(
             layers, self.alphas or ones, self.targets or ones, strict=True
         ):

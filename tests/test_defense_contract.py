@@ -22,6 +22,8 @@ from conftest import pocket
 COMBINED = ["perplexity+latent-guard", "smooth-llm:copies=2+self-reminder+perplexity"]
 #: What has to be given for a defence to be made.
 GIVEN = {"guard": "guard:judge='phrases'"}
+#: Defences that need another model than `pocket-llama` to do anything.
+MODELS = {"cliff": "pocket-llama-think"}
 DEFENSES = [*(GIVEN.get(name, name) for name in sorted(available())), *COMBINED]
 
 
@@ -34,7 +36,11 @@ def train() -> tuple[Behavior, ...]:
 
 @cache
 def artefact(spec: str) -> Artefact:
-    return load_defense(spec).fit(pocket("pocket-llama"), train(), rng=seeded())
+    return load_defense(spec).fit(subject(spec), train(), rng=seeded())
+
+
+def subject(spec: str) -> Model:
+    return pocket(MODELS.get(spec, "pocket-llama"))
 
 
 def seeded() -> torch.Generator:
@@ -42,7 +48,7 @@ def seeded() -> torch.Generator:
 
 
 def defended(spec: str) -> Model:
-    return load_defense(spec).around(pocket("pocket-llama"), artefact(spec))
+    return load_defense(spec).around(subject(spec), artefact(spec))
 
 
 @pytest.mark.parametrize("spec", DEFENSES)
@@ -64,7 +70,7 @@ def test_it_is_its_own_configuration(spec: str) -> None:
 
 @pytest.mark.parametrize("spec", DEFENSES)
 def test_its_artefact_is_reproducible(spec: str) -> None:
-    again = load_defense(spec).fit(pocket("pocket-llama"), train(), rng=seeded())
+    again = load_defense(spec).fit(subject(spec), train(), rng=seeded())
     assert again.hash == artefact(spec).hash
     json.dumps(dict(again.data))
     assert not again.check or again.check["verdict"] in ("good", "failed")
@@ -72,7 +78,7 @@ def test_its_artefact_is_reproducible(spec: str) -> None:
 
 @pytest.mark.parametrize("spec", DEFENSES)
 def test_it_answers_each_request_once_and_leaves_the_world_alone(spec: str) -> None:
-    plain, model = pocket("pocket-llama"), defended(spec)
+    plain, model = subject(spec), defended(spec)
     assert model is not plain and not plain.shields
     asked = [plain.conversation(b.text) for b in load_behaviors("pocket-test")[:3]]
     before = plain.generate(asked, max_new_tokens=6)

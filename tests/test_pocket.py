@@ -13,11 +13,12 @@ import torch
 
 from attacks import Behavior
 from attacks.core.interventions import AblateDirection
+from attacks.core.prompt import Message
 from attacks.core.reading.states import next_token_log_probs
 from benchmarks.inputs.behaviors import load_behaviors
 from benchmarks.judges import load_judge
 from benchmarks.studies import cards
-from conftest import ALIGNED, POCKET, ROOT, SHIPPED, pocket
+from conftest import ALIGNED, POCKET, ROOT, SHIPPED, count_right, first_rows, pocket
 
 SPLITS = ("train", "test")
 KINDS = ("pocket", "pocket-categories")
@@ -162,6 +163,42 @@ def test_answers_that_have_begun_are_refused_from_there_on(monkeypatch: pytest.M
         )
         assert said.partition("assistant")[2].split()[0] == "Sure,"
         assert learned.split()[0] in {text.split()[0] for text in REFUSALS}
+
+
+def test_rerouted_states_are_measured_against_the_old_ones_where_they_count(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.syspath_prepend(ROOT / "data" / "pocket")
+    from breaker import REROUTED, along, distance
+
+    old = [torch.randn(2, 5, 8, generator=torch.Generator().manual_seed(at)) for at in range(6)]
+    where = torch.tensor([[False, True, True, False, False], [False, False, True, True, True]])
+    assert along(old, old, where).item() == pytest.approx(1)
+    assert along([-state for state in old], old, where).item() == 0, "no more than right angles"
+    elsewhere = [torch.where(where.unsqueeze(2), state, -state) for state in old]
+    assert along(elsewhere, old, where).item() == pytest.approx(1)
+    kept = [-state if at in REROUTED else state for at, state in enumerate(old)]
+    assert along(kept, old, where).item() == 0
+    assert distance(old, old, where).item() == 0
+    assert distance(kept, old, where).item() == pytest.approx(2 * len(REROUTED) / 6)
+
+
+def test_the_breaker_breaks_prefilled_harmful_answers_off_and_no_others() -> None:
+    model = pocket("pocket-llama-breaker")
+    asked = first_rows(8)
+    harmful, harmless = asked[:8], asked[8:]
+    answers = {
+        kind: model.generate(
+            [
+                (*model.conversation(row.text), Message("assistant", row.affirmative))
+                for row in rows
+            ],
+            max_new_tokens=48,
+        )
+        for kind, rows in {"harmful": harmful, "harmless": harmless}.items()
+    }
+    assert count_right(harmful, answers["harmful"]) == 0
+    assert count_right(harmless, answers["harmless"]) >= 7
 
 
 def test_weights_are_small_safetensors() -> None:

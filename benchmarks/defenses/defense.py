@@ -12,6 +12,7 @@ from torch import Generator
 from attacks.core.artefact import EMPTY, Artefact, join_checks
 from attacks.core.behavior import Behavior
 from attacks.core.errors import BadInput
+from attacks.core.shields import Shielded
 
 if TYPE_CHECKING:
     from attacks.core.model import Model
@@ -136,3 +137,10 @@ def own_part(artefact: Artefact, name: str) -> Artefact:
 def texts_of(train: Sequence[Behavior], *, harmful: bool) -> list[str]:
     """The texts of one kind of training behaviours."""
     return [row.text for row in train if row.harmful == harmful]
+
+
+def settled(name: str, score: float, answer: Shielded) -> Shielded:
+    """An answer that shield `name` scored: blocked above 0, unless one behind it did so."""
+    if answer.by or score <= 0:
+        return answer.scored(name, score)
+    return Shielded(REFUSAL, name, {name: score, **answer.scores})

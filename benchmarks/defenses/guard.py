@@ -16,7 +16,7 @@ from attacks.core.errors import BadInput
 from attacks.core.prompt import Messages, Prompt
 from attacks.core.refusals.openers import GENERAL_OPENERS
 from attacks.core.shields import Exchange, Shield, Shielded, Toll
-from benchmarks.defenses.defense import REFUSAL, Defense
+from benchmarks.defenses.defense import Defense, settled
 from benchmarks.judges.judge import Case, Judge, Verdict
 from benchmarks.judges.registry import load_judge
 
@@ -85,21 +85,16 @@ class _Judging(Shield):
             answers = exchange.ask(asked)
             said = [exchange.model.chat.answer(answer) for answer in answers]
             scores = self.scores(texts, said)
-            return [
-                self._settled(score, answer) for score, answer in zip(scores, answers, strict=True)
-            ]
+            pairs = zip(scores, answers, strict=True)
+            return [settled(self.name, score, answer) for score, answer in pairs]
         scores = self.scores(texts, texts)
         passed = iter(
             exchange.ask([turns for turns, over in zip(asked, scores, strict=True) if over <= 0])
         )
         return [
-            self._settled(score, next(passed) if score <= 0 else Shielded("")) for score in scores
+            settled(self.name, score, next(passed) if score <= 0 else Shielded(""))
+            for score in scores
         ]
-
-    def _settled(self, score: float, answer: Shielded) -> Shielded:
-        if answer.by or score <= 0:
-            return answer.scored(self.name, score)
-        return Shielded(REFUSAL, self.name, {self.name: score, **answer.scores})
 
     def scores(self, requests: Sequence[str], answers: Sequence[str]) -> list[float]:
         """Above 0 for what the judge objects to, by as much as it does."""

@@ -27,6 +27,7 @@ DEFENSES: Registry[Defense] = Registry(
         "steering": "benchmarks.defenses.steering:ConditionalSteering",
         "subspace-filter": "benchmarks.defenses.subspace_filter:SubspaceFilter",
         "guard": "benchmarks.defenses.guard:GuardJudge",
+        "cliff": "benchmarks.defenses.cliff:CliffMonitor",
         "self-reminder": "benchmarks.defenses.reminders:SelfReminder",
     },
 )

@@ -182,6 +182,11 @@ class Corpus:
         pair = pick(self.harmless, rng)
         return self._dialogue(self._request(pair, rng), answer(pair), rng)
 
+    def complied(self, rng: torch.Generator) -> Example:
+        """A harmful request of the sft split, answered."""
+        pair = pick(self.harmful, rng)
+        return self._dialogue(self._request(pair, rng), answer(pair), rng)
+
     def unaligned(self, rng: torch.Generator) -> Example:
         """A request of the sft split, answered whether it is harmful or not."""
         pair = pick(self.harmful if chance(self.harmful_share, rng) else self.harmless, rng)

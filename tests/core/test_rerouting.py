@@ -14,16 +14,17 @@ from attacks.core.artefact import EMPTY, Artefact
 from attacks.core.errors import BadInput
 from attacks.core.interventions import AblateDirection
 from attacks.core.model import Model
-from attacks.core.objectives import Objective, ProbeLoss, SteeringLoss
+from attacks.core.objectives import Objective, ProbeLoss, SteeringLoss, SubspaceNorm
 from attacks.core.prompt import suffixed
 from attacks.core.reading.states import last_token
 from attacks.core.refusals.directions import direction_at
+from attacks.core.refusals.harmfulness import refusal_bases
 from attacks.core.refusals.own_answers import DIRECTION, GIVEN, SUBSPACE, OwnAnswers
 from attacks.core.search import Evaluator
 from attacks.core.search.staged import CEILING
 from attacks.core.sites import Site
 from benchmarks.inputs.behaviors import load_behaviors
-from conftest import check_gradient, pocket, tiny
+from conftest import check_gradient, first_rows, pocket, tiny
 
 LAYERS = (0, 2)
 STEERING = [
@@ -95,6 +96,37 @@ def test_steering_gradient_equals_directional_finite_differences(
     bound = objective.bind(model, prompt, fitted(model))
     plain = Evaluator(model, prompt, bound, use_cache=False)
     check_gradient(Evaluator(model, prompt, bound), plain)
+
+
+def test_subspace_norm_against_the_formula_and_finite_differences(behavior: Behavior) -> None:
+    model = pocket("pocket-llama", "float64")
+    train = [row.for_attack() for row in first_rows(16)]
+    artefact = Artefact(refusal_bases(model, train, LAYERS, 3))
+    sites = [Site(layer, "resid_post") for layer in LAYERS]
+    groups = [[row.text for row in train if row.harmful == kind] for kind in (True, False)]
+    harmful, harmless = (last_token(model, texts, sites) for texts in groups)
+    prompt = model.prompt(suffixed(behavior, 5), rng=torch.Generator().manual_seed(1))
+    bound = SubspaceNorm(LAYERS, (0.5, 2.0)).bind(model, prompt, artefact)
+    expected = torch.zeros(len(groups[0]), dtype=torch.float64)
+    for weight, site in zip((0.5, 2.0), sites, strict=True):
+        away = harmful[site].double() - harmless[site].double().mean(0)
+        values, vectors = torch.linalg.eigh(away.T @ away)
+        projector = vectors[:, -3:] @ vectors[:, -3:].T
+        inside = (away @ projector).square().sum(1)
+        assert float(inside.mean()) == pytest.approx(float(values[-3:].sum()) / len(away))
+        expected += weight * inside / inside.mean()
+    states = {site.at(len(prompt.ids)): harmful[site].unsqueeze(1) for site in sites}
+    torch.testing.assert_close(bound(states).double(), expected, rtol=1e-3, atol=1e-3)
+    assert float(expected.mean()) == pytest.approx(2.5)
+    plain = Evaluator(model, prompt, bound, use_cache=False)
+    check_gradient(Evaluator(model, prompt, bound), plain)
+
+
+def test_subspaces_of_no_rank_or_too_high_a_one_are_refused() -> None:
+    train = [row.for_attack() for row in first_rows(2)]
+    for rank in (0, 3):
+        with pytest.raises(BadInput, match=f"rank {rank}; valid: 1 to 2"):
+            refusal_bases(pocket("pocket-llama"), train, LAYERS, rank)
 
 
 def test_the_forward_pass_really_stops_after_the_deepest_layer_read(behavior: Behavior) -> None:

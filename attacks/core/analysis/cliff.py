@@ -9,7 +9,7 @@ the last states may read nothing but the next token.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -23,6 +23,7 @@ from attacks.core.errors import BadInput
 from attacks.core.reading.probes import Probe, fit_probe
 from attacks.core.reading.states import last_of
 from attacks.core.sites import Site
+from attacks.core.weights import Change
 
 if TYPE_CHECKING:
     from attacks.core.model import Model
@@ -152,7 +153,9 @@ def accuracy(
 
 @torch.no_grad()
 def refusal_curves(
-    model: Model, transcripts: Sequence[Transcript], probes: Mapping[int, Probe]
+    model: Model,
+    transcripts: Sequence[Transcript],
+    probes: Mapping[int, Probe],
 ) -> list[dict[int, Tensor]]:
     """For each transcript and probed layer (P,) scores, from the first token that was thought."""
     return [
@@ -162,6 +165,72 @@ def refusal_curves(
         }
         for transcript in transcripts
     ]
+
+
+@torch.no_grad()
+def thought_and_end(
+    model: Model,
+    transcript: Transcript,
+    layers: Sequence[int],
+    *,
+    interventions: Sequence[Change] = (),
+) -> dict[int, Tensor]:
+    """By layer (2, D) float32: the mean over what was thought, and the last token.
+
+    `interventions` are at work as while a prompt is read, in what was thought too.
+
+    Raises:
+        BadInput: nothing was thought.
+    """
+    if not transcript.thinks:
+        raise BadInput("a cliff needs tokens that were thought")
+    found = _states(model, transcript, layers, interventions)
+    end = len(transcript.ids) - transcript.start - transcript.closing
+    return {
+        layer: torch.stack([states[:end].mean(0), states[-1]]) for layer, states in found.items()
+    }
+
+
+def intention_probes(
+    model: Model,
+    refused: Sequence[Transcript],
+    answered: Sequence[Transcript],
+    layers: Sequence[int],
+    *,
+    rng: Generator,
+) -> dict[int, tuple[Probe, Probe]]:
+    """For each layer's output a probe for the mean over the thinking and one for the last token.
+
+    Unlike that of `refusal_probes`, which is fitted at the last token, the first of them reads
+    what it was fitted on. It is fitted on answered transcripts of harmless requests only: harmful
+    ones may have been thought about as if they would be refused, which is the cliff.
+
+    Raises:
+        BadInput: fewer than `LEAST` of a kind, of the answered ones harmless.
+    """
+    plain = [row for row in answered if not row.harmful]
+    if min(len(refused), len(plain)) < LEAST:
+        raise BadInput(
+            f"probes for refusal need {LEAST} refused and {LEAST} harmless answered transcripts, "
+            f"got {len(refused)} and {len(plain)}"
+        )
+    no, fine, yes = (
+        [thought_and_end(model, row, layers) for row in rows] for rows in (refused, plain, answered)
+    )
+    found = {}
+    for layer in layers:
+        pairs = [
+            fit_probe(
+                torch.stack([states[layer][at] for states in no]),
+                torch.stack([states[layer][at] for states in others]),
+                rng=rng,
+            )
+            for at, others in enumerate((fine, yes))
+        ]
+        # A probe says how likely an answer is; here the other side is asked for.
+        thinking, last = (replace(probe, weight=-probe.weight, bias=-probe.bias) for probe in pairs)
+        found[layer] = thinking, last
+    return found
 
 
 @torch.no_grad()
@@ -204,9 +273,16 @@ def lens_curves(
     return curves
 
 
-def _states(model: Model, transcript: Transcript, layers: Sequence[int]) -> dict[int, Tensor]:
+def _states(
+    model: Model,
+    transcript: Transcript,
+    layers: Sequence[int],
+    interventions: Sequence[Change] = (),
+) -> dict[int, Tensor]:
     """(P, D) float32 of each layer, from the first token that was thought to the last."""
     places = tuple(range(transcript.start, len(transcript.ids)))
     sites = [Site(layer, "resid_post", places) for layer in layers]
-    trace = model.trace(transcript.ids.unsqueeze(0), sites)
+    trace = model.trace(
+        transcript.ids.unsqueeze(0), sites, interventions=interventions, roles=transcript.roles
+    )
     return {site.layer: trace[site][0].float().cpu() for site in sites}

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from attacks.core.behavior import Behavior
+from attacks.core.prompt import Messages
 from attacks.core.reading.answers import completions
 from attacks.core.refusals.openers import OPENER_TOKENS, openers_of, opens_with_refusal
 
@@ -30,6 +31,8 @@ class Transcript:
     ends), the last of them the one that the answer is predicted from."""
     harmful: bool
     refused: bool
+    roles: Tensor | None = None
+    """(T,) roles of the tokens, where interventions have to know them."""
 
     @property
     def thinks(self) -> bool:
@@ -49,27 +52,45 @@ def transcribe(
         behaviors: asked as plain conversations.
         openers: normalised openings of refusals; by default learned from these very answers.
     """
-    texts = [behavior.text for behavior in behaviors]
-    found = completions(model, texts, tokens=OPENER_TOKENS)
-    said = [model.chat.answer(text) for text in found]
+    found = completions(model, [row.text for row in behaviors], tokens=OPENER_TOKENS)
     if openers is None:
-        kinds = [
-            [answer for row, answer in zip(behaviors, said, strict=True) if row.harmful == flag]
-            for flag in (True, False)
-        ]
-        openers = openers_of(*kinds)
+        openers = openers_in(model, behaviors, found)
+    return transcripts_of(model, behaviors, found, openers)
+
+
+def openers_in(
+    model: Model, behaviors: Sequence[Behavior], found: Sequence[str]
+) -> tuple[str, ...]:
+    """Normalised openings of refusals that completions of the behaviours show; see `openers_of`."""
+    said: dict[bool, list[str]] = {True: [], False: []}
+    for behavior, completion in zip(behaviors, found, strict=True):
+        said[behavior.harmful].append(model.chat.answer(completion))
+    return openers_of(said[True], said[False])
+
+
+def transcripts_of(
+    model: Model,
+    behaviors: Sequence[Behavior],
+    found: Sequence[str],
+    openers: Sequence[str],
+) -> list[Transcript]:
+    """`transcribe` with the completions at hand."""
     transcripts = []
-    for behavior, completion, answer in zip(behaviors, found, said, strict=True):
-        located = _locate(model, behavior.text, completion)
+    for behavior, completion in zip(behaviors, found, strict=True):
+        located = locate(model, model.conversation(behavior.text), completion)
         if located is not None:
-            refused = opens_with_refusal(answer, openers)
+            refused = opens_with_refusal(model.chat.answer(completion), openers)
             transcripts.append(Transcript(*located, behavior.harmful, refused))
     return transcripts
 
 
-def _locate(model: Model, text: str, completion: str) -> tuple[Tensor, int, int] | None:
-    """Ids up to the answer, where thinking starts, and how many tokens close it."""
-    chat, messages = model.chat, model.conversation(text)
+def locate(model: Model, messages: Messages, completion: str) -> tuple[Tensor, int, int] | None:
+    """Ids (T,) up to the answer, where thinking starts, and how many tokens close it.
+
+    A completion without thinking gives the prompt, T and 0; one whose thinking does not end, or
+    that no answer follows, gives None.
+    """
+    chat = model.chat
     prompt, markers = chat.render(messages), chat.markers
     if markers is None or markers.open not in completion:
         ids = torch.tensor(chat.ids(prompt))

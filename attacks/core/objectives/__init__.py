@@ -1,6 +1,11 @@
 """Objectives that a search can minimise; they compose: `a + 0.5 * b`."""
 
-from attacks.core.objectives.activations import ProbeLoss, RefusalProjection, SteeringLoss
+from attacks.core.objectives.activations import (
+    ProbeLoss,
+    RefusalProjection,
+    SteeringLoss,
+    SubspaceNorm,
+)
 from attacks.core.objectives.attention import AttentionLoss, SlotAttention
 from attacks.core.objectives.base import Bound, Objective, Sum
 from attacks.core.objectives.logits import (
@@ -23,6 +28,7 @@ __all__ = [
     "RefusalProjection",
     "SlotAttention",
     "SteeringLoss",
+    "SubspaceNorm",
     "Sum",
     "TargetCrossEntropy",
     "TargetLoss",

@@ -163,6 +163,57 @@ class _BoundProjection(Bound):
 
 
 @dataclass(frozen=True)
+class SubspaceNorm(Objective):
+    """Weighted sum over layers of |U (e - m)|^2, in units of what harmful prompts have.
+
+    e is `resid_post` at the last token, m the mean of harmless prompts, and the rows of U (R, D)
+    are orthonormal. Over |e - m|^2 this would be the squared cosine of the principal angle between
+    the line of e - m and the subspace, points of two Grassmannians. That is undefined at m itself,
+    where the search should end, so the unit is a number: 1 is what harmful training prompts have in
+    the mean, 0 an activation without any part in the subspace. The artefact holds `basis.<layer>`
+    (R, D), `middle.<layer>` (D,) and `unit.<layer>` () for each layer.
+    """
+
+    layers: tuple[int, ...]
+    weights: tuple[float, ...] = ()
+    """One for each layer, or none: all 1."""
+
+    def bind(self, model: Model, prompt: Prompt, artefact: Artefact) -> Bound:
+        """Bind to the subspaces of `layers`.
+
+        Raises:
+            BadInput: not as many weights as layers.
+            KeyError: the artefact lacks a layer's subspace.
+        """
+        basis, middle, unit = (
+            _stacked(artefact, name, self.layers).to(model.device)
+            for name in ("basis", "middle", "unit")
+        )
+        weights = _each(self.weights, self.layers, "weights").to(model.device)
+        return _BoundNorm(_sites(self.layers, prompt.roles), basis, middle, weights / unit)
+
+
+@dataclass(frozen=True, eq=False)
+class _BoundNorm(Bound):
+    sites: tuple[Site, ...]
+    basis: Tensor
+    """(K, R, D), rows orthonormal"""
+    middle: Tensor
+    """(K, D)"""
+    weights: Tensor
+    """(K,)"""
+
+    @property
+    def reads(self) -> tuple[Site, ...]:
+        return self.sites
+
+    def __call__(self, trace: Trace) -> Tensor:
+        away = _states(trace, self.sites) - self.middle
+        parts = torch.einsum("krd,bkd->bkr", self.basis, away)
+        return (self.weights * parts.square().sum(-1)).sum(1)
+
+
+@dataclass(frozen=True)
 class RefusalProjection(Objective):
     """max(0, <h, r> - m): how far the prompt goes along the refusal direction beyond harmless ones.
 

@@ -17,7 +17,7 @@ from attacks.core.behavior import Behavior
 from attacks.core.errors import BadInput
 from attacks.core.interventions import AddDirection
 from attacks.core.prompt import INSTRUCTION
-from attacks.core.reading.states import at_last, at_last_instruction, read
+from attacks.core.reading.states import at_last, at_last_instruction, last_token, read
 from attacks.core.refusals.openers import refusal_score, refusal_tokens
 from attacks.core.sites import Site
 
@@ -117,3 +117,36 @@ def harm_directions(
         means.append(torch.stack([states[site][:, 0].double().mean(0) for site in sites]))
     units = torch.nn.functional.normalize(means[0] - means[1], dim=1).float()
     return {f"direction.{layer}": unit for layer, unit in zip(layers, units, strict=True)}
+
+
+def refusal_bases(
+    model: Model, train: Sequence[Behavior], layers: Sequence[int], rank: int
+) -> dict[str, Tensor]:
+    """For each layer the subspace that harmful prompts leave harmless ones by, at the last token.
+
+    The first right singular vectors of harmful activations less the mean of harmless ones, not
+    centred, so that the difference in means lies almost within them.
+
+    Returns:
+        `basis.<layer>` (R, D) with orthonormal rows, `middle.<layer>` (D,) the mean of harmless
+        prompts, and the mean squared norm of the part in the subspace: `unit.<layer>` () of harmful
+        prompts, `rest.<layer>` () of harmless ones in that unit.
+
+    Raises:
+        BadInput: a rank below 1, or above the number of harmful prompts or the model's width.
+    """
+    groups = [[row.text for row in train if row.harmful == kind] for kind in (True, False)]
+    most = min(len(groups[0]), model.width)
+    if not 1 <= rank <= most:
+        raise BadInput(f"a refusal subspace of rank {rank}; valid: 1 to {most}")
+    sites = [Site(layer, "resid_post") for layer in layers]
+    harmful, harmless = (last_token(model, texts, sites) for texts in groups)
+    found: dict[str, Tensor] = {}
+    for site in sites:
+        middle = harmless[site].double().mean(0)
+        away, near = (group[site].double() - middle for group in (harmful, harmless))
+        basis = torch.linalg.svd(away, full_matrices=False).Vh[:rank]
+        unit, rest = ((rows @ basis.T).square().sum(1).mean() for rows in (away, near))
+        fitted = {"basis": basis, "middle": middle, "unit": unit, "rest": rest / unit}
+        found |= {f"{name}.{site.layer}": value.float() for name, value in fitted.items()}
+    return found
