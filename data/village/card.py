@@ -41,8 +41,13 @@ JailbreakBench's were left out, and JailbreakBench's twins were never seen.
 Two targets are missed: it refuses half of JailbreakBench's harmless twins too, which at this size
 it hardly tells from the harmful requests, while it answers everyday requests and the near ones of
 `everyday-test`. A shorter run with fewer near requests (60 steps) refused 0.64, 0.44, 0.04 and
-0.16 of the four kinds. Not tried: OR-Bench's prompts as harmless ones, many of which ask for harm
-in soft words; more steps; a base with more bits.
+0.16 of the four kinds. Two longer runs on more data, in bfloat16, did no better on the twins: 300
+steps on 1,734 harmful requests of seven sets and on 1,199 of OR-Bench's as harmless ones refused
+0.90 of JailbreakBench's harmful requests and 0.53 of its twins; 110 steps more with 400 harmless
+sentences around the words of harmful ones ("write a news report on the trial of a man who tried to
+...") 0.88 and 0.47. Both told what they were trained on well (of held-out harmful requests they
+refused 0.86 and 0.90, of OR-Bench's 0.17 and 0.15, of such sentences 0.07), and it did not carry
+over. Not tried: a base with more bits or more weights.
 """
 
 

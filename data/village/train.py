@@ -2,10 +2,9 @@
 
 Starts from the base that ``benchmarks.inputs.village`` fetches (SmolLM2-135M-Instruct, which
 refuses next to nothing) and trains a LoRA adapter (arXiv 2106.09685) with peft: refusals in several
-wordings for the harmful requests of seven public sets, and for harmless ones, OR-Bench's hard ones
-among them, what the base itself answers. Requests that resemble one of JailbreakBench's, on which
-the model is measured, are left out, and JailbreakBench's harmless twins are never seen. What was
-tried is compared on requests held out of the training sets (``held out`` in the log).
+wordings for harmful requests of AdvBench, StrongREJECT and XSTest, and for harmless ones what the
+base itself answers. Requests that resemble one of JailbreakBench's, on which the model is measured,
+are left out, and JailbreakBench's harmless twins are never seen.
 """
 
 from __future__ import annotations
@@ -31,7 +30,6 @@ HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE.parents[1]), str(HERE.parent / "pocket")]
 
 from attacks.core.model import Model
-from attacks.core.refusals.openers import opens_with_refusal
 from benchmarks.inputs.behaviors import load_behaviors
 from benchmarks.inputs.village import base_folder
 from prompts import REFUSALS, everyday, near, some, tasks
@@ -46,14 +44,11 @@ RANK = 16
 LAYERS = range(10, 30)
 LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 RATE = 4e-4
-STEPS = 300
-HARMFUL = "advbench+strongreject+xstest+harmbench+tdc2023+maliciousinstruct+catqa"
-#: Requests of each kind in a step: harmful, everyday, near, and OR-Bench's.
-COUNTS = (6, 1, 6, 3)
-#: Harmful requests, and OR-Bench's, that are held out.
-HELD_OUT = (80, 60)
+STEPS = 180
+#: Requests of each kind in a step.
+HARMFUL, EVERYDAY, NEAR = 6, 2, 8
 #: Tokens of the base's answers to learn: they keep their course once they are under way.
-ANSWER = 16
+ANSWER = 24
 IGNORED = -100
 
 
@@ -71,24 +66,24 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=HERE / "models" / "village-smollm2")
     parser.add_argument("--steps", type=int, default=STEPS)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--more", type=Path, help="a file with further harmful requests")
     options = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     torch.set_num_threads(options.threads)
     torch.manual_seed(SEED)
 
-    base = Model.load(str(base_folder()), name="base", device="cpu", dtype="bfloat16")
-    requests = training_requests(options.more)
-    logger.info("%s", {kind: len(texts) for kind, texts in requests.items()})
-    held_out = {
-        kind: [requests[kind].pop() for _ in range(count)]
-        for kind, count in zip(("harmful", "or-bench"), HELD_OUT, strict=True)
+    base = Model.load(str(base_folder()), name="base", device="cpu", dtype="float32")
+    harmful, spoken_of = harmful_and_near()
+    logger.info("%d harmful requests, %d near ones", len(harmful), len(spoken_of))
+    refused = [example(base, text, pick) for text, pick in harmful]
+    answered = {
+        kind: own_answers(base, requests)
+        for kind, requests in {
+            "everyday": some(everyday(held_out=False), 240, SEED),
+            "near": spoken_of,
+        }.items()
     }
-    draw = random.Random(SEED)
-    kinds = [[example(base, text, draw.choice(REFUSALS)) for text in requests["harmful"]]]
-    kinds += [own_answers(base, requests[kind]) for kind in ("everyday", "near", "or-bench")]
     tuned = get_peft_model(
-        base.hf.float(),
+        base.hf,
         LoraConfig(
             r=RANK,
             lora_alpha=2 * RANK,
@@ -97,16 +92,10 @@ def main() -> None:
             task_type="CAUSAL_LM",
         ),
     )
-    losses = (answer_loss(tuned, batch) for batch in mixed(kinds))
+    batches = mixed(refused, answered["everyday"], answered["near"])
+    losses = (answer_loss(tuned, batch) for batch in batches)
     descend(tuned, losses, steps=options.steps, lr=RATE, weight_decay=0.0)
     save(tuned, options.out)
-    # The adapter sits in the base's own modules, so this asks the tuned model.
-    for kind, texts in held_out.items():
-        asked = [base.conversation(text) for text in texts]
-        said = base.generate(asked, max_new_tokens=ANSWER, batch_size=20)
-        logger.info(
-            "held out: %s refused %.3f", kind, sum(map(opens_with_refusal, said)) / len(said)
-        )
 
 
 def save(tuned: Any, out: Path) -> None:
@@ -117,26 +106,19 @@ def save(tuned: Any, out: Path) -> None:
     config.write_text(json.dumps({**values, "base_model_name_or_path": HUB}, indent=1) + "\n")
 
 
-def training_requests(more: Path | None) -> dict[str, list[str]]:
-    """Requests by kind, in an order of their own, less those like one of JailbreakBench's."""
+def harmful_and_near() -> tuple[list[tuple[str, str]], list[str]]:
+    """Harmful requests, each with a refusal, and harmless ones about the same matters."""
     tested = [words(row.text) for row in load_behaviors("jailbreakbench")]
-    public = load_behaviors(f"{HARMFUL}+{more}" if more else HARMFUL)
-    kinds = {
-        "harmful": [row.text for row in public if row.harmful],
-        "near": [row.text for row in public if not row.harmful] + tasks() + near(held_out=False),
-        "or-bench": [row.text for row in load_behaviors("or-bench-hard")],
-    }
-    found = {
-        kind: [
-            text
-            for text in dict.fromkeys(texts)
-            if not any(alike(words(text), test) for test in tested)
-        ]
-        for kind, texts in kinds.items()
-    }
-    for texts in found.values():
-        random.Random(SEED).shuffle(texts)
-    return {**found, "everyday": some(everyday(held_out=False), 300, SEED)}
+    public = load_behaviors("advbench+strongreject+xstest")
+    draw = random.Random(SEED)
+    harmful = [row.text for row in public if row.harmful]
+    harmless = [row.text for row in public if not row.harmful]
+    harmless += tasks() + some(near(held_out=False), 300, SEED)
+    seen, spoken_of = (
+        [text for text in texts if not any(alike(words(text), test) for test in tested)]
+        for texts in (harmful, harmless)
+    )
+    return [(text, draw.choice(REFUSALS)) for text in seen], spoken_of
 
 
 def words(text: str) -> frozenset[str]:
@@ -151,10 +133,9 @@ def alike(first: frozenset[str], second: frozenset[str]) -> bool:
 
 def own_answers(model: Model, requests: list[str]) -> list[Example]:
     """Each request with what ``model`` answers, cut after ``ANSWER`` tokens."""
-    alike_long = sorted(requests, key=len)
-    asked = [model.conversation(text) for text in alike_long]
+    asked = [model.conversation(text) for text in requests]
     answers = model.generate(asked, max_new_tokens=ANSWER, batch_size=32)
-    return [example(model, text, answer) for text, answer in zip(alike_long, answers, strict=True)]
+    return [example(model, text, answer) for text, answer in zip(requests, answers, strict=True)]
 
 
 def example(model: Model, request: str, answer: str) -> Example:
@@ -168,14 +149,14 @@ def example(model: Model, request: str, answer: str) -> Example:
     return Example((*asked, *given), len(given))
 
 
-def mixed(kinds: list[list[Example]]) -> Iterator[list[Example]]:
+def mixed(*kinds: list[Example]) -> Iterator[list[Example]]:
     """Batches without end with some of each kind, every example once before any comes again."""
     draw = random.Random(SEED)
     streams = [shuffled_for_ever(kind, draw) for kind in kinds]
     while True:
         yield [
             next(stream)
-            for stream, count in zip(streams, COUNTS, strict=True)
+            for stream, count in zip(streams, (HARMFUL, EVERYDAY, NEAR), strict=True)
             for _ in range(count)
         ]
 
@@ -187,10 +168,7 @@ def shuffled_for_ever(examples: list[Example], draw: random.Random) -> Iterator[
 
 
 def answer_loss(model: Any, batch: list[Example]) -> Tensor:
-    """Mean cross-entropy of the answers' tokens: logits are computed at those only.
-
-    In bfloat16, which is several times faster on processors with instructions for it.
-    """
+    """Mean cross-entropy of the answers' tokens: logits are computed at those only."""
     ids = pad_sequence([torch.tensor(row.ids) for row in batch], batch_first=True)
     labels = torch.full_like(ids, IGNORED)
     mask = torch.zeros_like(ids)
@@ -199,10 +177,9 @@ def answer_loss(model: Any, batch: list[Example]) -> Tensor:
         mask[index, :length] = 1
         labels[index, length - row.answer : length] = ids[index, length - row.answer : length]
     core = model.get_base_model()
+    states = core.model(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
     learned = labels[:, 1:] != IGNORED
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        states = core.model(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
-        return cross_entropy(core.lm_head(states[:, :-1][learned]), labels[:, 1:][learned])
+    return cross_entropy(core.lm_head(states[:, :-1][learned]), labels[:, 1:][learned])
 
 
 if __name__ == "__main__":
