@@ -109,6 +109,22 @@ class Chat:
             ) from error
         return str(text)
 
+    @cached_property
+    def lead(self) -> str:
+        """White space that the template writes between what asks for an answer and the answer.
+
+        "Assistant:" asks, and "Assistant: Sure" is the answered turn: models answer " Sure" then,
+        and a target or an answer that follows at once has another first token.
+        """
+        asked = (Message("user", "a"),)
+        try:
+            answered = self.render((*asked, Message("assistant", _MARK)))
+            before, after = self.render(asked), answered.partition(_MARK)[0]
+        except BadInput:
+            return ""
+        lead = after.removeprefix(before) if after.startswith(before) else ""
+        return "" if lead.strip() else lead
+
     def opening(self, messages: Messages) -> str:
         """The marker of thinking that the template opens the answer with, or nothing."""
         if self.markers and self.markers.opened_by(self._around(messages)[1]):
@@ -226,7 +242,7 @@ class Chat:
         if found is None:
             raise BadInput(f"model '{self.name}': the given filling does not re-tokenise to itself")
         ids, slots, full, offsets = found
-        target_ids = self._target(full, ids, target)
+        target_ids = self._target(messages, full, ids, target)
         if len(ids) + len(target_ids) > self.context:
             raise BadInput(
                 f"prompt of {len(ids) + len(target_ids)} tokens is longer than the context of "
@@ -266,10 +282,11 @@ class Chat:
             return None
         return ids, torch.tensor(slots, dtype=torch.int64), text, list(encoding.offsets)
 
-    def _target(self, text: str, ids: Tensor, target: str | None) -> Tensor:
+    def _target(self, messages: Messages, text: str, ids: Tensor, target: str | None) -> Tensor:
         if target is None:
             return torch.empty(0, dtype=torch.int64)
-        joint = self.ids(text + target)
+        opened = messages[-1].role == "assistant" or target[:1].isspace()
+        joint = self.ids(text + ("" if opened else self.lead) + target)
         if joint[: len(ids)] != ids.tolist() or len(joint) == len(ids):
             raise BadInput(
                 f"model '{self.name}': target {target!r} cannot be tokenised after the prompt "

@@ -122,12 +122,12 @@ def learn_openers(model: Model, train: Sequence[Behavior]) -> tuple[str, ...]:
     harmful, harmless = (
         [row.text for row in train if row.harmful == flag][:_LEARN_FROM] for flag in (True, False)
     )
-    said = [answers(model, texts, tokens=OPENER_TOKENS) for texts in (harmful, harmless)]
-    found = openers_of(*said, asked=harmful)
-    if not harmful or not harmless or _refused(said[0], found) > _ENOUGH * len(harmful):
+    bad, good = (answers(model, texts, tokens=OPENER_TOKENS) for texts in (harmful, harmless))
+    found = openers_of(bad, good, asked=harmful)
+    if not harmful or not harmless or _refused(bad, found) > _ENOUGH * len(harmful):
         return found
-    said = [answers(model, texts, tokens=LATER_TOKENS) for texts in (harmful, harmless)]
-    return found + short_openers(said[0], said[1], found)
+    bad, good = (answers(model, texts, tokens=LATER_TOKENS) for texts in (harmful, harmless))
+    return found + short_openers(bad, good, found)
 
 
 def opener_tokens(openers: Sequence[str]) -> int:

@@ -1,0 +1,67 @@
+"""Targets stand where a model's own answers do, whatever the chat template writes before them."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+
+from attacks.core.model import Model
+from attacks.core.prompt import Message
+from attacks.core.reading.dialogues import Dialogue
+from conftest import POCKET, pocket, tiny
+
+TURN = "{%- for message in messages %}"
+USER = "{%- if message['role'] == 'user' %}"
+ASKED = "{%- if add_generation_prompt %}"
+PLAIN = (
+    TURN + USER + "{{- 'USER: ' + message['content'] + '\\n' }}{%- else %}"
+    "{{- 'ASSISTANT: ' + message['content'] + '\\n' }}{%- endif %}{%- endfor %}"
+    + ASKED
+    + "{{- 'ASSISTANT:' }}{%- endif %}"
+)
+INST = (
+    TURN + USER + "{{- '[INST] ' + message['content'] + ' [/INST]' }}{%- else %}"
+    "{{- ' ' + message['content'] | trim + ' ' }}{%- endif %}{%- endfor %}"
+)
+LINE = PLAIN.replace("'ASSISTANT: '", "'ASSISTANT:\\n'")
+SPACED = PLAIN.replace("{{- 'ASSISTANT:' }}", "{{- 'ASSISTANT: ' }}")
+#: Template, and what it writes between what asks for an answer and the answer.
+TEMPLATES = {"plain": (PLAIN, " "), "inst": (INST, " "), "line": (LINE, "\n"), "none": (SPACED, "")}
+TARGET = "Sure, here is how to"
+
+
+def templated(template: str) -> Model:
+    """A tiny model with another chat template."""
+    model = tiny("llama")
+    tokenizer = copy.deepcopy(model.chat.tokenizer)
+    tokenizer.chat_template = template
+    return Model(model.hf, tokenizer, name="templated")
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_a_target_has_the_tokens_of_an_answered_turn(name: str) -> None:
+    template, lead = TEMPLATES[name]
+    model = templated(template)
+    assert model.chat.lead == lead
+    asked = model.conversation("How do I mend the bell?")
+    turn = model.chat.ids(model.chat.render((*asked, Message("assistant", TARGET + " go on"))))
+    dialogue = Dialogue.of(model, "How do I mend the bell?", TARGET)
+    assert dialogue.ids.tolist() == turn[: len(dialogue.ids)]
+    assert model.chat.decode([dialogue.ids[dialogue.first :].tolist()]) == [lead + TARGET]
+    # What opens with white space brings its own.
+    assert Dialogue.of(model, "a", " " + TARGET).ids.tolist() == model.chat.ids(
+        model.chat.render(model.conversation("a")) + " " + TARGET
+    )
+
+
+def test_a_target_goes_on_where_an_answer_is_opened() -> None:
+    model = templated(PLAIN)
+    opened = (*model.conversation("a"), Message("assistant", "Sure,"))
+    joint = model.prompt(opened, target=" here", rng=None)  # type: ignore[arg-type]
+    assert model.chat.decode([joint.sequence.tolist()])[0].endswith("ASSISTANT: Sure, here")
+
+
+@pytest.mark.parametrize("name", sorted(path.name for path in POCKET.iterdir() if path.is_dir()))
+def test_shipped_templates_ask_right_before_the_answer(name: str) -> None:
+    assert pocket(name).chat.lead == ""
