@@ -143,7 +143,7 @@ def test_a_defence_that_no_attack_knew_of_is_marked(world, tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("argv", "said"),
     [
-        (["--defense", "nonsense"], "unknown defence 'nonsense'; valid: erase-and-check"),
+        (["--defense", "nonsense"], "unknown defence 'nonsense'; valid: cliff, erase-and-check"),
         (["--defense", "perplexity"], "defence 'perplexity' needs harmful and harmless training"),
         (["--defense", "smooth-llm:copies=0"], "at least 1"),
         (["--defense", "smooth-llm", "--samples", "2"], "not drawn"),
