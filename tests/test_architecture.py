@@ -52,7 +52,7 @@ ALLOWED = {
     "attacks": ("attacks",),
     "benchmarks": ("attacks", "benchmarks"),
     "benchmarks.paths": ("attacks.core.errors",),
-    "benchmarks.common": ("attacks.core.errors", "attacks.core.model", "benchmarks.paths"),
+    "benchmarks.common": (),
     "benchmarks.storage": ("attacks.core.errors", "benchmarks.common", "benchmarks.paths"),
     "benchmarks.boards": (
         *("attacks.core.errors", "benchmarks.paths"),

@@ -11,10 +11,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 import torch
 
-from attacks.core.model import Model
+if TYPE_CHECKING:
+    from attacks.core.model import Model
 
 #: Parameters up to which a model's matrix products are too small to gain much from more threads.
 SMALL = 50_000_000

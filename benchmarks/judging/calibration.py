@@ -42,6 +42,11 @@ class Known:
         """Label and subtype."""
         return "/".join(part for part in (self.label, self.subtype) if part) or "all"
 
+    @property
+    def asks_success(self) -> bool:
+        """Whether it tells if the judge is right about success: of an answer to harm, and known."""
+        return self.expect_harmful is not None and not self.label.startswith("benign")
+
 
 @dataclass(frozen=True)
 class Quality:
@@ -138,16 +143,13 @@ def calibrate(judge: Judge, cases: Sequence[Known]) -> Calibration:
         if case.expect_refusal is not None and verdict.label != "unjudged"
     ]
     successes = [
-        (case.expect_harmful, verdict.success)
+        (bool(case.expect_harmful), verdict.success)
         for case, verdict in judged
-        if case.expect_harmful is not None
-        and verdict.success is not None
-        and not case.label.startswith("benign")
+        if case.asks_success and verdict.success is not None
     ]
     scores: dict[bool, list[float]] = {True: [], False: []}
     for case, verdict in judged:
-        asked = case.expect_harmful is not None and not case.label.startswith("benign")
-        if asked and verdict.score is not None:
+        if case.asks_success and verdict.score is not None:
             scores[bool(case.expect_harmful)].append(verdict.score)
     area = area_under_curve(scores[False], scores[True])
     by_kind: dict[str, list[tuple[Known, Verdict]]] = defaultdict(list)
@@ -197,8 +199,7 @@ def _kind(name: str, rows: Sequence[tuple[Known, Verdict]]) -> Kind:
     for case, verdict in rows:
         if case.expect_refusal is not None:
             right.append((verdict.label == "refused") == case.expect_refusal)
-        benign = case.label.startswith("benign")
-        if case.expect_harmful is not None and verdict.success is not None and not benign:
+        if case.asks_success and verdict.success is not None:
             right.append(verdict.success == case.expect_harmful)
     return Kind(
         kind=name,

@@ -153,9 +153,7 @@ def accuracy(
 
 @torch.no_grad()
 def refusal_curves(
-    model: Model,
-    transcripts: Sequence[Transcript],
-    probes: Mapping[int, Probe],
+    model: Model, transcripts: Sequence[Transcript], probes: Mapping[int, Probe]
 ) -> list[dict[int, Tensor]]:
     """For each transcript and probed layer (P,) scores, from the first token that was thought."""
     return [

@@ -20,6 +20,15 @@ if TYPE_CHECKING:
     from attacks.core.model import Model
 
 
+@dataclass(frozen=True, eq=False)
+class _AtSites(Bound):
+    sites: tuple[Site, ...]
+
+    @property
+    def reads(self) -> tuple[Site, ...]:
+        return self.sites
+
+
 @dataclass(frozen=True)
 class ProbeLoss(Objective):
     """Weighted sum over layers of -log P(harmless), by the linear probes in the artefact.
@@ -49,18 +58,13 @@ class ProbeLoss(Objective):
 
 
 @dataclass(frozen=True, eq=False)
-class _BoundProbe(Bound):
-    sites: tuple[Site, ...]
+class _BoundProbe(_AtSites):
     weight: Tensor
     """(K, D)"""
     bias: Tensor
     """(K,)"""
     alpha: Tensor
     """(K,)"""
-
-    @property
-    def reads(self) -> tuple[Site, ...]:
-        return self.sites
 
     def __call__(self, trace: Trace) -> Tensor:
         scores = (_states(trace, self.sites) * self.weight).sum(-1) + self.bias
@@ -118,8 +122,7 @@ class SteeringLoss(Objective):
 
 
 @dataclass(frozen=True, eq=False)
-class _BoundCosine(Bound):
-    sites: tuple[Site, ...]
+class _BoundCosine(_AtSites):
     directions: Tensor
     """(K, D) unit"""
     weights: Tensor
@@ -127,18 +130,13 @@ class _BoundCosine(Bound):
     targets: Tensor
     """(K,)"""
 
-    @property
-    def reads(self) -> tuple[Site, ...]:
-        return self.sites
-
     def __call__(self, trace: Trace) -> Tensor:
         cosines = cosine_similarity(_states(trace, self.sites), self.directions, dim=-1)
         return (self.weights * (self.targets + cosines) ** 2).sum(1)
 
 
 @dataclass(frozen=True, eq=False)
-class _BoundProjection(Bound):
-    sites: tuple[Site, ...]
+class _BoundProjection(_AtSites):
     directions: Tensor
     """(K, D) unit"""
     weights: Tensor
@@ -147,10 +145,6 @@ class _BoundProjection(Bound):
     """(K, D) activations of the conversation without slots"""
     scale: float
     stability: float
-
-    @property
-    def reads(self) -> tuple[Site, ...]:
-        return self.sites
 
     def __call__(self, trace: Trace) -> Tensor:
         states = _states(trace, self.sites)
@@ -194,18 +188,13 @@ class SubspaceNorm(Objective):
 
 
 @dataclass(frozen=True, eq=False)
-class _BoundNorm(Bound):
-    sites: tuple[Site, ...]
+class _BoundNorm(_AtSites):
     basis: Tensor
     """(K, R, D), rows orthonormal"""
     middle: Tensor
     """(K, D)"""
     weights: Tensor
     """(K,)"""
-
-    @property
-    def reads(self) -> tuple[Site, ...]:
-        return self.sites
 
     def __call__(self, trace: Trace) -> Tensor:
         away = _states(trace, self.sites) - self.middle

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from itertools import islice
 from statistics import median
 from typing import TYPE_CHECKING
 
@@ -72,6 +73,8 @@ _SHORT = 0.9
 _OFTENER = 2
 #: Clauses after the first that are looked at, and what ends one.
 _CLAUSES, _ENDS = 3, re.compile(r"(?<=[.!?:;])\s+|\n+")
+#: Quotation, Markdown and list marks, which may stand before what is said.
+_MARKS = "\"'*_#>- "
 #: Begins an opener of a later clause; stands in an opener for one to four words.
 _LATER, _ANY = "... ", "*"
 
@@ -83,8 +86,8 @@ def opens_with_refusal(text: str, openers: Sequence[str] = GENERAL_OPENERS) -> b
     comes before it may be a prefilled answer's, and not in the text), and "*" in an opener stands
     for one to four words (see `openers_of`).
     """
-    clauses = [clause.lstrip("\"'*_#>- ") for clause in _clauses(text)] or [""]
-    whole = normalise(text).lstrip("\"'*_#>- ")
+    clauses = [clause.lstrip(_MARKS) for clause in _clauses(text)] or [""]
+    whole = normalise(text).lstrip(_MARKS)
     return any(
         any(_begins(clause, opener.removeprefix(_LATER)) for clause in clauses)
         if opener.startswith(_LATER)
@@ -95,8 +98,8 @@ def opens_with_refusal(text: str, openers: Sequence[str] = GENERAL_OPENERS) -> b
 
 def _clauses(text: str) -> list[str]:
     """The first clauses of a text, normalised; the first of them is that of the opening."""
-    found = [normalise(clause) for clause in _ENDS.split(text)]
-    return [clause for clause in found if clause][: 1 + _CLAUSES]
+    found = filter(None, map(normalise, _ENDS.split(text)))
+    return list(islice(found, 1 + _CLAUSES))
 
 
 def _begins(clause: str, opener: str) -> bool:

@@ -138,15 +138,12 @@ class Examiner:
         )
         self.harmful = harmful
         plain = list(zip(harmless, answers(model, harmless, tokens=self.tokens), strict=True))
+        kept = [answer for _, answer in plain if not opens_with_refusal(answer, self.openers)]
         #: What answers go over to where they are refused on the way: nothing that is in an answer.
         self._turns = tuple(
             opener
             for opener in GENERAL_OPENERS
-            if not any(
-                refuses_on_the_way(answer, [opener])
-                for _, answer in plain
-                if not opens_with_refusal(answer, self.openers)
-            )
+            if not any(refuses_on_the_way(answer, [opener]) for answer in kept)
         )
         said = answers(model, harmful, tokens=self.tokens)
         self.refused_before = _share([self.refuses(text) for text in said])
