@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import TYPE_CHECKING, ClassVar
 
@@ -14,6 +14,7 @@ from attacks.core.artefact import EMPTY, Artefact
 from attacks.core.behavior import Behavior
 from attacks.core.layout import Layout
 from attacks.core.prompt import Messages
+from attacks.core.refusals.verdicts import Examiner
 from attacks.core.search import CoordinateSearch, ProbeSampling, Pursuit, search_suffix
 from attacks.core.state import State
 from attacks.core.weights import Change
@@ -119,6 +120,20 @@ class ChangeAttack(Attack):
     @abstractmethod
     def change(self, model: Model, artefact: Artefact) -> Change:
         """What is done to the model while it answers."""
+
+    def checked(
+        self,
+        model: Model,
+        artefact: Artefact,
+        fit: Sequence[Behavior],
+        held_out: Sequence[Behavior],
+    ) -> Artefact:
+        """`artefact` with what the change does to behaviours that it was not fitted on.
+
+        For changes that are to undo refusals: see `attacks.core.refusals.verdicts`.
+        """
+        examiner = Examiner(model, fit, held_out)
+        return replace(artefact, check=examiner.check([self.change(model, artefact)]).data)
 
     def run(
         self,

@@ -21,6 +21,7 @@ from attacks.core.analysis.experts import (
 )
 from attacks.core.errors import BadInput
 from attacks.core.gating import ExcludeExperts, Expert, ForceExperts, SilenceExperts, per_block
+from attacks.core.refusals.verdicts import hold_out
 from attacks.core.weights import Change
 
 if TYPE_CHECKING:
@@ -64,7 +65,8 @@ class Experts(ChangeAttack):
                 all or none of the training prompts.
         """
         layers = expert_layers(model)
-        maps = activation_maps(model, [b.text for b in train] if self.draw is None else ["a"])
+        fit, held_out = hold_out(train, rng, who=self.name) if self.draw is None else ([], [])
+        maps = activation_maps(model, [row.text for row in fit] or ["a"])
         blocks, size = maps.shape[1:]
         slots = round(float(maps[0, 0].sum()))
         # Before top-k a block must keep as many experts as a position has.
@@ -75,12 +77,12 @@ class Experts(ChangeAttack):
             seeded = Generator().manual_seed(self.draw)
             order = ranking(torch.rand(blocks, size, generator=seeded), layers)
             return Artefact({}, {"experts": [list(e) for e in per_block(order, most)[: self.k]]})
-        refused = answer_labels(model, train)
+        refused = answer_labels(model, fit)
         values = relevance(maps, refused)
         chosen = per_block(ranking(values, layers), most)[: self.k]
         p_values = permutation_test(maps, refused, draws=_SHUFFLES, rng=rng)
         at = [(layers.index(expert.layer), expert.number) for expert in chosen]
-        return Artefact(
+        found = Artefact(
             {
                 "maps": maps.float(),
                 "refused": refused,
@@ -97,6 +99,7 @@ class Experts(ChangeAttack):
                 "layers": list(layers),
             },
         )
+        return found if self.mode == "on" else self.checked(model, found, fit, held_out)
 
     def change(self, model: Model, artefact: Artefact) -> Change:
         """The experts switched."""

@@ -19,6 +19,7 @@ from attacks.core.analysis.heads import (
 from attacks.core.analysis.transcripts import transcribe
 from attacks.core.errors import BadInput
 from attacks.core.interventions import ScaleHeads
+from attacks.core.refusals.verdicts import hold_out
 from attacks.core.weights import Change
 
 if TYPE_CHECKING:
@@ -76,7 +77,8 @@ class HeadAblation(ChangeAttack):
                 raise BadInput(f"head-ablation: head ({at}, {head}) is not in (0, 0)..{last}")
         if self.heads:
             return Artefact(data={"heads": [list(head) for head in self.heads]})
-        kinds = ([b for b in train if b.harmful == flag][:_ANSWERED] for flag in (True, False))
+        fit, held_out = hold_out(train, rng, who=self.name)
+        kinds = ([b for b in fit if b.harmful == flag][:_ANSWERED] for flag in (True, False))
         transcripts = transcribe(model, [behavior for rows in kinds for behavior in rows])
         refused, answered = sides(transcripts, least=_LEAST)
         axis = refusal_axis(model, refused, answered, layer)
@@ -90,7 +92,8 @@ class HeadAblation(ChangeAttack):
             scores = written_for_refusal(model, read_on, axis)
         count = max(1, round(self.share * scores.numel()))
         chosen = strongest(scores, count, against=restore)
-        return Artefact({"scores": scores}, {"heads": [list(head) for head in chosen]})
+        found = Artefact({"scores": scores}, {"heads": [list(head) for head in chosen]})
+        return found if restore else self.checked(model, found, fit, held_out)
 
     def change(self, model: Model, artefact: Artefact) -> Change:
         """The heads scaled."""

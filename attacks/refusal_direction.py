@@ -65,6 +65,12 @@ class RefusalDirection(ChangeAttack):
         Raises:
             BadInput: a layer or position that there is not, or too few training prompts.
         """
+        return self.examined(model, train, rng=rng)[0]
+
+    def examined(
+        self, model: Model, train: Sequence[Behavior], *, rng: Generator
+    ) -> tuple[Artefact, Examiner]:
+        """What `prepare` gives, and what checks other uses of the direction on the same prompts."""
         if self.layer is not None:
             where = {"layer": self.layer, "position": self.position}
             harmful, harmless = (
@@ -75,7 +81,8 @@ class RefusalDirection(ChangeAttack):
             massive = [asdict(report) for report in seen if report.layer == self.layer]
             given = Artefact({"direction": found}, {**where, "massive": massive})
             # Nothing is held out: the layer is the user's choice, and all prompts serve the mean.
-            return self._checked(model, given, Examiner(model, train, train))
+            examiner = Examiner(model, train, train)
+            return self._checked(model, given, examiner), examiner
         purpose: Purpose = "induce" if self._induces else "ablate"
         best, check, examiner = find_checked_direction(
             model,
@@ -97,8 +104,8 @@ class RefusalDirection(ChangeAttack):
         }
         artefact = Artefact({"direction": best.direction}, data)
         if self.mode == "ablate":
-            return replace(artefact, check=check.data)
-        return self._checked(model, artefact, examiner)
+            return replace(artefact, check=check.data), examiner
+        return self._checked(model, artefact, examiner), examiner
 
     @property
     def _induces(self) -> bool:
@@ -148,7 +155,7 @@ class RefusalDirectionWeights(ChangeAttack):
             BadInput: as `refusal-direction`, or weights that cannot be edited.
         """
         fitted = RefusalDirection(self.layer, self.position, self.max_kl, winsorise=self.winsorise)
-        found = fitted.prepare(model, train, rng=rng)
+        found, examiner = fitted.examined(model, train, rng=rng)
         direction = found.tensors["direction"]
         groups = ([b.text for b in train if b.harmful == flag] for flag in (True, False))
         texts = [text for group in groups for text in group[:_COMPARED]]
@@ -160,7 +167,8 @@ class RefusalDirectionWeights(ChangeAttack):
             "approximation": model.structure.norms_outputs,
             "kl_to_ablation": mean_kl(ablated, edited),
         }
-        return replace(found, data={**found.data, **compared})
+        check = examiner.check([self.change(model, found)]).data
+        return replace(found, data={**found.data, **compared}, check=check)
 
     def change(self, model: Model, artefact: Artefact) -> Change:
         """The weights orthogonalised."""

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from torch import Generator
+from torch import Generator, Tensor
 
 from attacks.attack import Artefact, Behavior, ChangeAttack, ThreatModel
 from attacks.core.interventions import AblateSubspace
@@ -55,13 +55,17 @@ class RefusalSubspace(ChangeAttack):
             source=self.source,
             steps=self.fit_steps,
             batch=self.fit_batch,
+            use=lambda basis: self._change(model, basis),
         )
         data = {"dimensions": len(found.basis), "source": self.source, "tried": list(found.tried)}
         return Artefact({"basis": found.basis}, data, check=found.check.data)
 
     def change(self, model: Model, artefact: Artefact) -> Change:
-        """The subspace ablated."""
-        return AblateSubspace(artefact.tensors["basis"], model.n_layers)
+        """The subspace ablated, or taken out of the weights."""
+        return self._change(model, artefact.tensors["basis"])
+
+    def _change(self, model: Model, basis: Tensor) -> Change:
+        return AblateSubspace(basis, model.n_layers)
 
 
 @dataclass(frozen=True)
@@ -72,6 +76,5 @@ class RefusalSubspaceWeights(RefusalSubspace):
     summary: ClassVar[str] = "orthogonalises the weights to a refusal subspace fitted by gradient"
     threat_model: ClassVar[ThreatModel] = ThreatModel.WEIGHTS
 
-    def change(self, model: Model, artefact: Artefact) -> Change:
-        """The weights orthogonalised."""
-        return OrthogonaliseSubspace(artefact.tensors["basis"])
+    def _change(self, model: Model, basis: Tensor) -> Change:
+        return OrthogonaliseSubspace(basis)

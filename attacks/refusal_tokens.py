@@ -12,6 +12,7 @@ from attacks.attack import Artefact, Behavior, ChangeAttack
 from attacks.core.interventions import SuppressTokens
 from attacks.core.reading.states import next_token_log_probs
 from attacks.core.refusals.openers import refusal_tokens
+from attacks.core.refusals.verdicts import hold_out
 from attacks.core.weights import Change
 
 if TYPE_CHECKING:
@@ -49,17 +50,22 @@ class RefusalTokens(ChangeAttack):
 
         A model that opens its answers to harmful and harmless prompts alike has none, and is then
         asked as it is; `check` says so.
+
+        Raises:
+            BadInput: too few training behaviours.
         """
+        fit, held_out = hold_out(train, rng, who=self.name)
         harmful, harmless = (
-            next_token_log_probs(model, [b.text for b in train if b.harmful == flag])
+            next_token_log_probs(model, [b.text for b in fit if b.harmful == flag])
             for flag in (True, False)
         )
         ids = refusal_tokens(harmful, harmless, most=self.tokens)
-        return Artefact(
-            {"token_ids": ids},
-            {"tokens": model.chat.decode([[i] for i in ids.tolist()])},
-            check={} if len(ids) else {"verdict": "failed", "faults": [_NONE]},
-        )
+        check = {} if len(ids) else {"verdict": "failed", "faults": [_NONE]}
+        data = {"tokens": model.chat.decode([[i] for i in ids.tolist()])}
+        artefact = Artefact({"token_ids": ids}, data, check=check)
+        if check or self.direction == "induce":
+            return artefact
+        return self.checked(model, artefact, fit, held_out)
 
     def change(self, model: Model, artefact: Artefact) -> Change:
         """The openers suppressed, or induced."""

@@ -47,7 +47,12 @@ ALLOWED = {
     "attacks.core.refusals": _READING,
     "attacks.core.analysis": (*_REFUSALS, "attacks.core.model"),
     "attacks.core.search": (*_TYPES, "attacks.core.objectives", "attacks.core.shields"),
-    "attacks.attack": (*_TYPES, "attacks.core.layout", "attacks.core.search"),
+    "attacks.attack": (
+        *_TYPES,
+        "attacks.core.layout",
+        "attacks.core.search",
+        "attacks.core.refusals.verdicts",
+    ),
     "attacks.registry": ("attacks.attack", "attacks.composed", "attacks.core.lookup", *_TYPES),
     "attacks": ("attacks",),
     "benchmarks": ("attacks", "benchmarks"),

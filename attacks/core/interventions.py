@@ -25,6 +25,16 @@ class Context:
     """(B, T) true at real tokens, or None where nothing is padded."""
     positions: Tensor | None = None
     """(B, T) int64: where each token stands in its prompt, -1 at padding; None after the prompt."""
+    steps: Tensor | None = None
+    """(B, T) int64 decoding step of each position where a pass is given an answer: 0 in the prompt,
+    n at the answer's n-th token. None elsewhere: all positions are at `step`."""
+
+    def first(self, steps: int, activation: Tensor) -> Tensor:
+        """(B, T) bool: which positions of `activation` (B, T, ...) are at the first `steps`."""
+        rows = activation.shape[:2]
+        if self.steps is None:
+            return torch.full(rows, self.step < steps, device=activation.device)
+        return (self.steps < steps).to(activation.device).expand(rows)
 
 
 class Intervention(ABC):
@@ -134,14 +144,17 @@ class AddDirection(Intervention):
         if self.prompt_only and ctx.step > 0:
             return activation
         shift = (self.coefficient * self.direction).to(activation)
-        if not self.roles:
+        if not (self.roles or self.prompt_only):
             return activation + shift
-        if ctx.roles is None:
-            raise BadInput("a direction added at some roles needs a pass that knows the roles")
-        chosen = torch.isin(ctx.roles, torch.tensor(self.roles, device=ctx.roles.device))
-        if self.spare:
-            chosen = chosen & (chosen.flip(-1).cumsum(-1).flip(-1) > self.spare)
-        return activation + chosen.to(activation.device).unsqueeze(-1) * shift
+        chosen = ctx.first(1, activation) if self.prompt_only else torch.tensor(True)
+        if self.roles:
+            if ctx.roles is None:
+                raise BadInput("a direction added at some roles needs a pass that knows the roles")
+            named = torch.isin(ctx.roles, torch.tensor(self.roles, device=ctx.roles.device))
+            if self.spare:
+                named = named & (named.flip(-1).cumsum(-1).flip(-1) > self.spare)
+            chosen = chosen.to(activation.device) & named.to(activation.device)
+        return activation + chosen.unsqueeze(-1) * shift
 
 
 @dataclass(frozen=True, eq=False)
@@ -166,7 +179,8 @@ class SuppressTokens(Intervention):
             return activation
         shift = torch.zeros(activation.shape[-1], device=activation.device, dtype=activation.dtype)
         shift[self.token_ids.to(activation.device)] = self.bias
-        return activation + shift
+        early = ctx.first(self.steps, activation).unsqueeze(-1)
+        return torch.where(early, activation + shift, activation)
 
 
 @dataclass(frozen=True, eq=False)

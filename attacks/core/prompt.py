@@ -16,6 +16,13 @@ SLOT = "\ue000"
 
 #: Roles of positions, as `Prompt.roles` and `Context.roles` hold them.
 SYSTEM, INSTRUCTION, POST_INSTRUCTION, GENERATED = 0, 1, 2, 3
+#: What a pass is told of an answer that it is given: GENERATED, and decoding steps count from here.
+ANSWER = 4
+
+
+def with_answer(roles: Tensor, answer: Tensor) -> Tensor:
+    """(T + G,) the `roles` (T,) of a prompt, and of the `answer` (G,) that a pass is given."""
+    return torch.cat([roles, torch.full_like(answer, ANSWER)])
 
 
 class Message(NamedTuple):

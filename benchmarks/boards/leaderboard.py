@@ -287,6 +287,12 @@ def columns_of(rows: Sequence[Row]) -> list[Column]:
             lambda row: "" if row.harmless_kl is None else f"{row.harmless_kl:.2g}",
         ),
         Column(
+            "KL per token",
+            "the same at every token of the answers that the plain model gives to these requests: "
+            "mean divergence in nats a token.",
+            lambda row: "" if row.harmless_answer_kl is None else f"{row.harmless_answer_kl:.2g}",
+        ),
+        Column(
             "Seconds",
             "median wall-clock time for one request: search and answer.",
             lambda row: _seconds(row.seconds_median),

@@ -65,6 +65,8 @@ class Row:
     """Share of harmless behaviours answered with all facts, by the reference judge."""
     harmless_kl: float | None
     """Mean divergence of the first token on harmless behaviours (`Record.first_token_kl`), nats."""
+    harmless_answer_kl: float | None
+    """The same over whole answers (`Record.answer_kl`), nats a token."""
     harmless_n: int
     prepare_seconds: float
     """Original cost of what the attack fitted."""
@@ -260,6 +262,7 @@ def _row(judge: str, entries: Sequence[Entry], found: Corrected | None) -> Row:
         if judge == "reference"
         else None,
         harmless_kl=_mean(harmless, lambda entry: entry.record.first_token_kl),
+        harmless_answer_kl=_mean(harmless, lambda entry: entry.record.answer_kl),
         harmless_n=len({entry.record.behavior_id for entry in answered}),
         prepare_seconds=max(entry.record.seconds.prepare for entry in entries),
         verdict=max((entry.record.verdict for entry in entries), key=_gravity),

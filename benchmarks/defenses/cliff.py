@@ -16,7 +16,7 @@ from attacks.core.analysis.transcripts import Transcript, locate, openers_in, tr
 from attacks.core.artefact import Artefact
 from attacks.core.behavior import Behavior
 from attacks.core.errors import BadInput
-from attacks.core.prompt import GENERATED, Messages, Prompt
+from attacks.core.prompt import Messages, Prompt, with_answer
 from attacks.core.reading.answers import completions
 from attacks.core.reading.probes import Probe
 from attacks.core.refusals.openers import OPENER_TOKENS, opens_with_refusal
@@ -256,4 +256,4 @@ class _Watching(Shield):
 def _roles(model: Model, turns: Messages, length: int) -> Tensor:
     """(T,) roles of a conversation and what was thought after it."""
     roles = model.chat.tokens(turns)[1][:length]
-    return torch.cat([roles, torch.full((length - len(roles),), GENERATED)])
+    return with_answer(roles, torch.empty(length - len(roles), dtype=torch.int64))

@@ -16,7 +16,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from attacks.core.artefact import Artefact
 from attacks.core.errors import BadInput
-from attacks.core.prompt import GENERATED, Message, Messages, Prompt
+from attacks.core.prompt import Message, Messages, Prompt, with_answer
 from attacks.core.refusals.openers import GENERAL_OPENERS, opens_with_refusal
 from attacks.core.shields import Exchange, Shield, Shielded, Toll
 from attacks.core.sites import Site
@@ -152,7 +152,7 @@ def target_losses(model: Model, asked: Sequence[Messages], target: Tensor) -> Te
     """(N,) mean -log p(token) over the tokens (G,) of a target after each conversation."""
     found = [model.chat.tokens(turns) for turns in asked]
     rows = [torch.cat([ids, target]) for ids, _ in found]
-    roles = [torch.cat([role, torch.full_like(target, GENERATED)]) for _, role in found]
+    roles = [with_answer(role, target) for _, role in found]
     losses = torch.zeros(len(rows))
     by_length: dict[int, list[int]] = {}
     for at, row in enumerate(rows):

@@ -14,15 +14,14 @@ import torch
 from attacks.attack import Artefact, Behavior, Step
 from attacks.core.model import Model, Work
 from attacks.core.prompt import Messages
-from attacks.core.reading.answers import answers
 from attacks.core.refusals.coherence import Coherence, garbled
-from attacks.core.refusals.openers import opener_tokens, opens_with_refusal
 from attacks.core.shields import Shielded
 from attacks.registry import params_of
 from benchmarks.common.versions import versions
 from benchmarks.harness.artefacts import artefact_of, verdict_of
 from benchmarks.harness.cells import Cell, ModelId, Settings
 from benchmarks.harness.checkpoints import Checkpoints
+from benchmarks.harness.damage import Damage, DamageMeter
 from benchmarks.harness.failures import Failure
 from benchmarks.harness.stances import Views
 from benchmarks.harness.timing import Clock
@@ -129,7 +128,7 @@ class Bench:
         self.model = model or setup.load()
         self._judges = {name: load_judge(name) for name in setup.settings.judges}
         self._stop_judge = load_judge(setup.settings.stop_judge)
-        self._refused: dict[str, bool] = {}
+        self.damage = DamageMeter(self.model, setup.openers)
         self.views = Views(self.model, setup.artefacts)
 
     def artefact(self, cell: Cell) -> Artefact:
@@ -159,14 +158,6 @@ class Bench:
         # What a defence says is no answer of the model's, and makes sense.
         by = [isinstance(c, Shielded) and bool(c.by) for c in completions]
         return tuple(mark and not own for mark, own in zip(marks, by, strict=True))
-
-    def refuses_plainly(self, behavior: Behavior) -> bool:
-        """Whether the model as it is refuses the request: to answer that is no damage."""
-        if behavior.text not in self._refused:
-            openers = self.setup.openers
-            (said,) = answers(self.model, [behavior.text], tokens=opener_tokens(openers))
-            self._refused[behavior.text] = opens_with_refusal(said, openers)
-        return self._refused[behavior.text]
 
     def judge(
         self,
@@ -224,7 +215,7 @@ class Bench:
         status: Status = "ok",
         reason: str = "",
         garbled: tuple[bool, ...] = (),
-        first_token_kl: float | None = None,
+        damage: Damage | None = None,
     ) -> Record:
         """The cell's record."""
         openings = tuple(opening_of(messages) for messages in prompts)
@@ -239,7 +230,7 @@ class Bench:
             openings=openings if any(openings) else (),
             garbled=garbled,
             verdict=verdict_of(self.artefact(cell)),
-            first_token_kl=first_token_kl,
+            damage=damage,
             failure=Failure(status, reason),
             seconds=clock.seconds,
             peak_memory_bytes=max(tally.peak_memory, self.model.peak_memory()),
@@ -259,7 +250,7 @@ def make_record(
     garbled: tuple[bool, ...] = (),
     verdict: str = "",
     shielded: tuple[Shielded, ...] = (),
-    first_token_kl: float | None = None,
+    damage: Damage | None = None,
     seconds: Seconds = Seconds(),  # noqa: B008  (frozen)
     peak_memory_bytes: int = 0,
 ) -> Record:
@@ -298,7 +289,8 @@ def make_record(
         verifications=tally.verifications,
         seconds=seconds,
         first_success=tally.first_success,
-        first_token_kl=first_token_kl,
+        first_token_kl=damage.first_token if damage else None,
+        answer_kl=damage.answer if damage else None,
         stop=setup.settings.stop,
         budget_seconds=setup.settings.seconds,
         tokens={"forward": tally.work.forward_tokens, "backward": tally.work.backward_tokens},

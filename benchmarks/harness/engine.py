@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 
 from attacks.attack import Artefact, State, Step
 from attacks.core.prompt import Messages
-from attacks.core.reading.states import first_token_kl
 from attacks.core.weights import Change
 from benchmarks.harness.alike import same
 from benchmarks.harness.bench import Bench, OnStep, Outcome, Tally, release_memory
@@ -313,16 +312,8 @@ def _finish(bench: Bench, item: _Pending, completions: Sequence[str]) -> Outcome
             tally.first_success = FirstSuccess(1, spent, tally.work.flops)
         judgements = bench.judged(cell, completions, clock, garbled=garbled, target=tally.target)
         # On no clock, and after the cell's work was counted: it measures the attack, and is no part
-        # of it. Alone, since the shape of a batch would show in the last digits.
-        divergence = None
-        if (
-            item.interventions
-            and not cell.behavior.harmful
-            and not bench.refuses_plainly(cell.behavior)
-        ):
-            # Of the plain request: behind an opening the next token is all but certain.
-            asked = bench.model.conversation(cell.behavior.text)
-            divergence = first_token_kl(bench.model, asked, item.interventions)
+        # of it.
+        damage = bench.damage(cell.behavior, item.interventions)
     except CONTAINED as error:
         return _failed(bench, cell, tally, clock, failure_of(error))
     record = bench.record(
@@ -332,7 +323,7 @@ def _finish(bench: Bench, item: _Pending, completions: Sequence[str]) -> Outcome
         prompts=item.prompts,
         completions=completions,
         garbled=garbled,
-        first_token_kl=divergence,
+        damage=damage,
     )
     return Outcome(record, judgements)
 

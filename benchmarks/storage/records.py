@@ -105,6 +105,8 @@ class Record:
     first_token_kl: float | None = None
     """Nats: KL(as it is || changed) of the first token of the answer to the plain request, what the
     attack's interventions cost. Harmless behaviours only, and only with interventions."""
+    answer_kl: float | None = None
+    """Nats a token: the same at every token of the plain model's own answer."""
     stop: str = "never"
     """The `--stop` rule: such runs have their own board."""
     budget_seconds: float | None = None

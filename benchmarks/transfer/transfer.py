@@ -320,6 +320,7 @@ def _at_endpoint(source: Record, attack: Recorded, endpoint: Endpoint, tokens: i
             "verifications": 0,
             "seconds": Seconds(),
             "first_token_kl": None,
+            "answer_kl": None,
             "tokens": {"forward": 0, "backward": 0},
             "flops": 0,
             "peak_memory_bytes": 0,

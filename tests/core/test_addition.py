@@ -18,8 +18,8 @@ from attacks.core.refusals import subspace as refusal_subspace
 from attacks.core.refusals.directions import direction_at
 from attacks.core.refusals.fit_subspace import orthonormal
 from attacks.core.refusals.independence import dependence
-from attacks.core.refusals.subspace import fitted_on, fitting_dialogues, hold_out
-from attacks.core.refusals.verdicts import Examiner
+from attacks.core.refusals.subspace import fitted_on, fitting_dialogues
+from attacks.core.refusals.verdicts import Examiner, hold_out
 from attacks.core.sites import Site
 from attacks.core.weights import Orthogonalise
 from benchmarks.inputs.behaviors import load_behaviors

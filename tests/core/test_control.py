@@ -12,7 +12,10 @@ from torch import Tensor
 from attacks import load
 from attacks.control_tokens import ControlTokenSteering
 from attacks.core.errors import BadInput
-from attacks.core.interventions import Context
+from attacks.core.interventions import AddDirection, Context, SuppressTokens
+from attacks.core.model.hooks import intervening
+from attacks.core.prompt import with_answer
+from attacks.core.reading.dialogues import Dialogue, answer_kl, answer_log_probs
 from attacks.core.refusals.control import (
     OWN,
     Binary,
@@ -223,4 +226,41 @@ def test_where_answers_open_alike_there_is_nothing_to_suppress_and_that_is_said(
     alike = [*answered[4:], *(replace(row, harmful=True) for row in answered[:4])]
     found = attack.prepare(model, alike, rng=torch.Generator())
     assert found.data["tokens"] == [] and found.check["verdict"] == "failed"
-    assert attack.prepare(model, first_rows(4), rng=torch.Generator()).check == {}
+    assert "open alike" in found.check["faults"][0]
+    check = attack.prepare(model, first_rows(64), rng=torch.Generator()).check
+    assert check["harmful"] == 16 and check["refused_before"] == 1.0 and check["refused"] < 0.6
+    assert (check["verdict"] == "good") == (not check["faults"])
+
+
+@pytest.mark.parametrize("name", ["pocket-llama", "pocket-qwen2"])
+def test_answers_are_scored_as_they_are_decoded(name: str) -> None:
+    """Log-probabilities of a whole answer equal those that decoding has, step by step."""
+    model = pocket(name)
+    (row,) = [row for row in first_rows(1) if row.harmful]
+    messages = model.conversation(row.text)
+    ids, roles = model.chat.tokens(messages)
+    common = torch.tensor([model.chat.ids(text)[0] for text in ("I", " I", "Sure", " the")])
+    push = torch.randn(model.width, generator=torch.Generator().manual_seed(0))
+    changes = (
+        SuppressTokens(common, -100.0, 2),
+        SuppressTokens(common, -float("inf"), 1),
+        AddDirection(push, model.n_layers // 2, 2.0, prompt_only=True),
+        FirstToken(Force((model.chat.ids("Well")[0],))),
+    )
+    for change in changes:
+        mask = torch.ones_like(ids, dtype=torch.bool).unsqueeze(0)
+        with intervening(model.hf, model.structure, [change], roles=roles.unsqueeze(0), mask=mask):
+            output = model.hf.generate(
+                input_ids=ids.unsqueeze(0),
+                attention_mask=mask.long(),
+                max_new_tokens=6,
+                return_dict_in_generate=True,
+                output_logits=True,
+            )
+        decoded = torch.stack(output.logits, 1)[0].log_softmax(-1)
+        answer = output.sequences[0, len(ids) :]
+        told = with_answer(roles, answer)
+        dialogue = Dialogue(torch.cat([ids, answer]), told, len(ids))
+        (scored,) = answer_log_probs(model, [dialogue], [change])
+        torch.testing.assert_close(scored, decoded, atol=1e-3, rtol=1e-4)
+        assert answer_kl(model, dialogue, [change]) > 0.001

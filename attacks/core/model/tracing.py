@@ -17,6 +17,7 @@ from attacks.core.model import routing
 from attacks.core.model.attention import recording
 from attacks.core.model.families import Structure, at_path, first, with_first
 from attacks.core.model.hooks import by_site
+from attacks.core.prompt import ANSWER, GENERATED
 from attacks.core.sites import ATTENTION_WEIGHTS, ROUTING, Site, Trace
 from attacks.core.weights import Change
 
@@ -31,7 +32,7 @@ class Pass:
     """Positions in the cache."""
     interventions: Sequence[Change] = ()
     roles: Tensor | None = None
-    """(B, T)"""
+    """(B, T); ANSWER at the tokens of an answer, which is given whole."""
 
 
 @dataclass(frozen=True)
@@ -168,7 +169,10 @@ def _context(place: Site, work: Pass, rows: Sequence[int] | None) -> Context:
     """What an intervention is told; `rows` are the positions computed, if not all."""
     at = torch.arange(work.embeds.shape[1]) if rows is None else torch.tensor(rows)
     positions = (at + work.past).to(work.embeds.device).expand(len(work.embeds), -1)
-    roles = work.roles
-    if roles is not None and rows is not None:
-        roles = roles[:, list(rows)]
-    return Context(place, 0, roles, None, positions)
+    if work.roles is None:
+        return Context(place, 0, None, None, positions)
+    given = work.roles == ANSWER
+    roles, steps = work.roles.masked_fill(given, GENERATED), given.cumsum(1)
+    if rows is not None:
+        roles, steps = roles[:, list(rows)], steps[:, list(rows)]
+    return Context(place, 0, roles, None, positions, steps)

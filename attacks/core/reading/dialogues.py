@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from attacks.core.prompt import GENERATED
+from attacks.core.prompt import with_answer
+from attacks.core.reading.states import LEAST_LOG_PROB
 from attacks.core.sites import Site
 from attacks.core.weights import Change
 
@@ -33,8 +34,8 @@ class Dialogue:
     def of(cls, model: Model, text: str, answer: str) -> Dialogue:
         """The request `text` with `answer`, as the model's own template writes it."""
         prompt = model.plain(text, target=answer)
-        generated = torch.full_like(prompt.target_ids, GENERATED)
-        return cls(prompt.sequence, torch.cat([prompt.roles, generated]), len(prompt.ids))
+        roles = with_answer(prompt.roles, prompt.target_ids)
+        return cls(prompt.sequence, roles, len(prompt.ids))
 
     def first_tokens(self, count: int) -> Dialogue:
         """This dialogue with at most the first `count` tokens of the answer."""
@@ -79,10 +80,20 @@ def cross_entropy(log_probs: Sequence[Tensor], dialogues: Sequence[Dialogue]) ->
 
 
 def divergence(before: Sequence[Tensor], after: Sequence[Tensor]) -> Tensor:
-    """() mean over dialogues of the mean KL(before || after) at the answer's tokens, nats."""
-    return torch.stack(
-        [
-            (one.exp() * (one - other)).sum(1).mean()
-            for one, other in zip(before, after, strict=True)
-        ]
-    ).mean()
+    """() mean over dialogues of the mean KL(before || after) at the answer's tokens, nats.
+
+    Tokens that are all but impossible count with a log-probability of `LEAST_LOG_PROB`, so that the
+    divergence stays finite.
+    """
+    found = []
+    for rows in zip(before, after, strict=True):
+        one, other = (row.clamp_min(LEAST_LOG_PROB) for row in rows)
+        found.append((one.exp() * (one - other)).sum(1).mean())
+    return torch.stack(found).mean()
+
+
+@torch.no_grad()
+def answer_kl(model: Model, dialogue: Dialogue, changes: Sequence[Change]) -> float:
+    """KL(as it is || changed) at the answer's tokens, nats a token."""
+    before, after = (answer_log_probs(model, [dialogue], made) for made in ((), changes))
+    return float(divergence(before, after))

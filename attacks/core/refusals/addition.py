@@ -15,8 +15,8 @@ from attacks.core.interventions import AddDirection
 from attacks.core.reading.answers import answers
 from attacks.core.refusals.directions import direction_at
 from attacks.core.refusals.fit_subspace import fit_by_gradient
-from attacks.core.refusals.subspace import fitted_on, fitting_dialogues, hold_out
-from attacks.core.refusals.verdicts import TOKENS, Check, Examiner
+from attacks.core.refusals.subspace import fitted_on, fitting_dialogues
+from attacks.core.refusals.verdicts import TOKENS, Check, Examiner, hold_out
 
 if TYPE_CHECKING:
     from attacks.core.model import Model

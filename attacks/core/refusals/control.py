@@ -196,10 +196,12 @@ class FirstToken(Intervention):
     def __call__(self, activation: Tensor, ctx: Context) -> Tensor:
         if ctx.step > 0:
             return activation
-        last = activation[:, -1]
+        every = torch.arange(len(activation), device=activation.device)
+        at = ctx.first(1, activation).sum(1) - 1
+        last = activation[every, at]
         # Double precision, since trained tokens are so sure that single would round them to one.
         chosen = self.rule((last.double() / self.temperature).softmax(-1))
         rows = (chosen != OWN).nonzero().squeeze(1)
         changed = activation.clone()
-        changed[rows, -1, chosen[rows]] = last[rows].amax(1) + _MARGIN
+        changed[rows, at[rows], chosen[rows]] = last[rows].amax(1) + _MARGIN
         return changed

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -17,16 +17,15 @@ from attacks.core.reading.dialogues import Dialogue
 from attacks.core.reading.states import last_token
 from attacks.core.refusals.fit_subspace import fit_subspace
 from attacks.core.refusals.independence import dependence
-from attacks.core.refusals.verdicts import TOKENS, Check, Examiner
+from attacks.core.refusals.verdicts import TOKENS, Check, Examiner, hold_out
 from attacks.core.sites import Site
+from attacks.core.weights import Change
 
 if TYPE_CHECKING:
     from attacks.core.model import Model
 
 #: Numbers of directions tried in turn.
 DIMENSIONS = (1, 2, 4)
-LEAST = 4
-"""Training behaviours of a kind, at least."""
 #: Prompts of a kind that directions are fitted on at most: more than a fit of this length sees.
 FITTED = 128
 SOURCES = ("gradient", "means")
@@ -55,6 +54,7 @@ def find_refusal_subspace(
     steps: int = 150,
     batch: int = 8,
     examiner: Examiner | None = None,
+    use: Callable[[Tensor], Change] | None = None,
 ) -> RefusalSubspace:
     """The fewest directions whose ablation undoes refusal and keeps harmless answers.
 
@@ -74,6 +74,7 @@ def find_refusal_subspace(
         steps: of each fit, at most.
         batch: dialogues of a kind in each step.
         examiner: of this model, where there is one; it may have been made from other held-out rows.
+        use: the change made with (k, D) directions, which is what is checked; by default ablation.
 
     Raises:
         BadInput: fewer than four behaviours of a kind, or a parameter that is out of range.
@@ -105,7 +106,7 @@ def find_refusal_subspace(
             )
             basis = start = found.value
             how = {"steps": found.steps, "target_loss": found.target_loss, "kl": found.kl}
-        check = examiner.check([AblateSubspace(basis, model.n_layers)])
+        check = examiner.check([use(basis) if use else AblateSubspace(basis, model.n_layers)])
         evidence = {"dimensions": k, "fit": how, "check": check.data}
         if k > 1:
             evidence["dependence"] = float(dependence(model, basis, examiner.harmful).max())
@@ -116,33 +117,6 @@ def find_refusal_subspace(
         (one for one in tried if one[1].good), min(tried, key=lambda one: one[1].cost)
     )
     return RefusalSubspace(basis, check, tuple(how for _, _, how in tried))
-
-
-def hold_out(
-    train: Sequence[Behavior], rng: Generator, *, who: str
-) -> tuple[list[Behavior], list[Behavior]]:
-    """Three quarters of each kind to fit on, and a quarter to check on.
-
-    Args:
-        train: behaviours of both kinds.
-        rng: draws the quarter.
-        who: what is fitted, for messages.
-
-    Raises:
-        BadInput: fewer than four behaviours of a kind.
-    """
-    fit, check = [], []
-    for flag, kind in ((True, "harmful"), (False, "harmless")):
-        rows = [row for row in train if row.harmful == flag]
-        if len(rows) < LEAST:
-            raise BadInput(
-                f"{who} needs at least {LEAST} {kind} training behaviours, got {len(rows)}"
-            )
-        order = torch.randperm(len(rows), generator=rng).tolist()
-        held = max(1, len(rows) // 4)
-        fit += [rows[at] for at in sorted(order[held:])]
-        check += [rows[at] for at in sorted(order[:held])]
-    return fit, check
 
 
 def fitted_on(fit: Sequence[Behavior]) -> tuple[list[Behavior], list[Behavior]]:

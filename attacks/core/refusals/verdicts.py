@@ -13,8 +13,10 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Generator
 
 from attacks.core.behavior import Behavior
+from attacks.core.errors import BadInput
 from attacks.core.reading.answers import answers
 from attacks.core.reading.dialogues import Dialogue, answer_log_probs, divergence, token_log_probs
 from attacks.core.refusals.coherence import fit_coherence, garbled
@@ -43,6 +45,35 @@ UNLIKELY = 0.01
 CHECKED, TOKENS = 24, 32
 #: Dialogues of a forward pass.
 _BATCH = 8
+#: Training behaviours of a kind, at least, where some are held out.
+LEAST = 4
+
+
+def hold_out(
+    train: Sequence[Behavior], rng: Generator, *, who: str
+) -> tuple[list[Behavior], list[Behavior]]:
+    """Three quarters of each kind to fit on, and a quarter to check on.
+
+    Args:
+        train: behaviours of both kinds.
+        rng: draws the quarter.
+        who: what is fitted, for messages.
+
+    Raises:
+        BadInput: fewer than four behaviours of a kind.
+    """
+    fit, check = [], []
+    for flag, kind in ((True, "harmful"), (False, "harmless")):
+        rows = [row for row in train if row.harmful == flag]
+        if len(rows) < LEAST:
+            raise BadInput(
+                f"{who} needs at least {LEAST} {kind} training behaviours, got {len(rows)}"
+            )
+        order = torch.randperm(len(rows), generator=rng).tolist()
+        held = max(1, len(rows) // 4)
+        fit += [rows[at] for at in sorted(order[held:])]
+        check += [rows[at] for at in sorted(order[:held])]
+    return fit, check
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from attacks.core.errors import BadInput
 from attacks.core.objectives import Bound
-from attacks.core.prompt import GENERATED, Prompt
+from attacks.core.prompt import Prompt, with_answer
 from attacks.core.search.openings import Begun, Halves
 from attacks.core.search.sharing import Group, common_filling, first_change, groups
 from attacks.core.shields import Toll, penalised, toll_of
@@ -99,7 +99,7 @@ class Evaluator:
         positions = [p for site in objective.reads for p in site.positions]
         self._length = max(positions) + 1
         self._first_read = min(positions)
-        self._roles = torch.cat([prompt.roles, torch.full_like(prompt.target_ids, GENERATED)])
+        self._roles = with_answer(prompt.roles, prompt.target_ids)
         self._start = min(int(prompt.slots.min()), self._first_read) if use_cache else 0
         self._prefix: Prefix | None = None
         if self._start:
