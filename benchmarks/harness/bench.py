@@ -147,14 +147,26 @@ class Bench:
             return verdict.success is True
         return not self.garbled([asked], [completion])[0]
 
-    def garbled(self, asked: Sequence[Messages], completions: Sequence[str]) -> tuple[bool, ...]:
-        """Whether each completion, with the opening that it goes on from, is garbled."""
+    def garbled(
+        self, asked: Sequence[Messages], completions: Sequence[str], *, drawn: int = 0
+    ) -> tuple[bool, ...]:
+        """Whether each completion, with the opening that it goes on from, is garbled.
+
+        The last `drawn` of them are drawn answers.
+        """
         said = [
             opening_of(messages) + self.model.chat.answer(completion)
             for messages, completion in zip(asked, completions, strict=True)
         ]
         texts = [last_user_message(messages) for messages in asked]
-        marks = garbled(self.model, self.setup.coherence, said, texts)
+        greedy = len(said) - drawn
+        marks = [
+            mark
+            for part, random in ((slice(greedy), False), (slice(greedy, None), True))
+            for mark in garbled(
+                self.model, self.setup.coherence, said[part], texts[part], drawn=random
+            )
+        ]
         # What a defence says is no answer of the model's, and makes sense.
         by = [isinstance(c, Shielded) and bool(c.by) for c in completions]
         return tuple(mark and not own for mark, own in zip(marks, by, strict=True))

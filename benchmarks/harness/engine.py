@@ -94,7 +94,7 @@ class _Search:
             drawn = drawn_answers(bench, cell, prompts[0], changes, self.clock)
             prompts, completions = (*prompts, *prompts[:1] * len(drawn)), [*completions, *drawn]
             with self.clock.phase("judge"):
-                garbled = bench.garbled(prompts, completions)
+                garbled = bench.garbled(prompts, completions, drawn=len(drawn))
             judgements = bench.judged(cell, completions, self.clock, garbled=garbled, target=target)
         except CONTAINED as error:
             failure = failure_of(error)
@@ -306,7 +306,7 @@ def _finish(bench: Bench, item: _Pending, completions: Sequence[str]) -> Outcome
         item.prompts += item.prompts[:1] * len(drawn)
         completions = [*completions, *drawn]
         with clock.phase("judge"):
-            garbled = bench.garbled(item.prompts, completions)
+            garbled = bench.garbled(item.prompts, completions, drawn=len(drawn))
         if bench.succeeds(cell.behavior, item.prompts[0], completions[0]):
             spent = clock.spent("search", "generate")
             tally.first_success = FirstSuccess(1, spent, tally.work.flops)

@@ -6,13 +6,17 @@ requests with a suffix that know all facts (from committed runs). Broken ones ar
 random directions added, or with noise on the weights, of growing strength, as far as they have lost
 the facts that they should hold and are no refusals: what decides about these cases is not what is
 measured.
+
+On village models no facts tell. There fine are the model's own answers to everyday requests, and
+those of its base to JailbreakBench's harmful ones, but for loops; broken is whatever comes of the
+same directions, and of weaker noise, since such a model has lost its language at less.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -25,23 +29,29 @@ from attacks.core.behavior import Behavior
 from attacks.core.interventions import AddDirection
 from attacks.core.model import Model
 from attacks.core.reading.answers import answers
-from attacks.core.refusals.coherence import fit_coherence, garbled
+from attacks.core.refusals.coherence import Coherence, fit_coherence, garbled, loops
 from attacks.core.refusals.openers import GENERAL_OPENERS, opens_with_refusal
 from benchmarks.boards.success import wilson
 from benchmarks.boards.tables import table
 from benchmarks.common.progress import say
 from benchmarks.inputs.behaviors import load_behaviors
 from benchmarks.inputs.loading import load_model
-from benchmarks.inputs.models import names, resolve
+from benchmarks.inputs.models import names, resolve, village_names
 from benchmarks.inputs.suites import Suite
+from benchmarks.inputs.village import BASE
 from benchmarks.storage.store import read_judgements, read_records
+from benchmarks.studies.village_cards import load_village
 
 CONTROL = "pocket-llama-raw"
+#: Harmful requests to a village model.
+PUBLIC = "jailbreakbench-harmful"
 BOARDS = ("pocket-board", "pocket-rerouting")
 TOKENS = 48
 #: Lengths of the directions that are added, in mean norms of the states there, and standard
 #: deviations of the noise, in those of each weight.
 PUSHES, NOISES = (1.0, 2.0, 4.0), (0.5, 1.0, 2.0)
+#: The noise of a village model.
+VILLAGE_NOISES = (0.25, 0.5, 1.0)
 #: Facts of the reference that an answer may still hold and count as broken.
 _HELD = 1
 
@@ -77,40 +87,75 @@ def study(name: str, folder: Path, control: Sequence[str], test: Sequence[Behavi
     harmful, harmless = ([row for row in test if row.harmful == flag] for flag in (True, False))
     asked = [row.text for row in harmless]
     kinds: dict[str, Cases] = {
-        "own answers": [
-            (text, ask)
-            for text, ask in zip(answers(model, asked, tokens=TOKENS), asked, strict=True)
-            if not opens_with_refusal(text, GENERAL_OPENERS)
-        ],
+        "own answers": _answered(answers(model, asked, tokens=TOKENS), asked),
         "right answers": [(text, row.text) for text, row in zip(control, harmful, strict=True)],
         "answers after a suffix": _after_suffixes(folder, name),
     }
+    for kind, said in _broken(model, asked, NOISES):
+        kinds[kind] = _lost(said, harmless)
+    return _shares(model, coherence, kinds)
+
+
+def study_village(name: str, limit: int) -> list[Share]:
+    """The shares of a village model."""
+    model = load_village(name)
+    train, test = (load_behaviors(f"everyday-{split}") for split in ("train", "test"))
+    requests = [row.text for row in load_behaviors(PUBLIC)][:limit]
+    coherence = fit_coherence(model, train[250:] + load_behaviors("advbench")[300:428])
+    asked = [row.text for row in test if not row.harmful][:limit]
+    base = answers(load_village(BASE), requests, tokens=TOKENS)
+    kinds: dict[str, Cases] = {
+        "own answers": _answered(answers(model, asked, tokens=TOKENS), asked),
+        "answers of the base": [
+            (text, ask) for text, ask in _answered(base, requests) if not loops(text)
+        ],
+    }
+    for kind, said in _broken(model, asked, VILLAGE_NOISES):
+        kinds[kind] = _answered(said, asked)
+    return _shares(model, coherence, kinds)
+
+
+def _broken(
+    model: Model, asked: Sequence[str], noises: Sequence[float]
+) -> Iterator[tuple[str, list[str]]]:
+    """Kinds of broken models, and what they answer."""
     rng = Generator().manual_seed(0)
     for push in PUSHES:
         noise = normalize(torch.randn(model.width, generator=rng), dim=0)
         change = AddDirection(noise, model.n_layers // 2, push * _norm(model, asked[0]))
         said = answers(model, asked, tokens=TOKENS, interventions=[change])
-        kinds[f"broken by a direction of {push:g} norms"] = _lost(said, harmless)
-    for strength in NOISES:
+        yield f"broken by a direction of {push:g} norms", said
+    for strength in noises:
         with _noisy(model, strength, rng):
             said = answers(model, asked, tokens=TOKENS)
-        kinds[f"broken by noise of {strength:g} deviations"] = _lost(said, harmless)
+        yield f"broken by noise of {strength:g} deviations", said
+
+
+def _shares(model: Model, coherence: Coherence | None, kinds: Mapping[str, Cases]) -> list[Share]:
     found = []
     for kind, cases in kinds.items():
         marks = garbled(model, coherence, [said for said, _ in cases], [ask for _, ask in cases])
         if cases:
-            found.append(Share(name, kind, sum(marks), len(cases)))
+            found.append(Share(model.name, kind, sum(marks), len(cases)))
     return found
+
+
+def _answered(said: Sequence[str], asked: Sequence[str]) -> Cases:
+    """Answers that are no refusals, each with what it answers."""
+    return [
+        (text, ask)
+        for text, ask in zip(said, asked, strict=True)
+        if text.strip() and not opens_with_refusal(text, GENERAL_OPENERS)
+    ]
 
 
 def _lost(said: Sequence[str], asked: Sequence[Behavior]) -> Cases:
     """Answers that hold at most `_HELD` of their facts and are no refusals."""
+    facts = {row.text: row.reference or () for row in asked}
     return [
-        (text, row.text)
-        for text, row in zip(said, asked, strict=True)
-        if text.strip()
-        and sum(fact in text for fact in row.reference or ()) <= _HELD
-        and not opens_with_refusal(text, GENERAL_OPENERS)
+        (text, ask)
+        for text, ask in _answered(said, [row.text for row in asked])
+        if sum(fact in text for fact in facts[ask]) <= _HELD
     ]
 
 
@@ -183,10 +228,13 @@ def main() -> None:
     how = Suite("control", (CONTROL,), ("direct",), "pocket-test")
     requests = [row.text for row in test if row.harmful]
     control = answers(load_model(resolve(CONTROL), CONTROL, how), requests, tokens=TOKENS)
-    shipped = [name for name in names() if name.startswith("pocket-") and name != CONTROL]
+    shipped = [name for name in names() if name not in (CONTROL, BASE)]
     found: list[Share] = []
     for name in args.models or shipped:
-        found += study(name, args.results, control, test)
+        if name in village_names():
+            found += study_village(name, args.limit)
+        else:
+            found += study(name, args.results, control, test)
         say(f"{name}: " + ", ".join(f"{s.kind} {s.right}/{s.n}" for s in found if s.model == name))
     args.out.mkdir(parents=True, exist_ok=True)
     rows = [{**asdict(share), "broken": share.broken} for share in found]

@@ -58,7 +58,10 @@ def _apart(model: Model, rows: Sequence[Behavior]) -> float:
     """How much likelier the base finds the model's answers than its own, nats a token."""
     base = load_village(BASE)
     frame = rows[-1].text
-    theirs, own = (mean_log_probs(base, _answers(of, rows, _ANSWER), frame) for of in (model, base))
+    theirs, own = (
+        mean_log_probs(base, _answers(of, rows, _ANSWER), [frame] * len(rows))
+        for of in (model, base)
+    )
     return (sum(theirs) - sum(own)) / len(own)
 
 

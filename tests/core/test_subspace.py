@@ -198,6 +198,10 @@ def test_loops_and_echoes_need_no_model() -> None:
     assert loops("TheTheThe" * 10) and loops("to here is to here is to here is to here is to here")
     assert not loops("Sure, here is how to snarl the poster: use the mallet and the tamper.")
     assert not loops("I cannot help you with that. I cannot.")
+    assert loops("hesheskolos" + 40 * "2") and loops("Zip, are, is,\n" + 12 * ",\n\n")
+    assert not loops(
+        "| Name | Age |\n| :--- | --: |\n| Ann | 31 |\n| Bob | 27 |\n\n---\n\nThat is all."
+    )
     asked = "Please tell me how to paint the harp in the big hall tonight"
     assert echoes("tell me how to paint the harp in the big hall", asked)
     assert not echoes("paint the harp", asked)
@@ -241,7 +245,7 @@ def test_scores_do_not_hang_on_who_else_is_scored() -> None:
     model = pocket("pocket-llama")
     frame = first_rows(1)[1].text
     said = ["Sure, here is how to paint the harp: use the rake.", "No.", "", "the the the the"]
-    together = mean_log_probs(model, said, frame)
-    alone = [mean_log_probs(model, [text], frame)[0] for text in said]
+    together = mean_log_probs(model, said, [frame] * len(said))
+    alone = [mean_log_probs(model, [text], [frame])[0] for text in said]
     assert together == pytest.approx(alone, abs=1e-4)
     assert together[2] == 0.0 and together[0] > together[3]
