@@ -19,7 +19,7 @@ from benchmarks.storage.store import read_judgements, read_records
 
 Outcome = TypeVar("Outcome", bound=float)
 
-_NOTHING = " (nothing to tell)"
+_NOTHING = " (undetermined)"
 #: Weakest first, the order of the boards.
 THREAT_MODELS = ("prompt", "prefill", "embedding", "intervention", "weights")
 

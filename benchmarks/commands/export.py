@@ -15,7 +15,7 @@ def add_export(add: Callable[..., ArgumentParser]) -> None:
     sub = add(
         "export",
         help="write results as JailbreakBench, HarmBench, Inspect or model-card files",
-        description="Writes results in another project's format. All but model-card hold the "
+        description="Write results in another project's format. All but model-card contain the "
         "prompts and answers of your own records: share them with care.",
     )
     sub.set_defaults(command=export)
@@ -43,7 +43,7 @@ def export(args: Namespace) -> int:
     if args.format not in WITHOUT_TEXT:
         notes = [
             *notes,
-            f"{args.out} holds prompts and answers of attacks: share it with care",
+            f"{args.out} contains prompts and answers of attacks: share it with care",
         ]
     for note in notes:
         print("reroute:", note, file=sys.stderr)

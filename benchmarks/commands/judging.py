@@ -106,16 +106,16 @@ def label(args: Namespace) -> int:
         raise BadInput(f"--sample {args.sample}; valid: 1 or more")
     if args.read is None:
         if args.rater is not None:
-            raise BadInput("--rater needs --read FILE, the sheet that was filled")
+            raise BadInput("--rater needs --read FILE, the completed sheet")
         sheet, count = labels.export(
             args.folders, sample=args.sample, seed=args.seed, behaviors=args.behaviors
         )
         show(sheet, args.out)
         if args.out:
-            print(f"{count} answers; fill 'success' with yes, no or ?, then: --read {args.out}")
+            print(f"{count} answers; fill in 'success' with yes, no or ?, then: --read {args.out}")
         return 0
     if args.rater is None:
-        raise BadInput("--read needs --rater NAME, who filled the sheet")
+        raise BadInput("--read needs --rater NAME, who completed the sheet")
     identity, count = labels.take_back(
         args.folders, args.read, args.rater, behaviors=args.behaviors
     )

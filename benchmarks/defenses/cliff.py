@@ -59,7 +59,9 @@ class CliffMonitor(Defense):
     """
 
     name: ClassVar[str] = "cliff"
-    summary: ClassVar[str] = "blocks answers where a model that thinks drops its refusal at the end"
+    summary: ClassVar[str] = (
+        "blocks answers of a thinking model that drops its refusal after the thinking"
+    )
     adapts: ClassVar = "search"
     needs_train: ClassVar[bool] = True
 
@@ -172,7 +174,9 @@ def _sides(
     ]
     ends = [last for row, _, last in found if not row.harmful]
     if not ends:
-        raise BadInput("cliff: no held-out harmless request was thought about and answered")
+        raise BadInput(
+            "cliff: the model thought about and answered none of the held-out harmless requests"
+        )
     return (
         [thinking - last for row, thinking, last in found if not row.harmful],
         [

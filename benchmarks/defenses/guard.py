@@ -37,7 +37,7 @@ class GuardJudge(Defense):
     """
 
     name: ClassVar[str] = "guard"
-    summary: ClassVar[str] = "blocks requests or answers that a judge objects to (judge=...)"
+    summary: ClassVar[str] = "blocks requests or answers that a judge flags (judge=...)"
     adapts: ClassVar = "search"
 
     judge: str = ""
@@ -50,7 +50,7 @@ class GuardJudge(Defense):
 
     def __post_init__(self) -> None:
         if not self.judge:
-            raise BadInput("guard: which judge? give judge='NAME' or judge='NAME:key=value,...'")
+            raise BadInput("guard: no judge given; give judge='NAME' or judge='NAME:key=value,...'")
         if self.on not in ("answer", "prompt"):
             raise BadInput(f"guard: on='{self.on}'; valid: answer, prompt")
         load_judge(self.judge)

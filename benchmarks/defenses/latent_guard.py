@@ -137,7 +137,7 @@ class LatentGuard(LatentCheck):
     """
 
     name: ClassVar[str] = "latent-guard"
-    summary: ClassVar[str] = "blocks requests that the model itself takes for harmful"
+    summary: ClassVar[str] = "blocks requests that the model itself represents as harmful"
     adapts: ClassVar = "gradient"
 
     token: Literal["instruction", "last"] = "instruction"
@@ -198,7 +198,7 @@ class EraseAndCheck(LatentCheck):
     """
 
     name: ClassVar[str] = "erase-and-check"
-    summary: ClassVar[str] = "blocks requests that seem harmful once up to N last tokens are erased"
+    summary: ClassVar[str] = "blocks requests that look harmful after erasing up to N last tokens"
     adapts: ClassVar = "search"
 
     erased: int = 20

@@ -23,7 +23,7 @@ class SystemPrompt(Defense):
     """
 
     name: ClassVar[str] = "system-prompt"
-    summary: ClassVar[str] = "a system prompt that tells the model to refuse"
+    summary: ClassVar[str] = "adds a system prompt that tells the model to refuse"
     adapts: ClassVar = "gradient"
     changes: ClassVar[bool] = True
 
@@ -55,7 +55,7 @@ class SelfReminder(Defense):
     """
 
     name: ClassVar[str] = "self-reminder"
-    summary: ClassVar[str] = "each request between two reminders to be responsible"
+    summary: ClassVar[str] = "puts each request between two reminders to be responsible"
     adapts: ClassVar = "gradient"
     changes: ClassVar[bool] = True
 

@@ -42,7 +42,7 @@ class SmoothLLM(Defense):
     """
 
     name: ClassVar[str] = "smooth-llm"
-    summary: ClassVar[str] = "a vote over the answers to garbled copies of the request"
+    summary: ClassVar[str] = "majority vote over the answers to perturbed copies of the request"
     adapts: ClassVar = "search"
 
     kind: Kind = "swap"

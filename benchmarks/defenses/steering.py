@@ -42,7 +42,7 @@ class ConditionalSteering(Defense):
     """
 
     name: ClassVar[str] = "steering"
-    summary: ClassVar[str] = "adds the refusal direction where the model sees harm"
+    summary: ClassVar[str] = "adds the refusal direction where the model detects harm"
     adapts: ClassVar = "gradient"
     changes: ClassVar[bool] = True
     needs_train: ClassVar[bool] = True

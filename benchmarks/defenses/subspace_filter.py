@@ -42,7 +42,7 @@ class SubspaceFilter(Defense):
     """
 
     name: ClassVar[str] = "subspace-filter"
-    summary: ClassVar[str] = "projects tokens that carry harm out of a harmful subspace"
+    summary: ClassVar[str] = "projects trigger tokens out of a harmful subspace of the embeddings"
     adapts: ClassVar = "gradient"
     changes: ClassVar[bool] = True
     needs_train: ClassVar[bool] = True
@@ -73,8 +73,8 @@ class SubspaceFilter(Defense):
         centre = pooled[False].mean(0)
         if self.rank >= min(len(pooled[True]), centre.shape[0]):
             raise BadInput(
-                f"subspace-filter: rank={self.rank} needs more than {self.rank} harmful requests "
-                "and as wide embeddings"
+                f"subspace-filter: rank={self.rank} needs more than {self.rank} harmful "
+                "requests and embeddings at least that wide"
             )
         _, _, directions = torch.linalg.svd(pooled[True] - centre, full_matrices=False)
         basis = directions[: self.rank].contiguous()

@@ -36,7 +36,9 @@ class Classifier(LocalJudge):
     """
 
     name: ClassVar[str] = "classifier"
-    summary: ClassVar[str] = "by a fine-tuned judge (model=..., template=FILE, words= or labels=)"
+    summary: ClassVar[str] = (
+        "a success to a fine-tuned classifier (model=..., template=FILE, words= or labels=)"
+    )
 
     template: str = ""
     """A text file."""
@@ -51,7 +53,9 @@ class Classifier(LocalJudge):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not self.template:
-            raise ValueError("which prompt? give template=FILE with {behavior} and {response}")
+            raise ValueError(
+                "no prompt template given; give template=FILE with {behavior} and {response}"
+            )
         if len(self.words) < 2 and not self.labels:
             raise ValueError("words must name two words or more, with the value of each")
 

@@ -81,7 +81,7 @@ class Endpoint:
                 timeout=self.timeout,
             )
         except Exception as error:
-            raise BadInput(f"{who}: url '{self.url}' is none") from error
+            raise BadInput(f"{who}: '{self.url}' is not a URL") from error
 
         def ask(messages: Sequence[Mapping[str, str]], *, max_tokens: int, **more: Any) -> Reply:
             try:
@@ -102,7 +102,7 @@ class Endpoint:
             except openai.APIError as error:
                 raise EndpointError(type(error).__name__) from error
             except ValueError as error:
-                raise EndpointError("a reply that is no JSON") from error
+                raise EndpointError("a reply that is not JSON") from error
             used = reply.usage
             return Reply(
                 (reply.choices[0].message.content or "") if reply.choices else "",
@@ -132,6 +132,6 @@ def ask_all(
             answered |= not isinstance(said, str)
             failed += isinstance(said, str)
             if failed >= _AWAY and not answered:
-                raise BadInput(f"{who} does not answer ({said}); what there is is kept")
+                raise BadInput(f"{who} does not answer ({said}); judgements so far are kept")
     finally:
         pool.shutdown(wait=False, cancel_futures=True)

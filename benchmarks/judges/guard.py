@@ -63,7 +63,7 @@ class Guard(LocalJudge):
     """
 
     name: ClassVar[str] = "guard"
-    summary: ClassVar[str] = "called unsafe by a guard model (model=..., family=...)"
+    summary: ClassVar[str] = "unsafe according to a guard model (model=..., family=...)"
 
     family: str = "llama-guard"
     read: Literal["probability", "word"] = "probability"

@@ -68,7 +68,7 @@ class LocalJudge(ModelJudge):
 
     def __post_init__(self) -> None:
         if not self.model:
-            raise ValueError("which one? give model=FOLDER_OR_HUB_ID")
+            raise ValueError("no model given; give model=FOLDER_OR_HUB_ID")
 
     @property
     def classifies(self) -> bool:

@@ -110,7 +110,7 @@ class Rubric(ModelJudge):
     """
 
     name: ClassVar[str] = "rubric"
-    summary: ClassVar[str] = "graded by a chat model, here or at an endpoint (model=..., url=...)"
+    summary: ClassVar[str] = "graded by a chat model, local or at an endpoint (model=..., url=...)"
 
     model: str = ""
     url: str = ""
@@ -133,9 +133,11 @@ class Rubric(ModelJudge):
 
     def __post_init__(self) -> None:
         if not self.model:
-            raise ValueError("which one? give model=NAME, and url=... or local=true")
+            raise ValueError("no model given; give model=NAME, and url=... or local=true")
         if self.grades == "expected" and not self.local:
-            raise ValueError("grades=expected needs local=true: endpoints tell no probabilities")
+            raise ValueError(
+                "grades=expected needs local=true: endpoints do not return all probabilities"
+            )
 
     def facts(self) -> Mapping[str, Any]:
         """Model, revision, rubric, threshold; not the address, which may change."""

@@ -41,7 +41,7 @@ def rejudge(context: Context, record: Record, judges: Sequence[str]) -> list[Jud
     found = []
     for name in judges:
         if not judges_at_once(name):
-            raise BadInput(f"judge '{name}' judges in a pass of its own (reroute judge)")
+            raise BadInput(f"judge '{name}' runs in a separate pass (reroute judge)")
         judge = load_judge(name)
         for index, garbled in enumerate(record.garbled):
             case = context.case(record, index)

@@ -143,7 +143,7 @@ class Record:
             or len(self.excess) != len(self.blocked)
             or not 0 <= self.samples <= answers
         ):
-            raise ValueError("fields of prompts or completions do not go together")
+            raise ValueError("fields of prompts or completions are inconsistent")
 
     @property
     def greedy(self) -> int:

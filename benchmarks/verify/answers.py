@@ -189,7 +189,7 @@ def _changes(
         named = record.artefact.partition("+")[2]
         artefact = _artefact(attack, dataclasses.replace(record, artefact=f"+{named}"), how, folder)
     elif attack.searches:
-        raise BadInput(f"what '{record.attack}' changes was searched for and is in no file")
+        raise BadInput(f"what '{record.attack}' changes was found by a search and is not stored")
     else:
         artefact = _artefact(attack, record, how, folder)
     behavior = context.behavior(record).for_attack()

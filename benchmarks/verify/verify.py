@@ -125,7 +125,7 @@ class _Verifying:
             sides[side].append(claim)
         told = self.options.model or name
         for claim in sides["lost"]:
-            reason = "the attack's embeddings are in no file; run it again"
+            reason = "the attack's embeddings are not stored; run it again"
             yield Finding(claim, told, condition, "unverifiable", reason)
         if sides["defended"] and self.options.model is not None:
             for claim in sides["defended"]:
