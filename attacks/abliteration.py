@@ -43,7 +43,9 @@ class Abliteration(ChangeAttack):
     """
 
     name: ClassVar[str] = "abliteration"
-    summary: ClassVar[str] = "takes refusal directions out of the output projections by degrees"
+    summary: ClassVar[str] = (
+        "removes refusal directions from the output projections, with a strength per layer"
+    )
     threat_model: ClassVar[ThreatModel] = ThreatModel.WEIGHTS
     needs_train: ClassVar[bool] = True
 

@@ -54,12 +54,12 @@ class Composed(Attack):
         for part in self.parts[1:]:
             if part.searches or part.threat_model not in _BEHIND:
                 raise BadInput(
-                    f"attack '{self.name}': '{part.name}' can only stand first; valid behind a '+' "
-                    "are attacks that change activations or weights or open the answer, without a "
-                    "search, such as refusal-direction or prefill"
+                    f"attack '{self.name}': '{part.name}' can only come first; valid after a "
+                    "'+' are attacks that change activations or weights or prefill the answer, "
+                    "without a search, such as refusal-direction or prefill"
                 )
         if sum(part.threat_model == ThreatModel.PREFILL for part in self.parts) > 1:
-            raise BadInput(f"attack '{self.name}': an answer can be opened only once")
+            raise BadInput(f"attack '{self.name}': an answer can be prefilled only once")
 
     @property
     def name(self) -> str:  # type: ignore[override]
@@ -70,7 +70,7 @@ class Composed(Attack):
     def summary(self) -> str:  # type: ignore[override]
         """One line."""
         behind = ", ".join(part.name for part in self.parts[1:])
-        return f"{self.parts[0].name} on the model as it is changed by {behind}"
+        return f"{self.parts[0].name} on the model as changed by {behind}"
 
     @property
     def threat_model(self) -> ThreatModel:  # type: ignore[override]

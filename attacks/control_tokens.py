@@ -38,7 +38,9 @@ class ControlTokenSteering(ChangeAttack):
     """
 
     name: ClassVar[str] = "control-tokens"
-    summary: ClassVar[str] = "chooses the control token that the model was trained to answer after"
+    summary: ClassVar[str] = (
+        "sets the control token with which the model was trained to open answers"
+    )
 
     mode: Literal["force", "threshold", "category", "sum", "bias"] = "force"
     """force: always the same token. threshold: refuse if p(refuse) reaches it (below zero: reaches

@@ -19,7 +19,7 @@ class Direct(Attack):
     """Sends the behaviour's text unchanged."""
 
     name: ClassVar[str] = "direct"
-    summary: ClassVar[str] = "the request as it stands, without an attack (baseline)"
+    summary: ClassVar[str] = "sends the request unchanged, without an attack (baseline)"
     threat_model: ClassVar[ThreatModel] = ThreatModel.PROMPT
     searches: ClassVar[bool] = False
 

@@ -40,7 +40,7 @@ class Experts(ChangeAttack):
     """
 
     name: ClassVar[str] = "experts"
-    summary: ClassVar[str] = "switches off the experts of a mixture that refusals go through"
+    summary: ClassVar[str] = "switches off the experts that mediate refusal in a mixture of experts"
     needs_train: ClassVar[bool] = True
 
     k: int = 4

@@ -34,7 +34,9 @@ class GCG(SuffixAttack):
     """
 
     name: ClassVar[str] = "gcg"
-    summary: ClassVar[str] = "greedy coordinate gradient: a suffix towards an affirmative answer"
+    summary: ClassVar[str] = (
+        "greedy coordinate gradient: optimises a suffix for an affirmative answer"
+    )
 
     loss: LossOptions = field(default_factory=LossOptions)
     moves: Moves = field(default_factory=Moves)

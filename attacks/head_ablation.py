@@ -39,7 +39,7 @@ class HeadAblation(ChangeAttack):
     """
 
     name: ClassVar[str] = "head-ablation"
-    summary: ClassVar[str] = "ablates the attention heads that carry refusal to the answer"
+    summary: ClassVar[str] = "ablates the attention heads that mediate refusal"
     needs_train: ClassVar[bool] = True
 
     direction: Literal["suppress", "restore"] = "suppress"

@@ -28,7 +28,9 @@ class PGD(Attack):
     """
 
     name: ClassVar[str] = "pgd"
-    summary: ClassVar[str] = "projected gradient descent on relaxed tokens, read off at each step"
+    summary: ClassVar[str] = (
+        "projected gradient descent on relaxed one-hot tokens, discretised at each step"
+    )
     threat_model: ClassVar[ThreatModel] = ThreatModel.PROMPT
 
     steps: int = 200

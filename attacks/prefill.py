@@ -26,7 +26,9 @@ class Prefill(Attack):
     """
 
     name: ClassVar[str] = "prefill"
-    summary: ClassVar[str] = "opens the answer with the affirmative target, and the model goes on"
+    summary: ClassVar[str] = (
+        "prefills the answer with the affirmative target, and the model continues"
+    )
     threat_model: ClassVar[ThreatModel] = ThreatModel.PREFILL
     searches: ClassVar[bool] = False
 
@@ -39,7 +41,7 @@ class Prefill(Attack):
         if self.words < 0:
             raise BadInput(f"prefill: words={self.words}: must be at least 0 (0: all)")
         if self.text is not None and not self.text.strip():
-            raise BadInput("prefill: text is blank; give the words that the answer opens with")
+            raise BadInput("prefill: text is blank; give the words that the answer begins with")
 
     def opening(self, behavior: Behavior) -> str:
         """The words put into the model's mouth.

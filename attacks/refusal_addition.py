@@ -27,7 +27,7 @@ class RefusalAddition(ChangeAttack):
     """
 
     name: ClassVar[str] = "refusal-addition"
-    summary: ClassVar[str] = "adds a vector fitted by gradient that undoes refusal, at one block"
+    summary: ClassVar[str] = "adds a vector at one block, fitted by gradient to remove refusal"
     needs_train: ClassVar[bool] = True
 
     layer: int | None = None

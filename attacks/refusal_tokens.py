@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from attacks.core.model import Model
 
 
-_NONE = "answers to harmful and to harmless prompts open alike, so no token is suppressed"
+_NONE = "answers to harmful and harmless prompts open alike, so no token is suppressed"
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,9 @@ class RefusalTokens(ChangeAttack):
     """
 
     name: ClassVar[str] = "refusal-tokens"
-    summary: ClassVar[str] = "suppresses the model's own refusal openers while it starts to answer"
+    summary: ClassVar[str] = (
+        "suppresses the model's own refusal openers in the first tokens of its answer"
+    )
     needs_train: ClassVar[bool] = True
 
     tokens: int = 8

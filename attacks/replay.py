@@ -31,7 +31,9 @@ class Replay(Attack):
     """
 
     name: ClassVar[str] = "replay"
-    summary: ClassVar[str] = "prompts from a JailbreakBench artifact or HarmBench test cases"
+    summary: ClassVar[str] = (
+        "sends existing prompts: a JailbreakBench artifact or HarmBench test cases"
+    )
     threat_model: ClassVar[ThreatModel] = ThreatModel.PROMPT
     searches: ClassVar[bool] = False
 

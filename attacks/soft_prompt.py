@@ -42,7 +42,7 @@ class SoftPrompt(Attack):
     """
 
     name: ClassVar[str] = "soft-prompt"
-    summary: ClassVar[str] = "embeddings that no tokens have, towards an affirmative answer"
+    summary: ClassVar[str] = "optimises continuous embeddings for an affirmative answer"
     threat_model: ClassVar[ThreatModel] = ThreatModel.EMBEDDING
 
     steps: int = 200

@@ -88,9 +88,7 @@ class SubspaceRerouting(SuffixAttack):
         own = {name: found.tensors[name] for name in OWN if name in found.tensors}
         check = dict(found.check)
         if reads_sets(found):
-            note = (
-                "the probes tell the training sets apart as well after the first block as anywhere"
-            )
+            note = "the probes separate the training sets as well after the first block as anywhere"
             check["notes"] = [note]
         return Artefact({**aimed.tensors, **own}, {**found.data, **aimed.data}, check=check)
 
@@ -144,7 +142,7 @@ class ProbeSSR(ResidualRerouting):
 
     name: ClassVar[str] = "ssr-probe"
     summary: ClassVar[str] = (
-        "subspace rerouting: a suffix that the model's own probes call harmless"
+        "subspace rerouting (SSR): a suffix that linear probes classify as harmless"
     )
 
     def objective(self, artefact: Artefact) -> Objective:
@@ -165,7 +163,9 @@ class SteeringSSR(ResidualRerouting):
     """SSR with refusal directions, in the form of the authors' code or of their paper."""
 
     name: ClassVar[str] = "ssr-steering"
-    summary: ClassVar[str] = "subspace rerouting: a suffix that steers against refusal directions"
+    summary: ClassVar[str] = (
+        "subspace rerouting (SSR): a suffix that steers against refusal directions"
+    )
 
     enough: float | None = None
     """None: the loss of an activation `_FAR` of the way from harmful to harmless prompts."""
@@ -232,7 +232,9 @@ class AttentionSSR(SubspaceRerouting):
     """SSR with the heads that carry refusal: they are made to look at the suffix instead."""
 
     name: ClassVar[str] = "ssr-attention"
-    summary: ClassVar[str] = "subspace rerouting: a suffix that distracts the heads behind refusal"
+    summary: ClassVar[str] = (
+        "subspace rerouting (SSR): a suffix that distracts the heads that mediate refusal"
+    )
 
     enough: float | None = 1.0
     heads: tuple[tuple[int, int], ...] = ()

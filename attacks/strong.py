@@ -33,7 +33,7 @@ class Strong(Attack):
 
     name: ClassVar[str] = "strong"
     summary: ClassVar[str] = (
-        "what works best in this suite: slots on both sides, own answer, merging"
+        "the strong default: slots on both sides, own answer as target, merging"
     )
     threat_model: ClassVar[ThreatModel] = ThreatModel.PROMPT
     needs_train: ClassVar[bool] = True

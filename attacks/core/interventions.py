@@ -137,7 +137,9 @@ class AddDirection(Intervention):
         if not self.roles:
             return activation + shift
         if ctx.roles is None:
-            raise BadInput("a direction added at some roles needs a pass that knows the roles")
+            raise BadInput(
+                "a direction added at some roles needs a forward pass with role information"
+            )
         chosen = torch.isin(ctx.roles, torch.tensor(self.roles, device=ctx.roles.device))
         if self.spare:
             chosen = chosen & (chosen.flip(-1).cumsum(-1).flip(-1) > self.spare)

@@ -74,7 +74,7 @@ class Layout:
         parts = _MARKS.split(self.template)
         places = parts.count("{slots}")
         if slots < places:
-            raise BadInput(f"{slots} slots cannot be shared out to {places} places")
+            raise BadInput(f"{slots} slots cannot be distributed over {places} places")
         counts = iter(slots // places + (at < slots % places) for at in range(places))
         return "".join(
             request if part == "{request}" else SLOT * next(counts) if part == "{slots}" else part

@@ -64,7 +64,7 @@ def test_other_models_that_an_attack_uses_are_told_the_same_date(tmp_path: Path)
 
 
 def test_a_template_that_draws_at_random_is_refused() -> None:
-    with pytest.raises(BadInput, match="another prompt each time"):
+    with pytest.raises(BadInput, match="a different prompt each time"):
         templated("{{ range(100000) | random }}|")
 
 
