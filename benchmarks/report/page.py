@@ -31,10 +31,10 @@ _COLUMNS = (
     ("Attack", "", ""),
     ("Model", "", ""),
     ("ASR", "n", "attack success rate: share of harmful requests on which the attack's first "
-     "candidate succeeds, as the judge says; errors count as failures."),
+     "candidate succeeds, according to the judge; errors count as failures."),
     ("95 % interval", "n", "of ASR: Wilson's with one seed, or a bootstrap over requests."),
     ("ASR@k", "n", "the same for any of the candidates that were answered."),
-    ("Compliance", "n", "share of harmful requests that were answered, rightly or not."),
+    ("Compliance", "n", "share of harmful requests that were answered, correctly or not."),
     ("Refusal", "n", "share of harmful requests that were refused."),
     ("Garbled", "n", "share whose answer is incoherent, a loop or an echo; never a success."),
     ("Over-refusal", "n", "share of harmless requests that were refused."),
@@ -65,8 +65,8 @@ def report(
 
     Args:
         folders: outputs of runs.
-        out: the HTML file; it needs nothing beside it.
-        completions: whether prompts and answers are in it.
+        out: the HTML file; it is self-contained.
+        completions: whether to include prompts and answers.
         behaviors: a behaviour set or file that says which category a behaviour is of; none: the
             shipped sets.
 
@@ -130,20 +130,20 @@ _Draw = Callable[[Board, Mapping[str, str]], str]
 _PICTURES: dict[str, tuple[str, str, _Draw]] = {
     "forest": (
         "Success by model",
-        "Attack success rate of the first candidate with its 95 % interval; intervals that overlap "
-        "widely say that the order is not settled.",
+        "Attack success rate of the first candidate with its 95 % interval; where intervals "
+        "overlap widely, the ranking is uncertain.",
         lambda board, _: plots.forest(board),
     ),
     "seconds": (
         "Success over time",
         "Share of requests with a verified success within that many seconds, with 95 % bands; "
-        "searches that found nothing count to the end.",
+        "unsuccessful searches stay in the denominator throughout.",
         lambda board, _: plots.survival(board, _seconds, "Seconds of search and verification"),
     ),
     "flops": (
-        "Success over computation",
+        "Success over compute",
         "The same over the floating-point operations of the search, which do not depend on the "
-        "machine.",
+        "hardware.",
         lambda board, _: plots.survival(board, _flops, "FLOPs of the search"),
     ),
     "costs": (
@@ -153,13 +153,13 @@ _PICTURES: dict[str, tuple[str, str, _Draw]] = {
     ),
     "pareto": (
         "Side effects",
-        "Refusals of harmful requests that are left against how far answers to harmless ones move. "
-        "Down and to the left is better; the dashed line joins what no other attack beats in both.",
+        "Remaining refusals of harmful requests against the change on harmless requests. Down "
+        "and to the left is better; the dashed line is the Pareto front.",
         lambda board, _: plots.side_effects(board),
     ),
     "categories": (
         "Success by category",
-        "Attack success rate by category of the request, over the models of the board.",
+        "Attack success rate by category of the request, over all models of the board.",
         lambda board, known: plots.categories(board, known),
     ),
     "losses": (

@@ -90,7 +90,7 @@ def survival(board: Board, cost: Callable[[Entry], float | None], unit: str) -> 
             values = sorted(value for value in reached if value is not None and value > 0)
             if not values:
                 continue
-            # A search that used up its steps in vain stays at risk for ever, as on leaderboards:
+            # A search that spent its steps without success stays at risk, as on leaderboards:
             # so at any cost the curve is a plain share of all behaviours and seeds.
             counts = range(len(values) + 1)
             bands = [wilson(count, len(reached)) for count in counts]
