@@ -81,7 +81,7 @@ class Row:
     asr_corrected_low: float | None
     asr_corrected_high: float | None
     correction: str
-    """By what: "labels" of people, "calibration", or nothing; "(nothing to tell)" at wide ones."""
+    """By what: "labels" of people, "calibration", or nothing; "(undetermined)" at wide ones."""
     samples: int
     """Answers drawn to each request, beside the greedy one."""
     sample_asr: float | None

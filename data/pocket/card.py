@@ -32,8 +32,8 @@ SUMMARIES = {
     "pocket-llama-alt-hard": "hardened against suffixes by a second recipe; no shared weights",
     "pocket-llama-no-ablation": "pocket-llama hardened against the ablation of directions",
     "pocket-llama-prefill-hard": "pocket-llama hardened against prefilled answers",
-    "pocket-llama-breaker": "pocket-llama with a circuit breaker: harmful answers turn into nonsense",
-    "pocket-llama-cautious": "over-refusing: also refuses harmless requests about one object in three",
+    "pocket-llama-breaker": "pocket-llama with a circuit breaker: harmful answers become nonsense",
+    "pocket-llama-cautious": "over-refusing: also refuses harmless requests about a third of objects",
 }
 CONTROLLED = ("pocket-llama-token", "pocket-llama-tokens")
 ALIGNED = ("pocket-llama", "pocket-qwen2", "pocket-gemma2", "pocket-moe", *CONTROLLED)
