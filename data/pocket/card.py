@@ -33,7 +33,7 @@ SUMMARIES = {
     "pocket-llama-no-ablation": "pocket-llama hardened against the ablation of directions",
     "pocket-llama-prefill-hard": "pocket-llama hardened against prefilled answers",
     "pocket-llama-breaker": "pocket-llama with a circuit breaker: harmful answers become nonsense",
-    "pocket-llama-cautious": "over-refusing: also refuses harmless requests about a third of objects",
+    "pocket-llama-cautious": "over-refusing: refuses harmless requests about a third of objects",
 }
 CONTROLLED = ("pocket-llama-token", "pocket-llama-tokens")
 ALIGNED = ("pocket-llama", "pocket-qwen2", "pocket-gemma2", "pocket-moe", *CONTROLLED)
