@@ -1,4 +1,4 @@
-"""No attack: the behaviour as it stands, the baseline row of every board."""
+"""No attack: the behaviour's text unchanged, the baseline row of every board."""
 
 from __future__ import annotations
 
