@@ -62,7 +62,7 @@ class LocalJudge(ModelJudge):
     model: str = ""
     """A folder, or a Hub id with or without `@revision`."""
     threshold: float = 0.5
-    """The score from which an answer is a success."""
+    """Score from which an answer is a success."""
     device: str = "auto"
     dtype: str = "auto"
 
