@@ -15,8 +15,7 @@ Status = Literal["ok", "error", "out_of_memory", "budget"]
 
 @dataclass(frozen=True)
 class Seconds:
-    """Wall-clock seconds by phase. `prepare` is the artefact's original cost, even if it was
-    reused."""
+    """Wall-clock seconds by phase. `prepare` is the artefact's original cost, also when reused."""
 
     prepare: float = 0.0
     search: float = 0.0
