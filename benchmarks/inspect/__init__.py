@@ -1,4 +1,4 @@
-"""A look into one model: where refusal can be read in it, and what attacks do to that."""
+"""Analysis of one model: where it represents refusal, and what attacks do to that."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A study of control tokens (arXiv 2412.06748): thresholds, categories, and what texts then do."""
+"""A study of control tokens (arXiv 2412.06748): thresholds, categories, and resulting texts."""
 
 from __future__ import annotations
 
