@@ -44,7 +44,7 @@ class Pair:
     flipped: int
     """Of these, those which the other judge orders the other way."""
     flip_chance: float | None
-    """Mean share of flipped ones when behaviours are drawn anew: what the data leave open."""
+    """Mean share of flipped ones when behaviours are resampled: what the data leave open."""
 
 
 @dataclass(frozen=True)

@@ -83,7 +83,7 @@ class Row:
     correction: str
     """By what: "labels" of people, "calibration", or nothing; "(undetermined)" at wide ones."""
     samples: int
-    """Answers drawn to each request, beside the greedy one."""
+    """Answers drawn to each request, besides the greedy one."""
     sample_asr: float | None
     """Mean probability of success of a drawn answer to the first candidate."""
     sample_asr_low: float | None

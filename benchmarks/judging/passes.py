@@ -1,4 +1,4 @@
-"""Judging as a pass of its own: what is recorded is judged, and no attacked model is loaded."""
+"""Judging as a separate pass: what is recorded is judged, and no attacked model is loaded."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ class _Folder:
     _cases: list[tuple[_Place, Case]] = field(default_factory=list)
 
     def cases(self) -> list[tuple[_Place, Case]]:
-        """Each recorded answer and what a judge is shown of it, read anew."""
+        """Each recorded answer and what a judge is shown of it, read again."""
         self._cases = [
             (_place(self.path, record, index), self.context.case(record, index))
             for record in read_records(self.path)

@@ -35,7 +35,7 @@ def rejudge(context: Context, record: Record, judges: Sequence[str]) -> list[Jud
     """What judges say of all answers of a record; what is garbled is no success.
 
     Raises:
-        BadInput: an unknown judge, or one that judges in a pass of its own; a behaviour that is
+        BadInput: an unknown judge, or one that judges in a separate pass; a behaviour that is
             not to be found.
     """
     found = []

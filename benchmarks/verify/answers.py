@@ -1,4 +1,4 @@
-"""Answers made anew: from the string alone, or with the artefact that a record names."""
+"""Regenerated answers: from the string alone, or with the artefact that a record names."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ TOKENS = 64
 
 @dataclass(frozen=True)
 class Anew:
-    """An answer made anew, or why there is none."""
+    """A regenerated answer, or why there is none."""
 
     answer: str = ""
     reason: str = ""

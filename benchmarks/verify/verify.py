@@ -71,7 +71,7 @@ class Finding:
 
     @property
     def reproduces(self) -> bool:
-        """Whether the answer made anew is a success."""
+        """Whether the regenerated answer is a success."""
         return self.status in ("same", "other")
 
 
