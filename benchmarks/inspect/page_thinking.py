@@ -81,7 +81,7 @@ def _excess(found: Thinking) -> list[str]:
     return [
         "The control decides what such a cliff means: harmless requests that are thought about and "
         "answered have no refusal to lose, so only the excess of harmful, answered requests "
-        "over these is a cliff. That is {' / '.join(map(number, excess))} (cliff minus cliff "
+        f"over these is a cliff. That is {' / '.join(map(number, excess))} (cliff minus cliff "
         "of harmless requests, "
         "by layer). Where it is near 0, the probe takes all thinking as refusal, and its "
         "plateau says nothing."
