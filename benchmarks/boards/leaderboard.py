@@ -195,7 +195,7 @@ def _footnotes(board: Sequence[Row]) -> list[str]:
             )
         if set(row.sources) - {_USUAL}:
             told = ", ".join(f"{text(name)} ({count})" for name, count in row.sources.items())
-            notes.append(f"{named(row)} targeted: {told}.")
+            notes.append(f"{named(row)} aimed at: {told}.")
     return list(dict.fromkeys([*notes, *defense_notes(board)]))
 
 

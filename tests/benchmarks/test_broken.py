@@ -49,4 +49,4 @@ def test_an_own_answer_that_is_a_refusal_is_fallen_back_from_and_shown(tmp_path:
     assert run(suite("pocket-llama-token", attack, limit=1, judges=()), tmp_path)
     (record,) = read_records(tmp_path)
     assert record.source == "own answer, subspace" and record.verdict.startswith("good")
-    assert "targeted: own answer, subspace (1)." in render(read_rows([tmp_path]), "md")
+    assert "aimed at: own answer, subspace (1)." in render(read_rows([tmp_path]), "md")
