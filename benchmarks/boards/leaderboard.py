@@ -39,7 +39,7 @@ START, END = "<!-- leaderboard:start -->", "<!-- leaderboard:end -->"
 #: The attack that changes nothing: shown on every board, for comparison.
 BASELINE = "direct"
 
-#: The usual target of searches for the model's own answer, which needs no footnote.
+#: What searches that aim at own answers aim at where nothing was amiss.
 _USUAL = "own answer, direction"
 #: Share of garbled answers from which a row is marked.
 _BROKEN = 0.1
