@@ -77,5 +77,5 @@ def test_several_templates_without_a_default_are_one_line() -> None:
 
 
 def test_a_date_that_is_none_is_named() -> None:
-    with pytest.raises(BadInput, match=r"date '26\.7\.2024' is not one; valid: YYYY-MM-DD"):
+    with pytest.raises(BadInput, match=r"date '26\.7\.2024' is not a date; valid: YYYY-MM-DD"):
         dated(day="26.7.2024")
