@@ -1,6 +1,6 @@
 """Attacks on chat models; `attacks.load("gcg", steps=100)` makes one.
 
-The names below are imported when they are first used, for most of them bring torch along.
+The names below are imported on first use, because most of them import torch.
 """
 
 from importlib import import_module

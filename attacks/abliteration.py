@@ -1,4 +1,4 @@
-"""Abliteration: refusal directions taken out of the output projections, layer by layer."""
+"""Abliteration: refusal directions removed from the output projections, layer by layer."""
 
 from __future__ import annotations
 
@@ -34,16 +34,19 @@ _EVEN = Kernel()
 
 @dataclass(frozen=True)
 class Abliteration(ChangeAttack):
-    """Directional weight edits as common tools make them (compared in arXiv 2512.13655).
+    """Directional weight edits as in common tools (compared in arXiv 2512.13655).
 
-    Unit differences in means at the blocks' outputs are taken out of attention's output projection
-    and the MLP's down projection with a strength for each layer. Embeddings and biases stay, so the
-    direction is still in the stream. With `trials` the strengths are searched for, towards few
-    refusals and a small change of harmless prompts, and the artefact keeps the Pareto front.
+    Unit differences in means at the blocks' outputs are removed from attention's output projection
+    and the MLP's down projection with a strength for each layer. Embeddings and biases are
+    unchanged, so the direction still occurs in the stream. With `trials` the strengths are
+    searched, trading off refusals against the change on harmless prompts, and the artefact keeps
+    the Pareto front.
     """
 
     name: ClassVar[str] = "abliteration"
-    summary: ClassVar[str] = "takes refusal directions out of the output projections by degrees"
+    summary: ClassVar[str] = (
+        "removes refusal directions from the output projections, with a strength per layer"
+    )
     threat_model: ClassVar[ThreatModel] = ThreatModel.WEIGHTS
     needs_train: ClassVar[bool] = True
 
@@ -51,16 +54,16 @@ class Abliteration(ChangeAttack):
     """plain: W - strength r r^T W. projected: r without its component along the harmless mean.
     norm-preserving: the rows keep their lengths."""
     scope: Literal["global", "layer"] = "global"
-    """One direction for all blocks, or each block's own."""
+    """One direction for all blocks, or a separate one for each block."""
     depth: float | None = None
-    """With one: the block whose output gives it, from 0 to 1 of the depth; none: chosen among those
-    of the first four fifths, as with trials."""
+    """With one direction: the block whose output gives it, from 0 to 1 of the depth; none: chosen
+    among those of the first four fifths, as with trials."""
     attention: Kernel = _EVEN
     mlp: Kernel = _EVEN
     trials: int = 0
-    """Of the search for depth and strengths, which needs optuna; 0: none."""
+    """Trials of the search for depth and strengths, which needs optuna; 0: no search."""
     max_kl: float = 0.5
-    """KL on harmless prompts, in nats, up to which fewer refusals are preferred."""
+    """KL on harmless prompts, in nats, below which fewer refusals are preferred."""
 
     def prepare(self, model: Model, train: Sequence[Behavior], *, rng: Generator) -> Artefact:
         """Fit directions on three quarters of the prompts; measure, or search, on the rest.
@@ -114,7 +117,7 @@ class Abliteration(ChangeAttack):
         return Artefact({"directions": edit.directions, **strengths}, data, check=check.data)
 
     def change(self, model: Model, artefact: Artefact) -> Change:
-        """The directions taken out of the output projections."""
+        """The directions removed from the output projections."""
         attention, mlp = (tuple(artefact.tensors[name].tolist()) for name in ("attention", "mlp"))
         return Abliterate(
             artefact.tensors["directions"],

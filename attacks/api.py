@@ -1,8 +1,8 @@
 """What a plugin may import: every name here, and `benchmarks.judges` and `benchmarks.defenses`.
 
-These names stay. One that has to go is kept for one minor version after the one that announces it
-in CHANGELOG.md, and warns with `DeprecationWarning` meanwhile; whatever is imported from elsewhere
-may move without notice.
+These names are stable. A name to be removed is announced in CHANGELOG.md and kept for one more
+minor version, with a `DeprecationWarning`; whatever is imported from elsewhere may move without
+notice.
 """
 
 from attacks.attack import (

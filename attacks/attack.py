@@ -1,4 +1,4 @@
-"""The attack contract: what every technique, shipped or third-party, gives and gets."""
+"""The attack interface: what every technique, shipped or third-party, receives and returns."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ __all__ = [
 
 
 class ThreatModel(StrEnum):
-    """What the attacker may change, weakest first; boards never rank across them."""
+    """What the attacker may change, weakest first; boards never rank across threat models."""
 
     PROMPT = "prompt"
     PREFILL = "prefill"
@@ -46,18 +46,18 @@ class ThreatModel(StrEnum):
 
 @dataclass(frozen=True, eq=False)
 class Step:
-    """Where an attack stands after one step."""
+    """The state of an attack after one step."""
 
     prompts: tuple[Messages, ...]
-    """What to send, best first, ranked by the attack alone."""
+    """Prompts to send, best first, ranked by the attack alone."""
     interventions: tuple[Change, ...] = ()
-    """What to change in the model while it answers: activations, or weights."""
+    """Changes to the model while it answers: to activations, or to weights."""
     loss: float | None = None
     state: State = field(default_factory=dict)
     target: str | None = None
-    """What the answer is to begin with, where that is not the behaviour's own target."""
+    """How the answer should begin, if not with the behaviour's own target."""
     source: str = ""
-    """Where what is aimed at is from, in words, for attacks that choose or fall back."""
+    """Origin of the target, in words, for attacks that choose one or use a fallback."""
 
 
 @dataclass(frozen=True)
@@ -105,14 +105,14 @@ class Attack(ABC):
     ) -> Iterator[Step]:
         """Yield a `Step` after each step of the search, best prompts first.
 
-        The harness owns clock, budget, verification and checkpoints: it may stop asking at any
-        step, and passes the `state` of a step as `state` to go on from there.
+        The harness owns timing, budget, verification and checkpoints: it may stop iterating at any
+        step, and passes the `state` of a step as `state` to resume from there.
         """
 
 
 @dataclass(frozen=True)
 class ChangeAttack(Attack):
-    """The plain request, asked of a changed model: a subclass says what is changed."""
+    """The plain request, sent to a changed model: a subclass defines the change."""
 
     threat_model: ClassVar[ThreatModel] = ThreatModel.INTERVENTION
     searches: ClassVar[bool] = False
@@ -150,7 +150,7 @@ class ChangeAttack(Attack):
 
 @dataclass(frozen=True)
 class SuffixAttack(Attack):
-    """A search for a suffix: a subclass says what is pursued, and may set other numbers.
+    """A search for a suffix: a subclass defines what is pursued, and may set other numbers.
 
     The defaults suit small models and a quick first look.
     """
@@ -163,13 +163,13 @@ class SuffixAttack(Attack):
     width: int = 128
     """Candidates drawn in each step."""
     topk: int = 64
-    """Tokens of each slot that the gradient puts up for choice."""
+    """Tokens per slot that the gradient proposes."""
     slots: int = 10
     """Length of the suffix in tokens."""
     n_replace: int = 1
     """Tokens changed in each candidate."""
     buffer: int = 1
-    """This and what follows: see `CoordinateSearch`."""
+    """For this and the following see `CoordinateSearch`."""
     replace_coefficient: float = 0.0
     patience: int = 0
     early_stop: float | None = None

@@ -1,4 +1,4 @@
-"""Attacks put together: one prompts or searches, on the model as the others change it."""
+"""Combinations of attacks: one prompts or searches, on the model as changed by the others."""
 
 from __future__ import annotations
 
@@ -28,21 +28,22 @@ class Effect:
     interventions: tuple[Change, ...] = ()
     """Those of the rightmost part first, as they are applied."""
     opening: str | None = None
-    """What the answer is opened with."""
+    """The prefill of the answer."""
 
 
 @dataclass(frozen=True)
 class Composed(Attack):
-    """`first+second+...`: each part acts on the model as all parts to its right change it.
+    """`first+second+...`: each part acts on the model as changed by all parts to its right.
 
-    So of `gcg+refusal-direction` the direction is fitted to the plain model, and GCG is prepared
-    and run on the model with that direction ablated; at a site where several parts intervene, the
-    rightmost comes first. Grouping makes no difference (`(a+b)+c` is `a+(b+c)`), the order does.
+    In `gcg+refusal-direction` the direction is fitted to the plain model, and GCG is prepared and
+    run on the model with that direction ablated; at a site where several parts intervene, the
+    rightmost comes first. Grouping makes no difference (`(a+b)+c` is `a+(b+c)`), order does. The
+    first part may be any attack, and decides what is sent. The parts after it must take a single
+    step and change activations or weights, or prefill the answer.
 
-    The first part may be any attack, and says what is sent. Those behind it must take a single step
-    and change activations or weights, or open the answer. An opening changes no model: it is put
-    behind what the first part sends, which searches as it would alone. While a search scores a
-    target in one pass, interventions are told that all of it is decoding step 0.
+    A prefill changes no model: it is appended to what the first part sends, which searches as it
+    would alone. When a search scores a target in one pass, interventions treat all of it as
+    decoding step 0.
     """
 
     parts: tuple[Attack, ...]
@@ -54,12 +55,12 @@ class Composed(Attack):
         for part in self.parts[1:]:
             if part.searches or part.threat_model not in _BEHIND:
                 raise BadInput(
-                    f"attack '{self.name}': '{part.name}' can only stand first; valid behind a '+' "
-                    "are attacks that change activations or weights or open the answer, without a "
-                    "search, such as refusal-direction or prefill"
+                    f"attack '{self.name}': '{part.name}' can only come first; valid after a "
+                    "'+' are attacks that change activations or weights or prefill the answer, "
+                    "without a search, such as refusal-direction or prefill"
                 )
         if sum(part.threat_model == ThreatModel.PREFILL for part in self.parts) > 1:
-            raise BadInput(f"attack '{self.name}': an answer can be opened only once")
+            raise BadInput(f"attack '{self.name}': an answer can be prefilled only once")
 
     @property
     def name(self) -> str:  # type: ignore[override]
@@ -70,7 +71,7 @@ class Composed(Attack):
     def summary(self) -> str:  # type: ignore[override]
         """One line."""
         behind = ", ".join(part.name for part in self.parts[1:])
-        return f"{self.parts[0].name} on the model as it is changed by {behind}"
+        return f"{self.parts[0].name} on the model as changed by {behind}"
 
     @property
     def threat_model(self) -> ThreatModel:  # type: ignore[override]

@@ -1,4 +1,4 @@
-"""Control-token steering: decide in the model's place which token opens its answer."""
+"""Control-token steering: set the token with which the model opens its answer."""
 
 from __future__ import annotations
 
@@ -38,27 +38,29 @@ class ControlTokenSteering(ChangeAttack):
     """
 
     name: ClassVar[str] = "control-tokens"
-    summary: ClassVar[str] = "chooses the control token that the model was trained to answer after"
+    summary: ClassVar[str] = (
+        "sets the control token with which the model was trained to open answers"
+    )
 
     mode: Literal["force", "threshold", "category", "sum", "bias"] = "force"
     """force: always the same token. threshold: refuse if p(refuse) reaches it (below zero: reaches
     p(respond)), for models with one refusal token. category: a threshold on the likeliest
     category, if it is one of `categories`. sum: one on their sum. bias: on their logits."""
     direction: Literal["suppress", "induce"] = "suppress"
-    """Refusals: of the forced token, of the bias, and of thresholds that are not given."""
+    """What to do with refusals; applies to the forced token, the bias, and default thresholds."""
     categories: tuple[str, ...] = ()
-    """Which the mode is about, by their tokens' names without brackets; none: all."""
+    """Categories to act on, by their tokens' names without brackets; none: all."""
     thresholds: tuple[float, ...] = ()
-    """On probabilities: one, or with `category` one for each of `categories`. None given: out of
-    reach (suppress) or always reached (induce)."""
+    """Thresholds on probabilities: one, or with `category` one for each of `categories`. None
+    given: never reached (suppress) or always reached (induce)."""
     bias: float = 100.0
-    """How far the logits of `categories` are moved."""
+    """Shift of the logits of `categories`."""
     temperature: float = 1.0
-    """Of the probabilities that thresholds are compared with."""
+    """Temperature of the probabilities that thresholds are compared with."""
     respond: str = ""
-    """The token that opens answers, where it is not found by itself."""
+    """The token that opens answers, if it cannot be detected."""
     refuse: tuple[str, ...] = ()
-    """The tokens that open refusals, where they are not found by themselves."""
+    """The tokens that open refusals, if they cannot be detected."""
 
     def prepare(self, model: Model, train: Sequence[Behavior], *, rng: Generator) -> Artefact:
         """Find the control tokens; `data` holds the categories' names.
@@ -72,7 +74,7 @@ class ControlTokenSteering(ChangeAttack):
         return Artefact(ids, {"names": list(found.names)})
 
     def change(self, model: Model, artefact: Artefact) -> Change:
-        """The first token decided; see `intervention`."""
+        """The intervention that sets the first token; see `intervention`."""
         tokens = ControlTokens(
             int(artefact.tensors["respond"]),
             tuple(artefact.tensors["refuse"].tolist()),

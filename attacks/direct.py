@@ -1,4 +1,4 @@
-"""No attack: the behaviour as it stands, the baseline row of every board."""
+"""No attack: the behaviour's text unchanged, the baseline row of every board."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Direct(Attack):
     """Sends the behaviour's text unchanged."""
 
     name: ClassVar[str] = "direct"
-    summary: ClassVar[str] = "the request as it stands, without an attack (baseline)"
+    summary: ClassVar[str] = "sends the request unchanged, without an attack (baseline)"
     threat_model: ClassVar[ThreatModel] = ThreatModel.PROMPT
     searches: ClassVar[bool] = False
 

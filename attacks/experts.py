@@ -1,4 +1,4 @@
-"""Mixture of tunable experts: switch off the experts that refusals go through, or force them on."""
+"""Mixture of tunable experts: switch off the experts that mediate refusal, or force them on."""
 
 from __future__ import annotations
 
@@ -36,22 +36,24 @@ class Experts(ChangeAttack):
     """Mixture of Tunable Experts (arXiv 2502.11096).
 
     Maps of how often each expert reads a training prompt's tokens are contrasted between prompts
-    that the model refuses and those that it answers; the k experts most at home in refusals are
-    switched off at every token. Their `k` was 10 of 14,848.
+    that the model refuses and those that it answers; the k experts most specific to refusals are
+    switched off at every token. The paper's `k` was 10 of 14,848.
     """
 
     name: ClassVar[str] = "experts"
-    summary: ClassVar[str] = "switches off the experts of a mixture that refusals go through"
+    summary: ClassVar[str] = "switches off the experts that mediate refusal in a mixture of experts"
     needs_train: ClassVar[bool] = True
 
     k: int = 4
-    """Experts changed, over all blocks."""
+    """Number of experts changed, over all blocks."""
     mode: Literal["off", "on"] = "off"
     """on: force them on instead, which should make the model refuse harmless requests."""
     when: Literal["before", "after"] = "before"
-    """Switch off before top-k, so that the next best is promoted, or after; on is always after."""
+    """Switch off before top-k, so that the next best expert is promoted, or after; mode on is
+    always after."""
     draw: int | None = None
-    """Seed of a uniform draw of as many experts, the control; none: the most relevant ones."""
+    """Seed of a uniform draw of as many experts, as the control; none: the most relevant
+    experts."""
 
     def prepare(self, model: Model, train: Sequence[Behavior], *, rng: Generator) -> Artefact:
         """Choose the experts: `data["experts"]`, pairs of block and index, most relevant first.

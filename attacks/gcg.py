@@ -1,4 +1,4 @@
-"""Greedy coordinate gradient, and what was made of it: suffixes towards an affirmative answer."""
+"""Greedy coordinate gradient and its successors: suffixes optimised for an affirmative answer."""
 
 from __future__ import annotations
 
@@ -28,13 +28,15 @@ if TYPE_CHECKING:
 class GCG(SuffixAttack):
     """GCG (Zou et al. 2023, arXiv 2307.15043) with multi-position swaps and a buffer.
 
-    With buffer=1 it never steps back. The published setting is
-    steps=500, width=512, topk=256, slots=20, buffer=0. Groups of options hold what later work
-    changed; they compose, and with their defaults the search is the plain one.
+    With buffer=1 it never accepts a worse suffix. The published setting is steps=500, width=512,
+    topk=256, slots=20, buffer=0. Groups of options hold the changes of later work; they can be
+    combined, and with their defaults the search is the plain one.
     """
 
     name: ClassVar[str] = "gcg"
-    summary: ClassVar[str] = "greedy coordinate gradient: a suffix towards an affirmative answer"
+    summary: ClassVar[str] = (
+        "greedy coordinate gradient: optimises a suffix for an affirmative answer"
+    )
 
     loss: LossOptions = field(default_factory=LossOptions)
     moves: Moves = field(default_factory=Moves)
@@ -66,11 +68,11 @@ class GCG(SuffixAttack):
 
 @dataclass(frozen=True)
 class RefusalGCG(GCG):
-    """GCG that looks at how the model refuses, beside the target.
+    """GCG that also targets the model's own way of refusing.
 
     Refusal openers and the refusal direction are fitted on training prompts; both terms are bounded
-    below, so that neither can outweigh the target for ever. target="own" asks for what the model
-    itself answers with the direction ablated, in place of the behaviour's target.
+    below, so neither can outweigh the target forever. target="own" optimises for what the model
+    itself answers with the direction ablated, instead of the behaviour's target.
     """
 
     name: ClassVar[str] = "gcg-refusal"
@@ -83,7 +85,7 @@ class RefusalGCG(GCG):
     """Weight of `RefusalProjection`."""
     target: Literal["given", "own"] = "given"
     tokens: int = 40
-    """Length of the model's own answer at most."""
+    """Maximum length of the model's own answer, in tokens."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -1,4 +1,4 @@
-"""Head ablation: scale down the attention heads that carry refusal, or those against it."""
+"""Head ablation: scale down the attention heads that mediate refusal, or their opponents."""
 
 from __future__ import annotations
 
@@ -36,11 +36,11 @@ class HeadAblation(ChangeAttack):
     Heads are ranked by what they write, at the last token before the answer, along the direction
     from answered to refused training prompts. `suppress` ablates those that write most along it, a
     bypass; `restore` those that write most against it, which the paper finds to make a reasoning
-    model refuse again, and so is a defence. Thinking is the model's own.
+    model refuse again, and so is a defence. The model's thinking is left to it.
     """
 
     name: ClassVar[str] = "head-ablation"
-    summary: ClassVar[str] = "ablates the attention heads that carry refusal to the answer"
+    summary: ClassVar[str] = "ablates the attention heads that mediate refusal"
     needs_train: ClassVar[bool] = True
 
     direction: Literal["suppress", "restore"] = "suppress"
@@ -48,13 +48,13 @@ class HeadAblation(ChangeAttack):
     heads: tuple[tuple[int, int], ...] = ()
     """(layer, head) to ablate; none: chosen by score."""
     share: float = 0.1
-    """Of all heads, how many are chosen: at least one (the paper: 0.015, 0.03 and 0.1)."""
+    """Share of all heads that is chosen: at least one head (the paper: 0.015, 0.03 and 0.1)."""
     gamma: float = 0.0
-    """What their outputs are multiplied by."""
+    """Factor on their outputs."""
     layer: int | None = None
     """Block whose output gives the direction; none: the last."""
     rank: Literal["projection", "trace"] = "projection"
-    """By what heads write, or by what goes when each is scaled down; see `analysis.heads`."""
+    """Rank by what heads write, or by the effect of scaling each down; see `analysis.heads`."""
     keep_norm: bool = False
     """Let a layer's heads keep their norm together, as in the paper's code."""
 

@@ -47,7 +47,7 @@ class _OldNames(MetaPathFinder, Loader):
     def create_module(self, spec: ModuleSpec) -> ModuleType:
         new = MOVED[spec.name]
         warnings.warn(
-            f"{spec.name} is now {new}; the old name goes with version 0.2",
+            f"{spec.name} is now {new}; the old name will be removed in version 0.2",
             DeprecationWarning,
             stacklevel=2,
         )

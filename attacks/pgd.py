@@ -1,4 +1,4 @@
-"""PGD on relaxed tokens: gradient descent between tokens, read off as tokens at each step."""
+"""PGD on relaxed tokens: gradient descent between tokens, discretised at each step."""
 
 from __future__ import annotations
 
@@ -21,20 +21,22 @@ if TYPE_CHECKING:
 class PGD(Attack):
     """Projected gradient descent (Geisler et al. 2024, arXiv 2402.09154) on a suffix.
 
-    What it hands over are strings: the best discrete fillings met on the way. A step costs one
-    backward and two forward passes, so hundreds of them cost what a few of GCG's do. The published
-    setting is steps=5000, slots=20, warm_up=100, anneal=250, patience=100, with the other numbers
-    as they are here; these suit some hundred steps on small models.
+    It returns strings: the best discrete fillings encountered. A step costs one backward and two
+    forward passes, so hundreds of steps cost as much as a few of GCG's. The published setting is
+    steps=5000, slots=20, warm_up=100, anneal=250, patience=100, with the other numbers as they are
+    here; the defaults suit some hundred steps on small models.
     """
 
     name: ClassVar[str] = "pgd"
-    summary: ClassVar[str] = "projected gradient descent on relaxed tokens, read off at each step"
+    summary: ClassVar[str] = (
+        "projected gradient descent on relaxed one-hot tokens, discretised at each step"
+    )
     threat_model: ClassVar[ThreatModel] = ThreatModel.PROMPT
 
     steps: int = 200
     slots: int = 10
     rate: float = 0.11
-    """This and what follows: see `RelaxedSearch`."""
+    """For this and the following see `RelaxedSearch`."""
     peak: float = 0.325
     warm_up: int = 20
     cycle: int = 60

@@ -18,20 +18,22 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Prefill(Attack):
-    """Opens the assistant's turn with the behaviour's target (Vega et al., arXiv 2312.12321).
+    """Prefills the assistant's turn with the behaviour's target (Vega et al., arXiv 2312.12321).
 
-    The model goes on from there, as it does under interfaces that let a caller write the beginning
-    of the answer. What is judged is what the model adds: the opening is the attacker's own, and an
-    answer must not comply by it. A record keeps the opening in `openings`.
+    The model continues from there, as with interfaces that let a caller write the beginning of the
+    answer. Only what the model adds is judged: the prefill is the attacker's own, and must not
+    count as compliance. A record keeps it in `openings`.
     """
 
     name: ClassVar[str] = "prefill"
-    summary: ClassVar[str] = "opens the answer with the affirmative target, and the model goes on"
+    summary: ClassVar[str] = (
+        "prefills the answer with the affirmative target, and the model continues"
+    )
     threat_model: ClassVar[ThreatModel] = ThreatModel.PREFILL
     searches: ClassVar[bool] = False
 
     text: str | None = None
-    """What the answer opens with; none: the behaviour's target."""
+    """Text of the prefill; none: the behaviour's target."""
     words: int = 0
     """How many words of it; 0: all."""
 
@@ -39,12 +41,12 @@ class Prefill(Attack):
         if self.words < 0:
             raise BadInput(f"prefill: words={self.words}: must be at least 0 (0: all)")
         if self.text is not None and not self.text.strip():
-            raise BadInput("prefill: text is blank; give the words that the answer opens with")
+            raise BadInput("prefill: text is blank; give the words that the answer begins with")
 
     def opening(self, behavior: Behavior) -> str:
-        """The words put into the model's mouth.
+        """The words of the prefill.
 
-        White space around them is left out: templates strip it, and a token that begins with a
+        Surrounding white space is removed: templates strip it, and a token that begins with a
         space, as most words do, could not follow one.
         """
         words = (self.text or behavior.affirmative).strip()

@@ -1,4 +1,4 @@
-"""The same search without the gradient: what any gradient attack has to beat."""
+"""The same search without the gradient: the control that any gradient attack has to beat."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 class RandomSearch(SuffixAttack):
     """GCG's loss and loop with tokens drawn uniformly from all allowed ones.
 
-    `topk` is not used; it is there so that a suite can set it for every search at once.
+    `topk` is not used; it exists so that a suite can set it for every search at once.
     """
 
     name: ClassVar[str] = "random-search"

@@ -1,4 +1,4 @@
-"""Refusal undone by adding a vector, fitted by gradient, at one block."""
+"""Refusal removed by adding a vector, fitted by gradient, at one block."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ class RefusalAddition(ChangeAttack):
     """A vector fitted by gradient and added at one block's input (arXiv 2502.17420).
 
     The counterpart by addition of `refusal-subspace`, and of `refusal-direction:mode="add"`, whose
-    difference in means it starts at. The artefact's `check` has the evidence, and `induced` says
-    how many harmless prompts are refused once the vector is subtracted instead.
+    difference in means is its starting point. The artefact's `check` has the evidence, and
+    `induced` is the share of harmless prompts refused when the vector is subtracted instead.
     """
 
     name: ClassVar[str] = "refusal-addition"
-    summary: ClassVar[str] = "adds a vector fitted by gradient that undoes refusal, at one block"
+    summary: ClassVar[str] = "adds a vector at one block, fitted by gradient to remove refusal"
     needs_train: ClassVar[bool] = True
 
     layer: int | None = None
-    """Block at whose input it is added; none: of four blocks the best start."""
+    """Block at whose input it is added; none: the best start among four blocks."""
     fit_steps: int = 150
-    """Of Adam, at most; 0 leaves the difference in means."""
+    """Maximum steps of Adam; 0 keeps the difference in means."""
     fit_batch: int = 8
     """Harmful and harmless dialogues in each step."""
 

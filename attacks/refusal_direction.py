@@ -1,4 +1,4 @@
-"""The refusal direction: take it out of the activations or the weights, or add it."""
+"""The refusal direction: remove it from the activations or the weights, or add it."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ class RefusalDirection(ChangeAttack):
 
     Directions of all layers and of all template tokens after the request come from one part of the
     training prompts; one is chosen on the rest, by the refusal left after ablation among those that
-    hardly change harmless prompts and induce refusal when added. To induce refusal, it is the one
-    that does so most among those that undo it when ablated (`choose_direction`).
+    hardly change harmless prompts and induce refusal when added. To induce refusal, the choice is
+    the one that does so most among those that remove it when ablated (`choose_direction`).
     """
 
     name: ClassVar[str] = "refusal-direction"
@@ -44,16 +44,16 @@ class RefusalDirection(ChangeAttack):
     position: int = -1
     """With a layer: the token that gives it, counted from the end of the prompt."""
     max_kl: float = 0.1
-    """KL on harmless prompts, in nats, above which a direction is a last resort; see
+    """KL on harmless prompts, in nats, above which a direction is used only as a last resort; see
     `choose_direction`."""
     mode: Literal["ablate", "add"] = "ablate"
-    """Ablate it at every write of every layer, or add it at the input of its own."""
+    """Ablate it at every write of every layer, or add it at the input of its own layer."""
     coefficient: float = -1.0
-    """With mode="add": in units of the direction as it was measured; -1 bypasses refusal, +1
-    induces it."""
+    """With mode="add": factor in units of the measured direction; -1 bypasses refusal, +1 induces
+    it."""
     winsorise: float = 1.0
-    """Without a layer: quantile of a state's magnitudes at which its values are cut off before the
-    means are taken, against massive activations; 1 cuts nothing off."""
+    """Without a layer: quantile of a state's magnitudes at which values are clipped before the
+    means are taken, against massive activations; 1 clips nothing."""
 
     def prepare(self, model: Model, train: Sequence[Behavior], *, rng: Generator) -> Artefact:
         """Fit the direction; `data` holds where it is from and the scores of all.
@@ -118,7 +118,7 @@ class RefusalDirection(ChangeAttack):
         return replace(artefact, check=examiner.check([self.change(model, artefact)]).data)
 
     def change(self, model: Model, artefact: Artefact) -> Change:
-        """What is done with the direction."""
+        """The intervention with the direction."""
         direction = artefact.tensors["direction"]
         if self.mode == "add":
             return AddDirection(direction, artefact.data["layer"], self.coefficient)
@@ -127,11 +127,11 @@ class RefusalDirection(ChangeAttack):
 
 @dataclass(frozen=True)
 class RefusalDirectionWeights(ChangeAttack):
-    """The refusal direction taken out of all weights that write to the residual stream.
+    """The refusal direction removed from all weights that write to the residual stream.
 
-    Weight orthogonalisation (arXiv 2406.11717, section 4.1). It equals ablation at every write, but
-    for families that apply a norm to a block's outputs (Gemma 2 and 3, OLMo 2, GLM-4), where it is
-    an approximation; the artefact says so, and how far the two are apart.
+    Weight orthogonalisation (arXiv 2406.11717, section 4.1). It equals ablation at every write,
+    except for families that apply a norm to a block's outputs (Gemma 2 and 3, OLMo 2, GLM-4), where
+    it is an approximation; the artefact says so, and how far apart the two are.
     """
 
     name: ClassVar[str] = "refusal-direction-weights"
@@ -140,7 +140,7 @@ class RefusalDirectionWeights(ChangeAttack):
     needs_train: ClassVar[bool] = True
 
     layer: int | None = None
-    """This and what follows: as for `refusal-direction`."""
+    """This and the following: as for `refusal-direction`."""
     position: int = -1
     max_kl: float = 0.1
     winsorise: float = 1.0

@@ -1,4 +1,4 @@
-"""A refusal subspace, fitted by gradient: take it out of the activations or of the weights."""
+"""A refusal subspace, fitted by gradient: remove it from the activations or from the weights."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ if TYPE_CHECKING:
 class RefusalSubspace(ChangeAttack):
     """Directions fitted by gradient and ablated at every residual write (arXiv 2502.17420).
 
-    Where a difference in means is read off the activations, these are fitted to what ablating them
-    does: the targets of harmful training requests become likely, and the model's own answers to
-    harmless ones stay. The smallest number of them that a check on held-out prompts finds good is
-    taken; the artefact's `check` has the evidence and, where none is good, says so.
+    While a difference in means is read off the activations, these are fitted to the effect of
+    ablating them: the targets of harmful training requests become likely, and the model's own
+    answers to harmless ones are preserved. The smallest number of directions that passes a check on
+    held-out prompts is used; the artefact's `check` has the evidence and reports when none passes.
     """
 
     name: ClassVar[str] = "refusal-subspace"
@@ -37,7 +37,7 @@ class RefusalSubspace(ChangeAttack):
     """"gradient", or "means": the principal components of the differences between harmful prompts
     and the mean of the harmless ones, the gradient-free control."""
     fit_steps: int = 150
-    """Of Adam, at most."""
+    """Maximum steps of Adam."""
     fit_batch: int = 8
     """Harmful and harmless dialogues in each step."""
 
@@ -70,7 +70,7 @@ class RefusalSubspace(ChangeAttack):
 
 @dataclass(frozen=True)
 class RefusalSubspaceWeights(RefusalSubspace):
-    """The same subspace taken out of all weights that write to the residual stream."""
+    """The same subspace removed from all weights that write to the residual stream."""
 
     name: ClassVar[str] = "refusal-subspace-weights"
     summary: ClassVar[str] = "orthogonalises the weights to a refusal subspace fitted by gradient"

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from attacks.core.model import Model
 
 
-_NONE = "answers to harmful and to harmless prompts open alike, so no token is suppressed"
+_NONE = "answers to harmful and harmless prompts open alike, so no token is suppressed"
 
 
 @dataclass(frozen=True)
@@ -27,23 +27,25 @@ class RefusalTokens(ChangeAttack):
     """Logit bias against the model's own refusal openers over the first decoding steps.
 
     Refusal tokens (arXiv 2412.06748) are control tokens that a model was trained with, which
-    `control-tokens` is about; here the natural ones are found instead, from the first-token
+    `control-tokens` handles; here the natural ones are found instead, from the first-token
     distribution on harmful against harmless training prompts.
     """
 
     name: ClassVar[str] = "refusal-tokens"
-    summary: ClassVar[str] = "suppresses the model's own refusal openers while it starts to answer"
+    summary: ClassVar[str] = (
+        "suppresses the model's own refusal openers in the first tokens of its answer"
+    )
     needs_train: ClassVar[bool] = True
 
     tokens: int = 8
-    """How many openers at most."""
+    """Maximum number of openers."""
     first: int = 3
     """Decoding steps at which they are suppressed."""
     bias: float = -100.0
-    """Added to their logits; with the sign turned round where refusals are induced."""
+    """Added to their logits; with the opposite sign where refusals are induced."""
     direction: Literal["suppress", "induce"] = "suppress"
-    """Inducing acts on the first decoding step only, which is the one that the openers were found
-    at: repeated, they would not make a refusal."""
+    """Inducing acts on the first decoding step only, where the openers were found: repeated, they
+    would not make a refusal."""
 
     def prepare(self, model: Model, train: Sequence[Behavior], *, rng: Generator) -> Artefact:
         """Find the openers; `data` holds their texts.

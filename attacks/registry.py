@@ -84,8 +84,8 @@ def load(name: str, **params: Any) -> Attack:
 def parse_spec(spec: str, numbers: Mapping[str, Any] | None = None) -> Attack:
     """The attack that `name` or `name:key=value,...` describes; values are TOML.
 
-    Several of these joined by `+` are a combination: `gcg:steps=8+refusal-direction`. `numbers` are
-    parameters of searches that have them, in place of their defaults.
+    Several of these joined by `+` are a combination: `gcg:steps=8+refusal-direction`. `numbers`
+    replace the defaults of search parameters that an attack has.
 
     Raises:
         BadInput: as `load`, or parameters that are not TOML.
@@ -106,9 +106,9 @@ def params_of(attack: Attack) -> Mapping[str, Any]:
     """The attack's parameters as JSON values; `load(attack.name, **params)` rebuilds it.
 
     Of a group of options (a field that is a dataclass itself) only what differs from the defaults
-    is there, and a group without any such difference is left out. So a new option changes the
-    identity of no attack that does not use it. Those of a combination are nested under the names
-    of its parts.
+    is included, and a group without any such difference is left out. So a new option does not
+    change the identity of attacks that do not use it. Parameters of a combination are nested under
+    the names of its parts.
     """
     from attacks.composed import Composed  # Here, for it brings torch along.
 

@@ -1,4 +1,4 @@
-"""Replay: prompts that others have published, sent to this model."""
+"""Replay: published prompts, sent to this model."""
 
 from __future__ import annotations
 
@@ -24,19 +24,22 @@ _Prompts: TypeAlias = dict[str, list[str]]
 class Replay(Attack):
     """Sends the prompts of a JailbreakBench artifact or of HarmBench test cases.
 
-    A JailbreakBench artifact (arXiv 2404.01318) holds one prompt for each behaviour, HarmBench
-    test cases (arXiv 2402.04249) any number, taken in the file's order; `--attempts` says how many
-    are answered. A prompt belongs to the behaviour with its id, or else to the one with its goal's
-    text. A behaviour without a prompt in the file is an error, and so a failure.
+    A JailbreakBench artifact (arXiv 2404.01318) holds one prompt for each behaviour, HarmBench test
+    cases (arXiv 2402.04249) any number, used in the file's order; `--attempts` sets how many are
+    answered. A prompt belongs to the behaviour with its id, or else to the one with its goal's
+    text. A behaviour without a prompt in the file is an error, which counts as a failure.
     """
 
     name: ClassVar[str] = "replay"
-    summary: ClassVar[str] = "prompts from a JailbreakBench artifact or HarmBench test cases"
+    summary: ClassVar[str] = (
+        "sends existing prompts: a JailbreakBench artifact or HarmBench test cases"
+    )
     threat_model: ClassVar[ThreatModel] = ThreatModel.PROMPT
     searches: ClassVar[bool] = False
 
     file: str = ""
-    """Path of the JSON file, required; its content counts, so a changed one is refused later."""
+    """Path of the JSON file, required; its content is part of the attack's identity, so a changed
+    file is refused later."""
 
     def __post_init__(self) -> None:
         if not self.file.strip():

@@ -1,4 +1,4 @@
-"""Soft prompt: embeddings after the request that no tokens have, found by gradient descent."""
+"""Soft prompt: continuous embeddings after the request, found by gradient descent."""
 
 from __future__ import annotations
 
@@ -30,32 +30,32 @@ _LETTERS = 8
 class SoftPrompt(Attack):
     """Embedding-space attack (Schwinn et al. 2024, arXiv 2402.09063) on the slots of a suffix.
 
-    Nothing keeps the embeddings near those of tokens, so the prompts handed over hold placeholder
+    Nothing keeps the embeddings near those of tokens, so the prompts returned contain placeholder
     tokens, which `SoftSlots` overwrites while the model reads them. Soft prompts elicit most
-    strings, whatever was asked, so success towards an affirmative opening is worth little by
-    itself: with target="benign" or "random" the same search makes the model say something that has
-    nothing to do with the request, and only what comes after the target tells knowledge from
-    parroting.
+    strings, whatever was requested, so success with an affirmative target means little by itself:
+    with target="benign" or "random" the same search makes the model say something unrelated to the
+    request, and only what follows the target distinguishes knowledge from parroting.
 
     The authors take 100 steps with optimizer="sign" on 20 embeddings, all of "!", and count any
     success among ten snapshots; here the snapshot with the lowest loss is the one candidate.
     """
 
     name: ClassVar[str] = "soft-prompt"
-    summary: ClassVar[str] = "embeddings that no tokens have, towards an affirmative answer"
+    summary: ClassVar[str] = "optimises continuous embeddings for an affirmative answer"
     threat_model: ClassVar[ThreatModel] = ThreatModel.EMBEDDING
 
     steps: int = 200
     slots: int = 10
-    """Attack embeddings."""
+    """Number of attack embeddings."""
     optimizer: Literal["sign", "adam"] = "adam"
-    """This and what follows: see `SoftSearch`."""
+    """For this and the following see `SoftSearch`."""
     step_size: float = 0.3
     every: int = 1
     early_stop: float | None = 0.02
     """At this loss each token of a target of up to 34 has more than half of the probability."""
     init: str = ""
-    """Text whose tokens are the start, repeated or cut to the slots; empty: the placeholders."""
+    """Text whose tokens are the starting point, repeated or cut to the slots; empty: the
+    placeholders."""
     target: Literal["own", "benign", "random"] = "own"
     """The behaviour's own target; or, as a control, one fixed harmless sentence; or random letters,
     drawn for each cell."""

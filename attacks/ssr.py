@@ -1,4 +1,4 @@
-"""Subspace rerouting: a suffix that carries the activations out of the refusal subspace."""
+"""Subspace rerouting: a suffix that moves the activations out of the refusal subspace."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ _FAR = 0.75
 
 @dataclass(frozen=True)
 class SubspaceRerouting(SuffixAttack):
-    """What the variants of SSR (arXiv 2503.06269) share; a variant is its objective.
+    """Common part of the variants of SSR (arXiv 2503.06269); a variant is its objective.
 
     The objective reads activations of the prompt only, needs no target string, and its forward
-    passes stop after the deepest layer read. Alone it is content with a suffix that makes the model
-    think of another, harmless request. So the request is kept in sight by the answer that the model
-    itself gives once its refusal direction is ablated (`keep`); keep="none" is the method as
+    passes stop after the deepest layer read. By itself it accepts a suffix that makes the model
+    think of another, harmless request. So the prompt is kept on the request by the answer that the
+    model itself gives with its refusal direction ablated (`keep`); keep="none" is the method as
     published.
     """
 
@@ -46,21 +46,21 @@ class SubspaceRerouting(SuffixAttack):
     steps: int = 16
     buffer: int = 10
     early_stop: float | None = 0.01
-    """At this loss of its own answer a model says it."""
+    """Loss of its own answer at which the model gives it."""
     keep: Literal["then", "with", "rank", "none"] = "then"
-    """How the answer comes in: minimised once the objective is at most `enough`, or half of the
-    steps are over (on some models it is far out of reach, and no guide); added to the objective
-    with `weight`; used to rank the candidates that are handed over; or not at all."""
+    """How the answer is used: minimised once the objective is at most `enough`, or half of the
+    steps are over (on some models the objective stays far out of reach); added to the objective
+    with `weight`; used to rank the final candidates; or not at all."""
     answer: Literal["own", "given"] = "own"
-    """The own answer with refusal ablated (the first that is neither a refusal nor garbled: by
-    the fitted subspace, where there is one, then by the direction, or else the behaviour's target;
-    see `OwnAnswers`), or the behaviour's target in any case."""
+    """The model's own answer with refusal ablated (the first that is neither a refusal nor garbled:
+    by the fitted subspace, if there is one, then by the direction, with the behaviour's target as
+    the fallback; see `OwnAnswers`), or always the behaviour's target."""
     tokens: int = 40
-    """Length of the model's own answer at most."""
+    """Maximum length of the model's own answer, in tokens."""
     enough: float | None = 0.2
     weight: float = 1.0
     ranked: int = 32
-    """Candidates that are ranked, with keep="rank"."""
+    """Candidates to rank, with keep="rank"."""
 
     @abstractmethod
     def aim(self, model: Model, found: Survey, train: Sequence[Behavior]) -> Artefact:
@@ -88,9 +88,7 @@ class SubspaceRerouting(SuffixAttack):
         own = {name: found.tensors[name] for name in OWN if name in found.tensors}
         check = dict(found.check)
         if reads_sets(found):
-            note = (
-                "the probes tell the training sets apart as well after the first block as anywhere"
-            )
+            note = "the probes separate the training sets as well after the first block as anywhere"
             check["notes"] = [note]
         return Artefact({**aimed.tensors, **own}, {**found.data, **aimed.data}, check=check)
 
@@ -126,7 +124,7 @@ class ResidualRerouting(SubspaceRerouting):
     """SSR towards a region of the residual stream at some layers."""
 
     layers: tuple[int, ...] = ()
-    """Blocks aimed at (their outputs); none: chosen from the survey (`choose_layers`)."""
+    """Target blocks (their outputs); none: chosen from the survey (`choose_layers`)."""
     alphas: tuple[float, ...] = ()
     """Weight of each layer; none: all 1."""
 
@@ -140,11 +138,11 @@ class ResidualRerouting(SubspaceRerouting):
 
 @dataclass(frozen=True)
 class ProbeSSR(ResidualRerouting):
-    """SSR with linear probes that tell harmful from harmless training prompts."""
+    """SSR with linear probes that separate harmful from harmless training prompts."""
 
     name: ClassVar[str] = "ssr-probe"
     summary: ClassVar[str] = (
-        "subspace rerouting: a suffix that the model's own probes call harmless"
+        "subspace rerouting (SSR): a suffix that linear probes classify as harmless"
     )
 
     def objective(self, artefact: Artefact) -> Objective:
@@ -157,7 +155,7 @@ class RefusalBasis:
     """The subspace of form="subspace"."""
 
     rank: int = 4
-    """How many directions."""
+    """Number of directions."""
 
 
 @dataclass(frozen=True)
@@ -165,13 +163,15 @@ class SteeringSSR(ResidualRerouting):
     """SSR with refusal directions, in the form of the authors' code or of their paper."""
 
     name: ClassVar[str] = "ssr-steering"
-    summary: ClassVar[str] = "subspace rerouting: a suffix that steers against refusal directions"
+    summary: ClassVar[str] = (
+        "subspace rerouting (SSR): a suffix that steers against refusal directions"
+    )
 
     enough: float | None = None
     """None: the loss of an activation `_FAR` of the way from harmful to harmless prompts."""
     form: Literal["cosine", "projection", "subspace"] = "cosine"
-    """This and what follows: see `SteeringLoss`. subspace: the norm of the part of the activation
-    in a subspace instead (`SubspaceNorm`), which uses no other of these but `subspace`."""
+    """For this and the following see `SteeringLoss`. subspace: the norm of the part of the
+    activation in a subspace instead (`SubspaceNorm`), which uses only `subspace` of these."""
     subspace: RefusalBasis = field(default_factory=RefusalBasis)
     targets: tuple[float, ...] = ()
     scale: float = -2.0
@@ -229,18 +229,20 @@ class SteeringSSR(ResidualRerouting):
 
 @dataclass(frozen=True)
 class AttentionSSR(SubspaceRerouting):
-    """SSR with the heads that carry refusal: they are made to look at the suffix instead."""
+    """SSR with the heads that mediate refusal: their attention is drawn to the suffix."""
 
     name: ClassVar[str] = "ssr-attention"
-    summary: ClassVar[str] = "subspace rerouting: a suffix that distracts the heads behind refusal"
+    summary: ClassVar[str] = (
+        "subspace rerouting (SSR): a suffix that distracts the heads that mediate refusal"
+    )
 
     enough: float | None = 1.0
     heads: tuple[tuple[int, int], ...] = ()
-    """(layer, head) pairs; none: those whose patching brings most of the refusal."""
+    """(layer, head) pairs; none: those whose patching transfers most of the refusal."""
     kind: Literal["dazzle", "dazzle-score", "ablation", "full-ablation"] = "dazzle"
     """See `AttentionLoss`."""
     last: int = 1
-    """How many positions at the end of the prompt count."""
+    """Number of positions at the end of the prompt that count."""
 
     def aim(self, model: Model, found: Survey, train: Sequence[Behavior]) -> Artefact:
         """The heads, with the effect of patching each."""

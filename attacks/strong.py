@@ -1,4 +1,4 @@
-"""The strong default: what the options of the other searches have shown to work, put together."""
+"""The strong default: a combination of the options that worked best in the other searches."""
 
 from __future__ import annotations
 
@@ -24,38 +24,38 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Strong(Attack):
-    """Slots on both sides of the request, many starts, few candidates at first, an early end.
+    """Slots on both sides of the request, many starts, few candidates at first, early stopping.
 
-    The target is the model's own answer with refusal ablated, or, where that is none, the
-    behaviour's (`OwnAnswers`). Its opening is minimised first, and all of it from where the opening
-    is likely; the search ends once greedy decoding says all of it. No judge is asked.
+    The target is the model's own answer with refusal ablated, with the behaviour's target as the
+    fallback (`OwnAnswers`). Its opening is minimised first, and all of it once the opening is
+    likely; the search stops when greedy decoding gives all of it. No judge is consulted.
     """
 
     name: ClassVar[str] = "strong"
     summary: ClassVar[str] = (
-        "what works best in this suite: slots on both sides, own answer, merging"
+        "the strong default: slots on both sides, own answer as target, merging"
     )
     threat_model: ClassVar[ThreatModel] = ThreatModel.PROMPT
     needs_train: ClassVar[bool] = True
 
     steps: int = 64
     width: int = 64
-    """Candidates drawn in each step at most."""
+    """Maximum number of candidates drawn in each step."""
     topk: int = 64
     slots: int = 12
     buffer: int = 1
     place: str = "both"
     """See `Layout`."""
     route: Literal["target", "probe"] = "target"
-    """What is minimised before the whole target: its opening, or the loss of a probe that tells
+    """What is minimised before the whole target: its opening, or the loss of a probe that separates
     harmful from harmless prompts (`ssr-probe`)."""
     target: Literal["own", "given"] = "own"
     tokens: int = 40
-    """Length of the model's own answer at most."""
+    """Maximum length of the model's own answer, in tokens."""
     enough: float = 0.2
     """The loss at which the probe counts as reached."""
     starts: int = 16
-    """This and what follows: see `Moves`."""
+    """For this and the following see `Moves`."""
     first: int = 16
     merge: int = 7
     restart: int = 8

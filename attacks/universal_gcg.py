@@ -23,9 +23,9 @@ if TYPE_CHECKING:
 class UniversalGCG(Attack):
     """GCG over several behaviours, and models, at once (arXiv 2307.15043, algorithm 2).
 
-    The suffix is fitted once for each model and put behind every request as it stands; nothing is
-    searched for the request itself, so success is that on behaviours never seen. The fitting is
-    charged as preparation.
+    The suffix is fitted once for each model and appended to every request unchanged; nothing is
+    searched for the single request, so success is on held-out behaviours. The fitting is charged as
+    preparation.
     """
 
     name: ClassVar[str] = "universal-gcg"
@@ -35,19 +35,19 @@ class UniversalGCG(Attack):
     searches: ClassVar[bool] = False
 
     steps: int = 64
-    """Of the whole fitting."""
+    """Steps of the whole fitting."""
     width: int = 128
     topk: int = 64
     slots: int = 10
     buffer: int = 1
     behaviors: int = 8
-    """How many harmful training behaviours, drawn at random; fewer where there are fewer."""
+    """Number of harmful training behaviours, drawn at random; fewer if there are fewer."""
     stage: int = 8
-    """Steps after which the next behaviour is taken in although the target of an earlier one is not
+    """Steps after which the next behaviour is added even if the target of an earlier one is not
     matched yet; 0: never, as published."""
     models: tuple[str, ...] = ()
-    """Further models to fit on, of the same tokenizer: folders, Hub ids, or names of folders beside
-    that of the model under attack."""
+    """Additional models to fit on, with the same tokenizer: folders, Hub ids, or names of folders
+    next to that of the model under attack."""
     loss: LossOptions = field(default_factory=LossOptions)
     moves: Moves = field(default_factory=Moves)
 

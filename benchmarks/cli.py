@@ -22,14 +22,14 @@ from benchmarks.harness.signals import Terminated
 _EXAMPLES = """\
 examples:
   reroute run quickstart                          attack the shipped pocket models
-  reroute attacks gcg                             what an attack does, and its parameters
+  reroute attacks gcg                             describe an attack and its parameters
   reroute run --model MODEL --attack gcg --attack ssr-probe \\
     --behaviors jailbreakbench-harmful --train xstest --limit 20 --out runs/mine
-  reroute leaderboard runs/mine                   the table again
-  reroute report runs/mine --out report.html      one page with figures
+  reroute leaderboard runs/mine                   print the leaderboard again
+  reroute report runs/mine --out report.html      write one HTML page with figures
 """
 
-_GO_ON = "interrupted; what is done is kept, and running the same command again goes on from there"
+_GO_ON = "interrupted; finished work is kept, and running the same command again resumes the run"
 
 
 class _UsageError(Exception):
@@ -37,7 +37,7 @@ class _UsageError(Exception):
 
 
 class _Parser(argparse.ArgumentParser):
-    """Tells of bad arguments in one line, without the usage."""
+    """Reports bad arguments in one line, without the usage."""
 
     def error(self, message: str) -> NoReturn:
         if found := re.search(r"invalid choice: '(.*?)' \(choose from (.*)\)", message):
@@ -62,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt as interrupt:
         return _fail(_GO_ON, 143 if isinstance(interrupt, Terminated) else 130)
     except BrokenPipeError:
-        # The reader has had enough. Python would complain when it flushes stdout at the end.
+        # The reader closed the pipe. Python would complain when it flushes stdout at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except (_UsageError, BadInput, OSError) as error:
@@ -82,70 +82,102 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"%(prog)s {_version()}")
-    add = parser.add_subparsers(title="commands", metavar="COMMAND", required=True).add_parser
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+
+    def add(name: str, *, help: str, description: str = "") -> argparse.ArgumentParser:
+        """A command whose own help also says what it does."""
+        text = description or f"{help[0].upper()}{help[1:]}."
+        return commands.add_parser(name, help=help, description=text)
+
     for name, listing in basic.LISTINGS.items():
-        sub = add(name, help=f"list the {name} that can be named")
-        sub.add_argument("--json", action="store_true", help="print a list of objects")
+        sub = add(name, help=f"list the available {name.replace('defenses', 'defences')}")
+        sub.add_argument("--json", action="store_true", help="print JSON: a list of objects")
         sub.set_defaults(command=basic.list_names, listing=listing)
         if name in basic.EXPLAINED:
-            sub.add_argument("name", nargs="?", metavar="NAME", help="all about this one")
+            sub.add_argument("name", nargs="?", metavar="NAME", help="describe this one in full")
             sub.set_defaults(command=basic.explain, kind=name)
         if name == "models":
             sub.add_argument(
                 "--check",
                 nargs="*",
                 metavar="NAME",
-                help="recompute every figure of the models' cards from their weights",
+                help="recompute every figure on the models' cards from their weights",
             )
             sub.set_defaults(command=basic.models)
-    _add_run(add("run", help="run a suite, or attacks on a model"))
-    together = add("merge", help="put the results of shards into one folder")
-    together.add_argument("folders", nargs="+", type=Path, metavar="DIR", help="output of a run")
-    together.add_argument("--out", type=Path, required=True, metavar="DIR", help="results")
+    _add_run(add("run", help="run a suite, or attacks on a model, and print the leaderboard"))
+    together = add("merge", help="combine the results of several shards or runs in one folder")
+    together.add_argument("folders", nargs="+", type=Path, metavar="DIR", help="results folder")
+    together.add_argument(
+        "--out", type=Path, required=True, metavar="DIR", help="folder for the combined results"
+    )
     together.set_defaults(command=basic.merge)
     recorded.add_commands(add)
     judging.add(add)
     add_export(add)
-    board = add("leaderboard", help="tabulate the results in folders")
-    board.add_argument("folders", nargs="+", type=Path, metavar="DIR", help="output of a run")
+    board = add("leaderboard", help="print the leaderboard of one or more results folders")
+    board.add_argument("folders", nargs="+", type=Path, metavar="DIR", help="results folder")
     board.add_argument(
         "--format",
         choices=("md", "csv", "json"),
-        help="default: md, and at a terminal a narrower table",
+        help="default: a compact table in a terminal, otherwise md",
     )
-    board.add_argument("--explain", action="store_true", help="say what the columns mean")
-    board.add_argument("--out", type=Path, metavar="FILE", help="write it there")
+    board.add_argument("--explain", action="store_true", help="explain the columns")
+    board.add_argument("--out", type=Path, metavar="FILE", help="write to this file")
     board.add_argument(
-        "--plot", type=Path, metavar="FILE", help="draw success against over-refusal of defences"
+        "--plot",
+        type=Path,
+        metavar="FILE",
+        help="plot success against the over-refusal of defences",
     )
     board.add_argument(
-        "--readme", type=Path, metavar="FILE", help="put it between that file's leaderboard markers"
+        "--readme",
+        type=Path,
+        metavar="FILE",
+        help="insert it between the leaderboard markers of this file",
     )
     board.set_defaults(command=basic.leaderboard)
-    page = add("report", help="write one HTML page about the results in folders")
-    page.add_argument("folders", nargs="+", type=Path, metavar="DIR", help="output of a run")
-    page.add_argument("--out", type=Path, default=Path("report.html"), metavar="FILE")
-    page.add_argument("--behaviors", metavar="NAME_OR_FILE", help="says the category of each")
+    page = add("report", help="write one HTML page about one or more results folders")
+    page.add_argument("folders", nargs="+", type=Path, metavar="DIR", help="results folder")
     page.add_argument(
-        "--with-completions", action="store_true", help="put prompts and answers into the page"
+        "--out",
+        type=Path,
+        default=Path("report.html"),
+        metavar="FILE",
+        help="default: report.html",
+    )
+    page.add_argument(
+        "--behaviors", metavar="NAME_OR_FILE", help="set with the categories of the behaviours"
+    )
+    page.add_argument(
+        "--with-completions", action="store_true", help="include prompts and answers in the page"
     )
     page.set_defaults(command=basic.report)
-    pair = add("compare", help="compare attacks with one of them, paired over behaviours")
-    pair.add_argument("folders", nargs="+", type=Path, metavar="DIR", help="output of a run")
-    pair.add_argument("--base", required=True, metavar="ATTACK", help="as leaderboards call it")
+    pair = add("compare", help="compare attacks with a base attack, paired over behaviours")
+    pair.add_argument("folders", nargs="+", type=Path, metavar="DIR", help="results folder")
+    pair.add_argument(
+        "--base", required=True, metavar="ATTACK", help="base attack, named as on the leaderboard"
+    )
     add_output(pair)
     pair.set_defaults(command=basic.compare)
-    front = add(
-        "pareto", help="show the trade-offs that the weight edits of a run were chosen from"
-    )
-    front.add_argument("folder", type=Path, metavar="DIR", help="output of a run")
+    front = add("pareto", help="show the refusal-damage trade-offs that abliteration chose from")
+    front.add_argument("folder", type=Path, metavar="DIR", help="results folder")
     front.set_defaults(command=basic.pareto)
-    _add_inspect(add("inspect", help="look into a model: where refusal sits, and what attacks do"))
+    _add_inspect(
+        add("inspect", help="analyse where a model represents refusal, and what attacks do")
+    )
     _add_tokens(add("tokens", help="study a model's control tokens: thresholds and categories"))
     for kind, what in (("attack", "attack"), ("defense", "defence")):
-        new = add(f"new-{kind}", help=f"write a package with a working {what}, to start from")
-        new.add_argument("name", metavar="NAME")
-        new.add_argument("folder", nargs="?", type=Path, metavar="DIR")
+        new = add(
+            f"new-{kind}", help=f"create a plugin package with a working {what} to start from"
+        )
+        new.add_argument("name", metavar="NAME", help=f"name of the {what}")
+        new.add_argument(
+            "folder",
+            nargs="?",
+            type=Path,
+            metavar="DIR",
+            help="folder to create (default: named after the package)",
+        )
         new.set_defaults(command=basic.new, kind=kind)
     return parser
 
@@ -154,75 +186,100 @@ def _add_run(sub: argparse.ArgumentParser) -> None:
     """The flags of `run`. A flag that is not given leaves the suite's setting as it is."""
     sub.set_defaults(command=basic.run)
     sub.add_argument("suite", nargs="?", metavar="SUITE", help="a shipped suite or a TOML file")
-    what = sub.add_argument_group("what to run, instead of a suite or to change one")
+    what = sub.add_argument_group("what to run (without a suite, or overriding its settings)")
     for flag, field, meta, text in (
         ("--model", "models", "NAME", "shipped name, folder or Hub id; may be repeated"),
-        ("--attack", "attacks", "SPEC", "name or name:key=value,...; A+B: A where B is at work"),
-        ("--defense", "defense", "SPEC", "put around the model, as attacks are named; or none"),
-        ("--judge", "judges", "NAME", "default: reference where there are references, or phrases"),
+        (
+            "--attack",
+            "attacks",
+            "SPEC",
+            "name or name:key=value,...; A+B: A on the model as changed by B",
+        ),
+        (
+            "--defense",
+            "defense",
+            "SPEC",
+            "name or name:key=value,...; A+B combines; none: no defence",
+        ),
+        (
+            "--judge",
+            "judges",
+            "NAME",
+            "default: reference where behaviours have references, otherwise phrases",
+        ),
     ):
         what.add_argument(flag, action="append", dest=field, metavar=meta, help=text)
     what.add_argument(
         "--adaptivity",
         nargs="+",
         choices=("static", "adaptive"),
-        help="whether attacks know of the defence (default: both, where that can differ)",
+        help="whether attacks know of the defence (default: both, where it matters)",
     )
     _add_subject(what, "behaviours to fit on", "behaviours to attack")
     for flag, text in (
         ("--limit", "number of behaviours"),
-        ("--steps", "steps of every search"),
-        ("--attempts", "candidates that are answered and judged"),
-        ("--max-new-tokens", "length of the answers"),
-        ("--samples", "answers drawn beside the greedy one"),
+        ("--steps", "steps of every search (default: each attack's own)"),
+        ("--attempts", "candidates answered and judged for each behaviour (k of ASR@k)"),
+        ("--max-new-tokens", "maximum length of answers"),
+        ("--samples", "sampled answers in addition to the greedy one"),
     ):
         what.add_argument(flag, type=int, metavar="N", help=text)
     what.add_argument(
         "--preset",
         metavar="P",
-        help="numbers of the searches: quick (16 steps of 64), standard (100 of 256), paper "
-        "(500 of 512)",
+        help="size of the searches: quick (16 steps of 64 candidates), standard (100 of 256), "
+        "paper (500 of 512)",
     )
-    what.add_argument("--seed", dest="seeds", type=int, nargs="+", metavar="S")
-    what.add_argument("--temperature", type=float, metavar="T", help="of drawn answers")
-    what.add_argument("--top-p", type=float, metavar="P", help="nucleus of drawn answers")
-    what.add_argument("--seconds", type=float, metavar="X", help="budget of each search")
+    what.add_argument("--seed", dest="seeds", type=int, nargs="+", metavar="S", help="random seeds")
+    what.add_argument("--temperature", type=float, metavar="T", help="of sampled answers")
+    what.add_argument("--top-p", type=float, metavar="P", help="nucleus size of sampled answers")
+    what.add_argument("--seconds", type=float, metavar="X", help="time budget of each search")
     what.add_argument("--stop", choices=("never", "first-success"), help="when a search ends")
     what.add_argument(
         "--harmless",
         action="store_true",
         default=None,
-        help="also answer harmless twins, with attacks that do not search",
+        help="also run harmless twins, with attacks that do not search",
     )
     how = sub.add_argument_group("how to run it")
-    how.add_argument("--out", type=Path, metavar="DIR", help="results (default: runs/SUITE)")
-    how.add_argument("--workers", type=int, default=1, metavar="W", help="cells at a time")
-    how.add_argument("--engine", default="local", metavar="E", help="local or ray")
-    how.add_argument("--devices", metavar="D,D,...", help="of the local workers, in turn")
-    how.add_argument("--address", metavar="A", help="of a Ray cluster (default: one for this run)")
-    how.add_argument("--gpus", type=float, metavar="X", help="of each Ray worker, also fractions")
-    how.add_argument("--shard", metavar="I/N", help="only the I-th of N parts (see merge)")
+    how.add_argument("--out", type=Path, metavar="DIR", help="results folder (default: runs/SUITE)")
+    how.add_argument("--workers", type=int, default=1, metavar="W", help="cells to run at a time")
+    how.add_argument("--engine", default="local", metavar="E", help="local (default) or ray")
+    how.add_argument("--devices", metavar="D,D,...", help="devices of the local workers, in turn")
+    how.add_argument("--address", metavar="A", help="of a Ray cluster (default: start one)")
+    how.add_argument(
+        "--gpus", type=float, metavar="X", help="GPUs per Ray worker, may be a fraction"
+    )
+    how.add_argument("--shard", metavar="I/N", help="run only the I-th of N parts (see merge)")
     how.add_argument(
         "--deadline",
         type=float,
         default=3600.0,
         metavar="X",
-        help="seconds without a step after which a worker is taken to hang",
+        help="seconds without a step after which a worker is replaced (default: 3600)",
     )
-    how.add_argument("--artefacts", type=Path, metavar="DIR", help="fitted values to reuse")
+    how.add_argument("--artefacts", type=Path, metavar="DIR", help="reuse fitted values from here")
     how.add_argument(
-        "--checkpoint", type=float, default=10.0, metavar="X", help="seconds between checkpoints"
+        "--checkpoint",
+        type=float,
+        default=10.0,
+        metavar="X",
+        help="seconds between checkpoints (default: 10)",
     )
-    how.add_argument("--dry-run", action="store_true", help="only list what would be done")
+    how.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="list the cells and estimate the time, without running",
+    )
 
 
 def _add_subject(group: argparse._ActionsContainer, train: str, behaviors: str) -> None:
-    """The flags of what a model is given, and how it is loaded; texts are the helps of the sets."""
+    """Flags for the model's input and how it is loaded; the texts are the help of the two sets."""
     for flag, meta, text in (
         ("--train", "NAME_OR_FILE", train),
         ("--behaviors", "NAME_OR_FILE", behaviors),
         ("--system", "TEXT", "system prompt"),
-        ("--date", "YYYY-MM-DD", "for chat templates that write today's"),
+        ("--date", "YYYY-MM-DD", "date for chat templates that insert today's"),
         ("--device", "D", "auto, cpu, cuda, ..."),
         ("--device-map", "MAP", "spread one model over several GPUs: auto, balanced, ..."),
         ("--dtype", "T", "auto, float32, bfloat16, ..."),
@@ -237,12 +294,16 @@ def _add_inspect(sub: argparse.ArgumentParser) -> None:
     _add_subject(
         sub,
         "behaviours to fit on (pocket models: pocket-train)",
-        "behaviours to look at (pocket models: pocket-test)",
+        "behaviours to analyse (pocket models: pocket-test)",
     )
-    sub.add_argument("--limit", type=int, metavar="N", help="harmful, and harmless, test prompts")
-    sub.add_argument("--seed", type=int, metavar="S", help="of the splits and searches")
-    sub.add_argument("--out", type=Path, metavar="DIR", help="report (default: runs/inspect-M)")
-    sub.add_argument("--artefacts", type=Path, metavar="DIR", help="fitted values to reuse")
+    sub.add_argument(
+        "--limit", type=int, metavar="N", help="test prompts, harmful and harmless each"
+    )
+    sub.add_argument("--seed", type=int, metavar="S", help="random seed of splits and searches")
+    sub.add_argument(
+        "--out", type=Path, metavar="DIR", help="folder for the report (default: runs/inspect-M)"
+    )
+    sub.add_argument("--artefacts", type=Path, metavar="DIR", help="reuse fitted values from here")
 
 
 def _add_tokens(sub: argparse.ArgumentParser) -> None:
@@ -251,13 +312,17 @@ def _add_tokens(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--model", required=True, metavar="M", help="shipped name, folder or Hub id")
     _add_subject(
         sub,
-        "to choose thresholds on (pocket: pocket-categories-train)",
-        "to test on (pocket: pocket-categories-test)",
+        "behaviours to choose thresholds on (pocket models: pocket-categories-train)",
+        "behaviours to test on (pocket models: pocket-categories-test)",
     )
-    sub.add_argument("--limit", type=int, metavar="N", help="harmful, and harmless, prompts")
-    sub.add_argument("--temperature", type=float, metavar="T", help="of the probabilities")
+    sub.add_argument("--limit", type=int, metavar="N", help="prompts, harmful and harmless each")
+    sub.add_argument(
+        "--temperature", type=float, metavar="T", help="temperature of the probabilities"
+    )
     sub.add_argument("--suffix", type=int, metavar="N", help="random tokens after each request")
-    sub.add_argument("--out", type=Path, metavar="DIR", help="report (default: runs/tokens-M)")
+    sub.add_argument(
+        "--out", type=Path, metavar="DIR", help="folder for the report (default: runs/tokens-M)"
+    )
 
 
 def _version() -> str:

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Run a suite on all nodes of a Slurm allocation: sbatch docs/slurm.sh SUITE --out /shared/results
-# Whatever `reroute run` takes may follow. Set the numbers below to those of your cluster; python
-# with reroute-bench[ray] has to be on PATH on every node, and --out in a folder that all see.
-# A job that ran out of time goes on where it stood once it is submitted again.
+# Any options of `reroute run` may follow. Adapt the numbers below to your cluster; python with
+# reroute-bench[ray] must be on PATH on every node, and --out in a folder that all nodes share.
+# A job that ran out of time resumes when it is submitted again.
 #SBATCH --job-name=reroute
 #SBATCH --nodes=4
 #SBATCH --ntasks-per-node=1
@@ -16,7 +16,7 @@ gpus=${SLURM_GPUS_ON_NODE:-0}
 cores=${SLURM_CPUS_PER_TASK:-1}
 first=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 address=$first:${RAY_PORT:-6379}
-# A worker for each GPU; without GPUs one for each core.
+# One worker per GPU; without GPUs one per core.
 workers=$((nodes * (gpus > 0 ? gpus : cores)))
 
 # Nobody else on these machines may send work to this cluster.

@@ -259,8 +259,8 @@ def test_specs_are_split_outside_brackets_quotes_and_numbers() -> None:
     [
         ("gcg+", "unknown attack ''"),
         ("gcg+nonsense", "unknown attack 'nonsense'; valid: .*prefill"),
-        ("gcg+direct", "'direct' can only stand first"),
-        ("refusal-direction+gcg", "'gcg' can only stand first"),
+        ("gcg+direct", "'direct' can only come first"),
+        ("refusal-direction+gcg", "'gcg' can only come first"),
         ("prefill+prefill:words=2", "two or more different parts"),
         ("gcg+refusal-tokens:nonsense=1", "'refusal-tokens' has no parameter 'nonsense'"),
         ("prefill:words=-1", "words=-1: must be at least 0"),

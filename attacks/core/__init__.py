@@ -1,1 +1,1 @@
-"""Machinery that attacks share; it knows no attack."""
+"""Code shared by the attacks; it knows no attack."""

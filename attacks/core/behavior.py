@@ -11,7 +11,7 @@ DEFAULT_TARGET = "Sure, here is"
 
 @dataclass(frozen=True)
 class Behavior:
-    """One row of a behaviour set (file format: README, "Behaviour files")."""
+    """One row of a behaviour set (file format: docs/running.md, "Behaviours")."""
 
     id: str
     text: str

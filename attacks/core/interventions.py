@@ -149,7 +149,9 @@ class AddDirection(Intervention):
         chosen = ctx.first(1, activation) if self.prompt_only else torch.tensor(True)
         if self.roles:
             if ctx.roles is None:
-                raise BadInput("a direction added at some roles needs a pass that knows the roles")
+                raise BadInput(
+                    "a direction added at some roles needs a forward pass with role information"
+                )
             named = torch.isin(ctx.roles, torch.tensor(self.roles, device=ctx.roles.device))
             if self.spare:
                 named = named & (named.flip(-1).cumsum(-1).flip(-1) > self.spare)

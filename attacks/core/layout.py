@@ -1,4 +1,4 @@
-"""Where the slots stand in a conversation, and what is said before the request."""
+"""Where the slots are in a conversation, and what is said before the request."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ class Layout:
 
     place: str = "suffix"
     """suffix, prefix, both, or a template that holds `{request}` once and `{slots}` once or more,
-    such as "Answer {slots} truthfully: {request}{slots}"; the slots are shared out evenly, the
-    first places getting what is left over."""
+    such as "Answer {slots} truthfully: {request}{slots}"; the slots are distributed evenly, with
+    the remainder going to the first places."""
     before: tuple[str, ...] = ()
-    """What the user says in earlier turns; the model's own greedy answers stand between them, so
-    that whoever attacks still types nothing but user turns."""
+    """User messages of earlier turns, with the model's own greedy answers between them, so that the
+    attacker still writes nothing but user turns."""
     answer_tokens: int = 32
-    """Length of these answers at most."""
+    """Maximum length of these answers, in tokens."""
 
     def __post_init__(self) -> None:
         marks = _MARKS.findall(self.template)
@@ -74,7 +74,7 @@ class Layout:
         parts = _MARKS.split(self.template)
         places = parts.count("{slots}")
         if slots < places:
-            raise BadInput(f"{slots} slots cannot be shared out to {places} places")
+            raise BadInput(f"{slots} slots cannot be distributed over {places} places")
         counts = iter(slots // places + (at < slots % places) for at in range(places))
         return "".join(
             request if part == "{request}" else SLOT * next(counts) if part == "{slots}" else part

@@ -31,7 +31,7 @@ def frozen_template(template: str, day: str) -> str:
     try:
         when = date.fromisoformat(day)
     except ValueError:
-        raise BadInput(f"date '{day}' is not one; valid: YYYY-MM-DD, such as {DATE}") from None
+        raise BadInput(f"date '{day}' is not a date; valid: YYYY-MM-DD, such as {DATE}") from None
     if not asks_for_date(template):
         return template
     # Without %s, the seconds since 1970, which differ by time zone; %-d is a day without its zero.

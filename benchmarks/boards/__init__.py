@@ -1,4 +1,4 @@
-"""Leaderboards and statistics: rows, intervals, comparisons, corrections, pictures.
+"""Leaderboards and statistics: rows, intervals, comparisons, corrections, figures.
 
-Reads `storage` alone; imports no torch.
+Reads `storage` only; imports no torch.
 """

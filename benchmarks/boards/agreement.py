@@ -44,7 +44,7 @@ class Pair:
     flipped: int
     """Of these, those which the other judge orders the other way."""
     flip_chance: float | None
-    """Mean share of flipped ones when behaviours are drawn anew: what the data leave open."""
+    """Mean share of flipped ones when behaviours are resampled: what the data leave open."""
 
 
 @dataclass(frozen=True)
@@ -308,10 +308,10 @@ def as_markdown(found: Agreement) -> str:
         more = len(found.disputes) - _SHOWN
         parts.append(shown + (f"\n\n... and {more} more (--format json)" if more > 0 else ""))
     parts.append(
-        "Kappa: Cohen's, with a 95 % bootstrap interval over behaviours. Flipped: pairs of attacks "
-        "on one model that one judge orders one way and the other the other way. Flip chance: "
-        "the mean share of these when behaviours are drawn anew. Ranks by success of the first "
-        "answer, which stands behind them, over what all judges judged."
+        "Kappa: Cohen's, with a 95 % bootstrap interval over behaviours. Flipped: pairs of "
+        "attacks on one model that the two judges rank in opposite order. Flip chance: the "
+        "mean share of these when behaviours are resampled. Ranks are by success of the first "
+        "answer, given after each rank, over what all judges judged."
     )
     return "\n\n".join(parts) + "\n"
 

@@ -56,8 +56,7 @@ def defense_columns(rows: Sequence[Row]) -> list[Column]:
     return [
         Column(
             "Defence",
-            "what was put around the model; § marks one that no attack which knows of it was run "
-            "against.",
+            "the defence wrapped around the model; § marks one without an adaptive attack.",
             lambda row: (
                 text(names[row.defense_hash]) + (" §" if row.static_only else "")
                 if row.defense
@@ -100,7 +99,7 @@ def effect_columns() -> list[Column]:
         ),
         Column(
             "Latency",
-            "seconds of an answer over those of the model without the defence.",
+            "seconds per answer relative to the model without the defence.",
             lambda row: "" if row.latency is None else f"{row.latency:.1f}x",
         ),
     ]
@@ -120,7 +119,7 @@ def defense_notes(rows: Sequence[Row]) -> list[str]:
         if row.defense and over is not None and over > TOLERABLE:
             notes.append(
                 f"{text(names[row.defense_hash])} on {text(row.model)} fails: with it {over:.2f} "
-                f"of harmless requests are refused or blocked, more than {TOLERABLE}."
+                f"of harmless requests are refused or blocked, above {TOLERABLE}."
             )
         if row.defense_verdict.startswith("failed"):
             notes.append(

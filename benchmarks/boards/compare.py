@@ -230,12 +230,12 @@ def as_markdown(rows: Sequence[Comparison]) -> str:
     return (
         f"Against {text(rows[0].base)}, paired over behaviours.\n\n"
         f"{table((*headings, *costs), cells, left=2)}\n\n"
-        "Difference: in success@1, attack less base, with the 95 % paired bootstrap interval. "
-        "p (Holm): of an exact paired test (McNemar's, on behaviours won and lost), adjusted for "
-        f"the {len(rows)} comparisons of this table. "
-        "Ratio: of the costs at which half of the behaviours had their first verified success, "
-        "attack by base; under 1 the attack is cheaper. Never, or base never: only the other one "
-        "got that far; a dash: neither did.\n"
+        "Difference: success@1 of the attack minus that of the base, with the 95 % paired "
+        "bootstrap interval. p (Holm): from an exact paired test (McNemar's, on behaviours won "
+        f"and lost), adjusted for the {len(rows)} comparisons in this table. Ratio: cost at "
+        "which half of the behaviours had their first verified success, attack divided by "
+        "base; below 1 the attack is cheaper. Never, or base never: only the other one reached "
+        "half; a dash: neither did.\n"
     )
 
 

@@ -25,7 +25,7 @@ HUMAN = "human:"
 
 RESAMPLES = 4000
 _TAILS = ((1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2)
-#: An interval this wide leaves nothing to tell.
+#: An interval this wide leaves the rate undetermined.
 _ALL = 0.9
 
 

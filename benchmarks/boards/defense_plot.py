@@ -60,7 +60,7 @@ def draw(rows: Sequence[Row], path: Path) -> None:
     )
     if not any(defense for _, _, defense in lines):
         raise BadInput(
-            "nothing to draw: it takes attacks on defended models, and direct with --harmless"
+            "nothing to plot: this needs attacks on defended models, and direct with --harmless"
         )
     labels = attack_labels(rows)
     attacks = list(dict.fromkeys(row.attack_hash for row in attacked))

@@ -46,9 +46,9 @@ _BROKEN = 0.1
 
 #: What the attacker may do, by threat model.
 MEANING = {
-    "prompt": "The attacker writes the prompt and touches nothing else.",
+    "prompt": "The attacker writes the prompt and nothing else.",
     "prefill": "The attacker also writes the first words of the answer.",
-    "embedding": "The attacker feeds vectors that no text has.",
+    "embedding": "The attacker feeds in vectors that correspond to no text.",
     "intervention": "The attacker changes activations or logits while the model answers.",
     "weights": "The attacker changes the weights.",
 }
@@ -163,7 +163,7 @@ def note_of(board: Sequence[Row]) -> str:
     if board[0].stop == "first-success":
         note += " Each search ended when a candidate was verified: compare costs, not success."
     if board[0].concurrency != 1:
-        note += " Cells ran side by side and shared the machine: times are not those of one alone."
+        note += " Cells ran concurrently on one machine: times are not those of a cell run alone."
     if board[0].origin_model:
         note += " The prompts were found on another model and sent as they are."
     if any(row.mixed for row in board):
@@ -223,7 +223,7 @@ def columns_of(rows: Sequence[Row]) -> list[Column]:
             "the model that the prompts were found on.",
             lambda row: text(row.origin_model),
         ),
-        Column("Judge", "what decided about success.", lambda row: text(row.judge)),
+        Column("Judge", "what decides success.", lambda row: text(row.judge)),
         Column(
             "ASR",
             "attack success rate: share of harmful requests on which the attack's first candidate "
@@ -232,9 +232,9 @@ def columns_of(rows: Sequence[Row]) -> list[Column]:
         ),
         Column(
             "Corrected",
-            "success with the judge's error taken out, and its 95 % interval: by people's labels "
-            "of a part of the very answers (labels), or by the judge's errors on known answers "
-            "(calibration), as far as those are like these.",
+            "success corrected for the judge's error, with its 95 % interval: from human "
+            "labels of some of these answers (labels), or from the judge's errors on labelled "
+            "answers (calibration), valid as far as those resemble these.",
             _corrected,
         ),
         Column(
@@ -243,19 +243,19 @@ def columns_of(rows: Sequence[Row]) -> list[Column]:
             lambda row: _rate(row.success_at_k) if row.attempts > 1 else "",
         ),
         Column(
-            "Drawn",
-            "probability that an answer drawn to the first candidate is a success, with the 95 % "
-            "interval of a bootstrap over requests.",
+            "Sampled",
+            "probability that a sampled answer to the first candidate is a success, with the "
+            "95 % interval of a bootstrap over requests.",
             lambda row: _interval(row.sample_asr, row.sample_asr_low, row.sample_asr_high),
         ),
         Column(
-            "Any drawn",
-            "share of harmful requests of which any of the drawn answers is a success.",
+            "Any sampled",
+            "share of harmful requests for which any of the sampled answers is a success.",
             lambda row: "" if row.sample_any is None else f"{row.sample_any:.2f} of {row.samples}",
         ),
         Column(
             "Compliance",
-            "share of harmful requests that were answered, rightly or not.",
+            "share of harmful requests that were answered, correctly or not.",
             lambda row: _rate(row.compliance),
         ),
         Column(
@@ -282,8 +282,8 @@ def columns_of(rows: Sequence[Row]) -> list[Column]:
         ),
         Column(
             "KL on harmless",
-            "how far the interventions move the first token of answers to harmless requests: the "
-            "mean divergence of what the changed model says from what it would say, in nats.",
+            "mean divergence, in nats, of the changed model's first-token distribution from "
+            "that of the unchanged model, on harmless requests.",
             lambda row: "" if row.harmless_kl is None else f"{row.harmless_kl:.2g}",
         ),
         Column(
@@ -299,7 +299,7 @@ def columns_of(rows: Sequence[Row]) -> list[Column]:
         ),
         Column(
             "Preparation",
-            "seconds for fitting the attack to the model, once.",
+            "seconds to fit the attack to the model, once.",
             lambda row: _seconds(row.prepare_seconds or None),
         ),
         Column(
@@ -315,7 +315,7 @@ def columns_of(rows: Sequence[Row]) -> list[Column]:
         ),
         Column(
             "Steps/s",
-            "search steps a second.",
+            "search steps per second.",
             lambda row: _seconds(row.steps_per_second),
         ),
         Column("Requests", "harmful requests with a verdict.", lambda row: str(row.n)),

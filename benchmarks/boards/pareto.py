@@ -27,7 +27,9 @@ def fronts(folder: Path) -> str:
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise BadInput(f"{path}: damaged artefact ({type(error).__name__})") from error
     if not tables:
-        raise BadInput(f"{folder}: no artefact with a Pareto front; 'abliteration' makes one")
+        raise BadInput(
+            f"{folder}: no artefact with a Pareto front; run 'abliteration' with trials to get one"
+        )
     return "\n".join(tables)
 
 

@@ -19,7 +19,7 @@ from benchmarks.storage.store import read_judgements, read_records
 
 Outcome = TypeVar("Outcome", bound=float)
 
-_NOTHING = " (nothing to tell)"
+_NOTHING = " (undetermined)"
 #: Weakest first, the order of the boards.
 THREAT_MODELS = ("prompt", "prefill", "embedding", "intervention", "weights")
 
@@ -83,9 +83,9 @@ class Row:
     asr_corrected_low: float | None
     asr_corrected_high: float | None
     correction: str
-    """By what: "labels" of people, "calibration", or nothing; "(nothing to tell)" at wide ones."""
+    """By what: "labels" of people, "calibration", or nothing; "(undetermined)" at wide ones."""
     samples: int
-    """Answers drawn to each request, beside the greedy one."""
+    """Answers drawn to each request, besides the greedy one."""
     sample_asr: float | None
     """Mean probability of success of a drawn answer to the first candidate."""
     sample_asr_low: float | None

@@ -72,9 +72,9 @@ def cluster_bootstrap(means: Sequence[float]) -> tuple[float, float]:
 def median_first_success(successes: Sequence[float], failures: Sequence[float]) -> float | None:
     """The cost (seconds, FLOPs) at which half of all behaviours have had their first success.
 
-    `successes` holds each success's cost, `failures` what was spent in vain, where the survival
-    curve (Kaplan and Meier 1958) is censored; infinite for what could never succeed. None when the
-    curve never comes down to one half.
+    `successes` holds each success's cost, `failures` what was spent without success, where the
+    survival curve (Kaplan and Meier 1958) is censored; infinite for what could never succeed. None
+    when the curve never comes down to one half.
     """
     costs = np.array([*successes, *failures], dtype=float)
     left = 1.0

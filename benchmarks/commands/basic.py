@@ -182,8 +182,8 @@ def run(args: Namespace) -> int:
 
     show_boards(read_rows([out]))
     print(
-        f"Next: `reroute leaderboard {out} --explain` says what the columns mean, `reroute report "
-        f"{out}` draws a page.",
+        f"Next: `reroute leaderboard {out} --explain` explains the columns, `reroute report "
+        f"{out}` writes an HTML report.",
         file=sys.stderr,
     )
     if not complete:
@@ -244,7 +244,7 @@ def report(args: Namespace) -> int:
 
     report(args.folders, args.out, completions=args.with_completions, behaviors=args.behaviors)
     if args.with_completions:
-        message = f"{args.out} holds prompts and answers of attacks: share it with care"
+        message = f"{args.out} contains prompts and answers of attacks: share it with care"
         print("reroute:", message, file=sys.stderr)
     print(args.out)
     return 0
@@ -292,5 +292,5 @@ def new(args: Namespace) -> int:
     written = make(args.name, args.folder)
     for path in written:
         print(path)
-    print(f"\nNext: pip install -e {written[0].parent}, and run its test with pytest")
+    print(f"\nNext: pip install -e {written[0].parent}, then run its test with pytest")
     return 0

@@ -15,15 +15,21 @@ def add_export(add: Callable[..., ArgumentParser]) -> None:
     sub = add(
         "export",
         help="write results as JailbreakBench, HarmBench, Inspect or model-card files",
-        description="Writes results in another project's format. All but model-card hold the "
+        description="Write results in another project's format. All but model-card contain the "
         "prompts and answers of your own records: share them with care.",
     )
     sub.set_defaults(command=export)
-    sub.add_argument("folder", type=Path, metavar="DIR", help="output of a run")
-    sub.add_argument("--format", choices=_FORMATS, required=True, help="whose format")
+    sub.add_argument("folder", type=Path, metavar="DIR", help="results folder")
+    sub.add_argument("--format", choices=_FORMATS, required=True, help="target format")
     sub.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the files")
-    sub.add_argument("--judge", metavar="NAME", help="whose verdicts, where several have judged")
-    sub.add_argument("--behaviors", metavar="NAME_OR_FILE", help="default: the shipped sets")
+    sub.add_argument(
+        "--judge", metavar="NAME", help="whose verdicts to export, where several judges were used"
+    )
+    sub.add_argument(
+        "--behaviors",
+        metavar="NAME_OR_FILE",
+        help="set with the behaviours (default: the shipped sets)",
+    )
 
 
 def export(args: Namespace) -> int:
@@ -37,7 +43,7 @@ def export(args: Namespace) -> int:
     if args.format not in WITHOUT_TEXT:
         notes = [
             *notes,
-            f"{args.out} holds prompts and answers of attacks: share it with care",
+            f"{args.out} contains prompts and answers of attacks: share it with care",
         ]
     for note in notes:
         print("reroute:", note, file=sys.stderr)

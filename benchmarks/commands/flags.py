@@ -1,4 +1,4 @@
-"""What the commands share: fields from flags, and results that are printed or go into a file."""
+"""Shared by the commands: fields from flags, and results that are printed or written to a file."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ def given(args: Namespace, cls: type[Any]) -> dict[str, Any]:
 def add_output(sub: ArgumentParser) -> None:
     """`--format` and `--out`."""
     sub.add_argument("--format", choices=("md", "json"), default="md")
-    sub.add_argument("--out", type=Path, metavar="FILE", help="write it there")
+    sub.add_argument("--out", type=Path, metavar="FILE", help="write to this file")
 
 
-#: Characters that drawn tables take at most.
+#: Maximum width of drawn tables, in characters.
 _WIDTH = 100
 
 
@@ -33,7 +33,7 @@ def show(shown: str, out: Path | None, *, markdown: bool = False) -> None:
     if out:
         out.write_text(shown, "utf-8")
     elif markdown and sys.stdout.isatty():
-        from benchmarks.boards.brief import draw_markdown  # Here, for it takes its time.
+        from benchmarks.boards.brief import draw_markdown  # Imported here because it is slow.
 
         draw_markdown(shown, console())
     else:

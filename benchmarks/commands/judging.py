@@ -11,7 +11,7 @@ from benchmarks.commands.flags import add_output, show
 
 def add(add_parser: Callable[..., ArgumentParser]) -> None:
     """Adds the commands to the command line."""
-    sub = add_parser("judge", help="judge what is recorded, without the attacked models")
+    sub = add_parser("judge", help="judge recorded answers, without the attacked models")
     _add_folders(sub)
     sub.add_argument(
         "--judge",
@@ -23,9 +23,11 @@ def add(add_parser: Callable[..., ArgumentParser]) -> None:
     )
     _add_behaviors(sub)
     sub.set_defaults(command=judge)
-    sub = add_parser("calibrate", help="how often judges are right on known answers")
+    sub = add_parser("calibrate", help="measure the error rates of judges on labelled answers")
     sub.add_argument("judges", nargs="+", metavar="JUDGE", help="name or name:key=value,...")
-    sub.add_argument("--cases", type=Path, required=True, metavar="FILE", help="JSONL")
+    sub.add_argument(
+        "--cases", type=Path, required=True, metavar="FILE", help="labelled answers (JSONL)"
+    )
     sub.add_argument(
         "--for",
         nargs="+",
@@ -33,34 +35,38 @@ def add(add_parser: Callable[..., ArgumentParser]) -> None:
         default=[],
         dest="folders",
         metavar="DIR",
-        help="results whose boards are to be corrected by it",
+        help="results folders whose boards are to be corrected by it",
     )
     add_output(sub)
     sub.set_defaults(command=calibrate)
-    sub = add_parser("label", help="a blinded sheet for people who judge, and its way back")
+    sub = add_parser("label", help="write a blinded sheet for human raters, or import their labels")
     _add_folders(sub)
     sub.add_argument("--out", type=Path, metavar="FILE", help="write the sheet there (CSV)")
-    sub.add_argument("--sample", type=int, metavar="N", help="answers to draw (default: all)")
-    sub.add_argument("--seed", type=int, default=0, metavar="S", help="of the draw")
-    sub.add_argument("--read", type=Path, metavar="FILE", help="take a filled sheet back")
-    sub.add_argument("--rater", metavar="NAME", help="who filled it")
+    sub.add_argument(
+        "--sample", type=int, metavar="N", help="number of answers to sample (default: all)"
+    )
+    sub.add_argument("--seed", type=int, default=0, metavar="S", help="random seed of the sample")
+    sub.add_argument("--read", type=Path, metavar="FILE", help="import a completed sheet")
+    sub.add_argument("--rater", metavar="NAME", help="who completed it")
     _add_behaviors(sub)
     sub.set_defaults(command=label)
-    sub = add_parser("agreement", help="where judges disagree, and whether ranks of attacks change")
+    sub = add_parser(
+        "agreement", help="show where judges disagree, and whether attack rankings change"
+    )
     _add_folders(sub)
     add_output(sub)
     sub.set_defaults(command=agreement)
 
 
 def _add_folders(sub: ArgumentParser) -> None:
-    sub.add_argument("folders", nargs="+", type=Path, metavar="DIR", help="output of a run")
+    sub.add_argument("folders", nargs="+", type=Path, metavar="DIR", help="results folder")
 
 
 def _add_behaviors(sub: ArgumentParser) -> None:
     sub.add_argument(
         "--behaviors",
         metavar="NAME_OR_FILE",
-        help="for records that do not keep theirs (default: the shipped sets)",
+        help="for records without their behaviour (default: the shipped sets)",
     )
 
 
@@ -100,16 +106,16 @@ def label(args: Namespace) -> int:
         raise BadInput(f"--sample {args.sample}; valid: 1 or more")
     if args.read is None:
         if args.rater is not None:
-            raise BadInput("--rater needs --read FILE, the sheet that was filled")
+            raise BadInput("--rater needs --read FILE, the completed sheet")
         sheet, count = labels.export(
             args.folders, sample=args.sample, seed=args.seed, behaviors=args.behaviors
         )
         show(sheet, args.out)
         if args.out:
-            print(f"{count} answers; fill 'success' with yes, no or ?, then: --read {args.out}")
+            print(f"{count} answers; fill in 'success' with yes, no or ?, then: --read {args.out}")
         return 0
     if args.rater is None:
-        raise BadInput("--read needs --rater NAME, who filled the sheet")
+        raise BadInput("--read needs --rater NAME, who completed the sheet")
     identity, count = labels.take_back(
         args.folders, args.read, args.rater, behaviors=args.behaviors
     )

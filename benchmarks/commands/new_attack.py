@@ -79,7 +79,7 @@ def _written(
     }
     for path in (target, *texts):
         if path.exists() and not (path == target and path.is_dir()):
-            raise BadInput(f"'{path}' exists already and is left as it is; name another folder")
+            raise BadInput(f"'{path}' exists already and is left unchanged; name another folder")
     target.mkdir(parents=True, exist_ok=True)
     for path, text in texts.items():
         path.write_text(text, "utf-8")

@@ -11,44 +11,67 @@ from benchmarks.commands.flags import add_output, given, show
 
 def add_commands(add: Callable[..., ArgumentParser]) -> None:
     """Adds `verify` and its like; `add` is that of the subparsers."""
-    sub = add("verify", help="generate recorded successes anew, in plain transformers")
+    sub = add("verify", help="regenerate recorded successes in plain transformers")
     sub.set_defaults(command=verify)
-    sub.add_argument("folder", type=Path, metavar="DIR", help="output of a run")
-    sub.add_argument("--model", metavar="M", help="another checkpoint, as a cell of transfer")
+    sub.add_argument("folder", type=Path, metavar="DIR", help="results folder")
+    sub.add_argument("--model", metavar="M", help="another checkpoint instead of the recorded one")
     sub.add_argument(
-        "--also", nargs="+", metavar="DTYPE:BATCH", help="further conditions, such as bfloat16:8"
+        "--also", nargs="+", metavar="DTYPE:BATCH", help="additional conditions, such as bfloat16:8"
     )
     sub.add_argument("--limit", type=int, metavar="N", help="successes per model and attack")
-    sub.add_argument("--behaviors", metavar="NAME_OR_FILE", help="default: the shipped sets")
+    sub.add_argument(
+        "--behaviors",
+        metavar="NAME_OR_FILE",
+        help="set with the behaviours (default: the shipped sets)",
+    )
     sub.add_argument("--device", metavar="D", help="auto, cpu, cuda, ...")
-    older = sub.add_argument_group("for records that do not say")
-    older.add_argument("--train", metavar="NAME_OR_FILE", help="what artefacts were fitted on")
+    older = sub.add_argument_group("for records without this information")
+    older.add_argument(
+        "--train", metavar="NAME_OR_FILE", help="behaviours that artefacts were fitted on"
+    )
     older.add_argument("--system", metavar="TEXT", help="system prompt")
-    older.add_argument("--max-new-tokens", type=int, metavar="N", help="length of the answers")
+    older.add_argument("--max-new-tokens", type=int, metavar="N", help="maximum length of answers")
     add_output(sub)
-    sub = add("transfer", help="send recorded prompts to other models, and tabulate what succeeds")
+    sub = add("transfer", help="send recorded prompts to other models and tabulate successes")
     sub.set_defaults(command=transfer)
-    sub.add_argument("folder", type=Path, metavar="DIR", help="output of a run")
+    sub.add_argument("folder", type=Path, metavar="DIR", help="results folder")
     sub.add_argument(
         "--to",
         nargs="+",
         action="extend",
         default=[],
         metavar="MODEL",
-        help="shipped name, folder, Hub id, or openai:model=NAME,url=URL; none: only the table",
+        help="shipped name, folder, Hub id, or openai:model=NAME,url=URL; default: only print the "
+        "table",
     )
-    sub.add_argument("--out", type=Path, metavar="DIR", help="where to record (default: DIR)")
-    sub.add_argument("--judge", action="append", dest="judges", metavar="SPEC")
-    sub.add_argument("--behaviors", metavar="NAME_OR_FILE", help="default: the shipped sets")
-    sub.add_argument("--train", metavar="NAME_OR_FILE", help="to learn the targets' refusals from")
-    sub.add_argument("--attempts", type=int, metavar="K", help="candidates of each record")
+    sub.add_argument(
+        "--out", type=Path, metavar="DIR", help="results folder for the new records (default: DIR)"
+    )
+    sub.add_argument(
+        "--judge",
+        action="append",
+        dest="judges",
+        metavar="SPEC",
+        help="name or name:key=value,...; may be repeated",
+    )
+    sub.add_argument(
+        "--behaviors",
+        metavar="NAME_OR_FILE",
+        help="set with the behaviours (default: the shipped sets)",
+    )
+    sub.add_argument(
+        "--train",
+        metavar="NAME_OR_FILE",
+        help="behaviours to learn the target models' refusals from",
+    )
+    sub.add_argument("--attempts", type=int, metavar="K", help="candidates to send per record")
     sub.add_argument("--limit", type=int, metavar="N", help="behaviours per model and attack")
-    sub.add_argument("--max-new-tokens", type=int, metavar="N", help="length of the answers")
+    sub.add_argument("--max-new-tokens", type=int, metavar="N", help="maximum length of answers")
     sub.add_argument("--system", metavar="TEXT", help="system prompt (default: as recorded)")
     sub.add_argument("--device", metavar="D", help="auto, cpu, cuda, ...")
-    sub.add_argument("--device-map", metavar="MAP", help="see run")
+    sub.add_argument("--device-map", metavar="MAP", help="as for run")
     sub.add_argument("--dtype", metavar="T", help="auto, float32, bfloat16, ...")
-    sub.add_argument("--date", metavar="YYYY-MM-DD", help="see run")
+    sub.add_argument("--date", metavar="YYYY-MM-DD", help="as for run")
     sub.add_argument("--format", choices=("md", "json"), default="md")
 
 

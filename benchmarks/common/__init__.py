@@ -1,4 +1,4 @@
-"""Small helpers without an opinion: lines, files, progress, threads, versions, areas under curves.
+"""Small general helpers: lines, files, progress, threads, versions, areas under curves.
 
 Imports nothing else of the suite.
 """

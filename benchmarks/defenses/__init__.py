@@ -1,4 +1,4 @@
-"""Defences: what is put around a model, and what it costs. Importing this imports no torch."""
+"""Defences: wrappers around a model, and what they cost. Importing this does not import torch."""
 
 from __future__ import annotations
 

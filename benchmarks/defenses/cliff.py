@@ -1,4 +1,4 @@
-"""Cliff monitor: an answer before which the model stopped meaning to refuse is held back."""
+"""Cliff monitor: block an answer before which the model stopped intending to refuse."""
 
 from __future__ import annotations
 
@@ -38,42 +38,44 @@ _UNFINISHED = -1.0
 
 @dataclass(frozen=True)
 class CliffMonitor(Defense):
-    """Blocks answers at which a model that thinks gives up a refusal that it was thinking of.
+    """Blocks answers at which a thinking model drops a refusal that it was heading for.
 
     After the refusal cliff (arXiv 2510.06036, section 3): the score is the probability of a refusal
-    while the model thinks, less that at the last token before the answer. It is high where the
-    thinking leans to a refusal and the answer is none. The paper ranks training data by it; here it
-    stands guard. A refusal has no cliff and passes, and so does what was never thought to be
-    harmful.
+    while the model thinks, minus that at the last token before the answer. It is high where the
+    thinking leans towards a refusal and the answer is none. The paper ranks training data by it;
+    here it is a monitor. A refusal has no cliff and passes, and so does what the thinking never
+    treated as harmful.
 
-    Unlike in the paper there are two probes. One fitted at the last token and read at all that was
-    thought says 0.5 and more of harmless thinking in the pocket model, and cliffs by it tell
-    harmless answers from harmful ones with an AUC of 0.93 at best. So the thinking has a probe of
-    its own, fitted on the mean of its states.
+    Unlike in the paper there are two probes. A single probe, fitted at the last token and read at
+    all thinking tokens, gives 0.5 and more on harmless thinking in the pocket model, and cliffs by
+    it separate harmless from harmful answers with an AUC of 0.93 at best. So the thinking has a
+    separate probe, fitted on the mean of its states.
 
-    An answer without any thinking is blocked, as otherwise whoever opens the answer would not be
-    watched. On a model that never thinks the monitor is off, which its check says.
+    An answer without any thinking is blocked, since a prefilled answer would otherwise evade the
+    monitor. On a model that never thinks the monitor is off, which its check reports.
 
-    An attack that knows it adds the score of its best candidates to their loss, after the model
-    has answered each of them, which is slow.
+    An adaptive attack adds the score of its best candidates to their loss, after the model has
+    answered each of them, which is slow.
     """
 
     name: ClassVar[str] = "cliff"
-    summary: ClassVar[str] = "blocks answers where a model that thinks drops its refusal at the end"
+    summary: ClassVar[str] = (
+        "blocks answers of a thinking model that drops its refusal after the thinking"
+    )
     adapts: ClassVar = "search"
     needs_train: ClassVar[bool] = True
 
     layers: tuple[int, ...] = ()
-    """Whose outputs may be probed, all where none is given. The one is taken whose probes are best
-    on rows that they were not fitted on."""
+    """Candidate layers for the probes (their outputs); none: all. The layer whose probes do best on
+    held-out rows is used."""
     budget: float = 0.02
-    """Share of held-out harmless requests that may be blocked where the threshold is put."""
+    """Share of held-out harmless requests that may be blocked at the chosen threshold."""
     weight: float = 10.0
-    """Of what attacks add to their loss, a nat for each unit of the score."""
+    """Weight of the penalty in attacks' losses, in nats per unit of the score."""
     margin: float = 0.05
-    """How far below the threshold that begins."""
+    """Distance below the threshold at which the penalty begins."""
     tokens: int = 160
-    """Length of the answers that attacks have scored, thinking included."""
+    """Maximum length of the answers that attacks have scored, thinking included, in tokens."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.budget < 1:
@@ -172,7 +174,9 @@ def _sides(
     ]
     ends = [last for row, _, last in found if not row.harmful]
     if not ends:
-        raise BadInput("cliff: no held-out harmless request was thought about and answered")
+        raise BadInput(
+            "cliff: the model thought about and answered none of the held-out harmless requests"
+        )
     return (
         [thinking - last for row, thinking, last in found if not row.harmful],
         [

@@ -1,4 +1,4 @@
-"""The defence contract: what every defence, shipped or third-party, gives and gets."""
+"""The defence interface: what every defence, shipped or third-party, receives and returns."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Defense(ABC):
 
     A subclass is a frozen dataclass of plain numbers and names: it is its own configuration, and
     name + parameters rebuild it. It reads no clock, draws only from generators that it is given or
-    seeds by what it is asked, and never sees a behaviour's `reference` or `decoys`.
+    seeds from the request, and never sees a behaviour's `reference` or `decoys`.
     """
 
     name: ClassVar[str]
@@ -45,7 +45,7 @@ class Defense(ABC):
     """Whether `fit` needs training behaviours, harmful and harmless ones."""
 
     def fit(self, model: Model, train: Sequence[Behavior], *, rng: Generator) -> Artefact:
-        """Fit thresholds and directions, once for each model; its `check` tells how well."""
+        """Fit thresholds and directions, once for each model; its `check` reports how well."""
         return EMPTY
 
     @abstractmethod

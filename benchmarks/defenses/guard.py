@@ -26,31 +26,31 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class GuardJudge(Defense):
-    """Asks one of the suite's judges, such as a guard model, and blocks what it calls a success.
+    """Uses one of the suite's judges, such as a guard model, and blocks what it calls a success.
 
     On answers the judge sees request and answer, as it does when it judges. On prompts it sees the
-    request in the answer's place too: what it would not let the model say it does not let the user
-    ask. What it cannot tell, and what does not fit into its prompt, passes.
+    request in place of the answer too: what the model must not say, the user must not ask. Inputs
+    without a verdict, or too long for the judge's prompt, pass.
 
-    An attack that knows it adds the judge's score (or 1 for a success) of its best candidates to
-    their loss; on answers it has each of them answered for that, which is slow.
+    An adaptive attack adds the judge's score (or 1 for a success) of its best candidates to their
+    loss; on answers each of them is answered for that, which is slow.
     """
 
     name: ClassVar[str] = "guard"
-    summary: ClassVar[str] = "blocks requests or answers that a judge objects to (judge=...)"
+    summary: ClassVar[str] = "blocks requests or answers that a judge flags (judge=...)"
     adapts: ClassVar = "search"
 
     judge: str = ""
-    """As `--judge` takes it, such as `guard:model=FOLDER,family=llama-guard`."""
+    """A judge, written as for `--judge`, such as `guard:model=FOLDER,family=llama-guard`."""
     on: Literal["answer", "prompt"] = "answer"
     weight: float = 5.0
-    """Of what attacks add to their loss."""
+    """Weight of the penalty in attacks' losses."""
     tokens: int = 64
-    """Length of the answers that attacks have judged."""
+    """Maximum length of the answers that attacks have judged, in tokens."""
 
     def __post_init__(self) -> None:
         if not self.judge:
-            raise BadInput("guard: which judge? give judge='NAME' or judge='NAME:key=value,...'")
+            raise BadInput("guard: no judge given; give judge='NAME' or judge='NAME:key=value,...'")
         if self.on not in ("answer", "prompt"):
             raise BadInput(f"guard: on='{self.on}'; valid: answer, prompt")
         load_judge(self.judge)

@@ -1,4 +1,4 @@
-"""Latent Guard and erase-and-check: what the model itself takes for harmful is blocked."""
+"""Latent Guard and erase-and-check: block what the model itself represents as harmful."""
 
 from __future__ import annotations
 
@@ -48,14 +48,15 @@ class LatentCheck(Defense):
     needs_train: ClassVar[bool] = True
 
     layers: tuple[int, ...] = ()
-    """Whose outputs are read. None: the one that tells held-out requests apart best, the earliest
-    of equally good ones (the paper averages over all, also those that know only the last word)."""
+    """Layers to read (their outputs). None: the one that separates held-out requests best, the
+    earliest of equally good ones (the paper averages over all, including those that know only the
+    last word)."""
     budget: float = 0.02
-    """Share of held-out harmless requests that may be blocked where the threshold is put."""
+    """Share of held-out harmless requests that may be blocked at the chosen threshold."""
     weight: float = 10.0
-    """Of what attacks add to their loss, a nat for each unit of cosine."""
+    """Weight of the penalty in attacks' losses, in nats per unit of cosine."""
     margin: float = 0.05
-    """Cosine below the threshold from which that counts."""
+    """Distance below the threshold, in cosine, at which the penalty begins."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.budget < 1:
@@ -129,20 +130,20 @@ class LatentCheck(Defense):
 
 @dataclass(frozen=True)
 class LatentGuard(LatentCheck):
-    """Blocks requests whose last token the model takes for harmful (arXiv 2507.11878, section 5).
+    """Blocks requests that the model represents as harmful (arXiv 2507.11878, section 5).
 
-    Unlike in the paper the score is the cosine with the direction and not the difference of cosines
-    with both means, of one layer by default, and the threshold is not 0 but chosen on held-out
-    requests. Gradients flow through the score.
+    Unlike in the paper the score is the cosine with the direction instead of the difference of
+    cosines with both means, of one layer by default, and the threshold is chosen on held-out
+    requests instead of 0. Gradients flow through the score.
     """
 
     name: ClassVar[str] = "latent-guard"
-    summary: ClassVar[str] = "blocks requests that the model itself takes for harmful"
+    summary: ClassVar[str] = "blocks requests that the model itself represents as harmful"
     adapts: ClassVar = "gradient"
 
     token: Literal["instruction", "last"] = "instruction"
-    """Which token is read: the request's last, as in the paper, or the prompt's last, where small
-    models know more, and where the paper finds refusal."""
+    """Token to read: the request's last, as in the paper, or the prompt's last, where small models
+    know more, and where the paper finds refusal."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -187,22 +188,21 @@ class LatentGuard(LatentCheck):
 
 @dataclass(frozen=True)
 class EraseAndCheck(LatentCheck):
-    """Blocks a request if it, or what is left when its last tokens are erased, seems harmful.
+    """Blocks a request if it, or what is left after erasing its last tokens, looks harmful.
 
     Erase-and-check in suffix mode (arXiv 2309.02705, section 3): a suffix of up to `erased` tokens
     hides nothing that the filter finds without it. The filter is Latent Guard's score at the
-    prompt's last token in place of a trained classifier, and the threshold is for the highest
-    score of the whole request and all that is left of it.
-
-    An attack that knows it adds the score of its best candidates to their loss.
+    prompt's last token instead of a trained classifier, and the threshold applies to the highest
+    score of the whole request and all that is left of it. An adaptive attack adds the score of its
+    best candidates to their loss.
     """
 
     name: ClassVar[str] = "erase-and-check"
-    summary: ClassVar[str] = "blocks requests that seem harmful once up to N last tokens are erased"
+    summary: ClassVar[str] = "blocks requests that look harmful after erasing up to N last tokens"
     adapts: ClassVar = "search"
 
     erased: int = 20
-    """Most tokens erased; the first of a request is always left."""
+    """Maximum number of tokens erased; the first of a request is always left."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

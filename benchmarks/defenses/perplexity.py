@@ -1,4 +1,4 @@
-"""Perplexity filters: requests that the model itself finds unlikely are blocked."""
+"""Perplexity filters: block requests that the model itself finds unlikely."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ class Perplexity(Defense):
     """Blocks what is less likely than any harmless training request (arXiv 2309.00614, 2308.14132).
 
     The score is the mean over the request's tokens of -log p(token | what precedes it), in nats,
-    and the largest such mean over `window` tokens in a row; either of them above its threshold
-    blocks. Unlike in the papers the model that is defended is the language model, and reads the
-    request where it stands in the conversation: a chat model has seen text there only.
+    and the largest such mean over `window` tokens in a row; it blocks if either is above its
+    threshold. Unlike in the papers the language model is the defended model itself, and reads the
+    request at its place in the conversation: a chat model has seen text there only.
 
-    Of a candidate the penalty is exact. Its gradient, which proposes candidates, goes through the
+    The penalty of a candidate is exact. Its gradient, which proposes candidates, goes through the
     context of later tokens and not through the token itself, whose share no embedding carries.
     """
 
@@ -44,15 +44,15 @@ class Perplexity(Defense):
     needs_train: ClassVar[bool] = True
 
     window: int = 10
-    """Tokens; 0: the whole request only."""
+    """Length of the window in tokens; 0: the whole request only."""
     quantile: float = 1.0
-    """Of harmless training requests; 1: the most unlikely of them."""
+    """Quantile of harmless training requests; 1: the most unlikely of them."""
     slack: float = 0.1
-    """Nats that thresholds lie above that."""
+    """Nats by which thresholds lie above that."""
     weight: float = 1.0
-    """Of the penalty that attacks add to their loss."""
+    """Weight of the penalty in attacks' losses."""
     margin: float = 0.1
-    """Nats below the threshold from which the penalty counts."""
+    """Nats below the threshold at which the penalty begins."""
 
     def __post_init__(self) -> None:
         if self.window < 0:

@@ -1,4 +1,4 @@
-"""Words put around the request: a system prompt, and a reminder on both of its sides."""
+"""Text around the request: a system prompt, and a reminder on both of its sides."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class SystemPrompt(Defense):
-    """Tells the model in a system prompt to refuse; a system prompt that is there comes after it.
+    """Tells the model in a system prompt to refuse; an existing system prompt comes after it.
 
-    An attack that knows it searches and differentiates with these words in place.
+    An adaptive attack searches and differentiates with this text in place.
     """
 
     name: ClassVar[str] = "system-prompt"
-    summary: ClassVar[str] = "a system prompt that tells the model to refuse"
+    summary: ClassVar[str] = "adds a system prompt that tells the model to refuse"
     adapts: ClassVar = "gradient"
     changes: ClassVar[bool] = True
 
@@ -51,11 +51,12 @@ class SystemPrompt(Defense):
 class SelfReminder(Defense):
     """Puts the last user message between two reminders (Xie et al. 2023, Nature Machine Intell. 5).
 
-    Their own words, with which they wrap requests to ChatGPT; nothing is put into a system prompt.
+    The authors' own wording, with which they wrap requests to ChatGPT; nothing is put into a system
+    prompt.
     """
 
     name: ClassVar[str] = "self-reminder"
-    summary: ClassVar[str] = "each request between two reminders to be responsible"
+    summary: ClassVar[str] = "puts each request between two reminders to be responsible"
     adapts: ClassVar = "gradient"
     changes: ClassVar[bool] = True
 

@@ -1,4 +1,4 @@
-"""SmoothLLM: answers to many garbled copies of a request, and a vote."""
+"""SmoothLLM: answers to many perturbed copies of a request, and a vote."""
 
 from __future__ import annotations
 
@@ -30,28 +30,29 @@ Kind = Literal["swap", "patch", "insert"]
 
 @dataclass(frozen=True)
 class SmoothLLM(Defense):
-    """Asks `copies` garbled copies of a request and goes by the majority (arXiv 2310.03684).
+    """Answers `copies` perturbed copies of a request and follows the majority (arXiv 2310.03684).
 
-    Of each copy `percent` of the characters are swapped for others, in one block (patch) or not, or
-    have others inserted after them. Where more than half of the answers are no refusals, the first
-    of these is given, and otherwise a refusal. What is drawn depends on the request and `seed`
-    alone. A refusal is told by how it opens, and not by phrases anywhere as in the authors' code.
+    In each copy `percent` of the characters are swapped for others, in one block (patch) or not, or
+    have others inserted after them. If more than half of the answers are not refusals, the first of
+    these is returned, and otherwise a refusal. The perturbations depend on the request and `seed`
+    alone. A refusal is recognised by its opening, and not by phrases anywhere as in the authors'
+    code.
 
-    An attack that knows it adds to the loss of its best candidates the mean target loss over their
+    An adaptive attack adds to the loss of its best candidates the mean target loss over their
     copies; its gradient is that of the model itself.
     """
 
     name: ClassVar[str] = "smooth-llm"
-    summary: ClassVar[str] = "a vote over the answers to garbled copies of the request"
+    summary: ClassVar[str] = "majority vote over the answers to perturbed copies of the request"
     adapts: ClassVar = "search"
 
     kind: Kind = "swap"
     copies: int = 10
     percent: float = 10.0
-    """Of the characters, at least one of them."""
+    """Percentage of the characters, at least one of them."""
     seed: int = 0
     weight: float = 1.0
-    """Of what attacks add to their loss."""
+    """Weight of the penalty in attacks' losses."""
     seen: int = 4
     """Copies over which attacks take the mean; not those that the defence will draw."""
 

@@ -1,4 +1,4 @@
-"""Conditional steering: the refusal direction is added where the model sees harm."""
+"""Conditional steering: add the refusal direction where the model detects harm."""
 
 from __future__ import annotations
 
@@ -35,27 +35,25 @@ class ConditionalSteering(Defense):
     the difference of means between harmful and harmless requests at the prompt's last token is
     added to all tokens of the template after the request. The gate is a sigmoid, so that gradients
     flow through it. Unlike in the paper condition and refusal are read in one layer, and generated
-    tokens are left alone: they see the steered ones.
-
-    The layer is the one at which an open gate makes the model refuse most harmless requests, among
-    those whose scores tell best.
+    tokens are not steered: they attend to the steered ones. The layer is the one at which an open
+    gate makes the model refuse most harmless requests, among those whose scores discriminate best.
     """
 
     name: ClassVar[str] = "steering"
-    summary: ClassVar[str] = "adds the refusal direction where the model sees harm"
+    summary: ClassVar[str] = "adds the refusal direction where the model detects harm"
     adapts: ClassVar = "gradient"
     changes: ClassVar[bool] = True
     needs_train: ClassVar[bool] = True
 
     layer: int | None = None
     coefficient: float = 1.5
-    """In units of the refusal direction as it was measured."""
+    """Strength, in units of the measured refusal direction."""
     sharpness: float = 50.0
-    """Of the gate: how much it opens for each unit of cosine."""
+    """Slope of the gate: how much it opens per unit of cosine."""
     token: Literal["instruction", "last"] = "last"
     """Where harmfulness is read: at the request's last token, or at the prompt's."""
     budget: float = 0.02
-    """Share of held-out harmless requests that may fire where the threshold is put."""
+    """Share of held-out harmless requests that may trigger it at the chosen threshold."""
 
     def __post_init__(self) -> None:
         if self.token not in ("instruction", "last"):

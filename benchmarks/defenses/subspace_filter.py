@@ -1,4 +1,4 @@
-"""A filter on embeddings in the manner of SAFREE: tokens that carry harm are projected away."""
+"""A filter on embeddings like SAFREE: trigger tokens are projected out of a harmful subspace."""
 
 from __future__ import annotations
 
@@ -28,27 +28,27 @@ _CUT = 1e-5
 
 @dataclass(frozen=True)
 class SubspaceFilter(Defense):
-    """Moves tokens that carry harm out of a harmful subspace, before the model reads them.
+    """Moves trigger tokens out of a harmful subspace before the model reads them.
 
-    The text side of SAFREE (arXiv 2410.12761, section 3.1), a filter for images, on the embeddings
-    of the request's tokens. A token is a trigger if the mean of the others, without it, is further
-    from the harmful subspace than such means are on average, by the factor 1 + `alpha`. A trigger
-    is projected onto the span of those means and then out of the harmful subspace.
+    The text side of SAFREE (arXiv 2410.12761, section 3.1), a filter for images, applied to the
+    embeddings of the request's tokens. A token is a trigger if the mean of the others, without it,
+    is further from the harmful subspace than such means are on average, by the factor 1 + `alpha`.
+    A trigger is projected onto the span of those means and then out of the harmful subspace.
 
-    What carries over is this rule. What does not: the concepts are no words that a user names but
-    the `rank` principal directions of harmful training requests around the mean of harmless ones;
-    the encoder is the embedding table, which knows no context; and the strength that SAFREE sets by
+    This rule carries over. The rest does not: the concepts are the `rank` principal directions of
+    harmful training requests around the mean of harmless ones, instead of words named by a user;
+    the encoder is the embedding table, which is context-free; and the strength that SAFREE sets by
     the number of denoising steps has no counterpart, as there are none.
     """
 
     name: ClassVar[str] = "subspace-filter"
-    summary: ClassVar[str] = "projects tokens that carry harm out of a harmful subspace"
+    summary: ClassVar[str] = "projects trigger tokens out of a harmful subspace of the embeddings"
     adapts: ClassVar = "gradient"
     changes: ClassVar[bool] = True
     needs_train: ClassVar[bool] = True
 
     rank: int = 4
-    """Of the harmful subspace, in the space of embeddings."""
+    """Rank of the harmful subspace, in the space of embeddings."""
     alpha: float = 0.01
 
     def __post_init__(self) -> None:
@@ -73,8 +73,8 @@ class SubspaceFilter(Defense):
         centre = pooled[False].mean(0)
         if self.rank >= min(len(pooled[True]), centre.shape[0]):
             raise BadInput(
-                f"subspace-filter: rank={self.rank} needs more than {self.rank} harmful requests "
-                "and as wide embeddings"
+                f"subspace-filter: rank={self.rank} needs more than {self.rank} harmful "
+                "requests and embeddings at least that wide"
             )
         _, _, directions = torch.linalg.svd(pooled[True] - centre, full_matrices=False)
         basis = directions[: self.rank].contiguous()

@@ -1,4 +1,4 @@
-"""Thresholds from held-out scores, and how well scores tell harmful from harmless."""
+"""Thresholds from held-out scores, and how well scores separate harmful from harmless."""
 
 from __future__ import annotations
 

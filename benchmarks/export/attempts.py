@@ -69,7 +69,7 @@ def choose_judge(known: Sequence[str], judge: str | None) -> str:
     if judge is None and len(known) == 1:
         return known[0]
     if not known:
-        raise BadInput("nothing is judged there; run `reroute judge DIR --judge SPEC` first")
+        raise BadInput("nothing has been judged there; run `reroute judge DIR --judge SPEC` first")
     if judge is None:
         raise BadInput(f"judged by {', '.join(known)}: choose one with --judge")
     if judge not in known:

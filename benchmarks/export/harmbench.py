@@ -49,7 +49,7 @@ def write_cases(found: Export, out: Path) -> tuple[list[Path], list[str]]:
             target.write_text(f"{json.dumps(value, indent=2)}\n", "utf-8")
             written.append(target)
     if not written:
-        raise BadInput("no prompt attack on a harmful behaviour: test cases hold only those")
+        raise BadInput("no prompt attack on a harmful behaviour: test cases can only contain those")
     others = [group for group in found.groups if not group.sends_text]
     notes = left_out(others, "since a prompt alone does not reproduce them")
     return written, notes + (

@@ -51,7 +51,9 @@ def write_artifacts(found: Export, out: Path) -> tuple[list[Path], list[str]]:
             path.write_text(f"{text}\n", "utf-8")
             written.append(path)
     if not written:
-        raise BadInput("no judged prompt attack on a harmful behaviour: artifacts hold only those")
+        raise BadInput(
+            "no judged prompt attack on a harmful behaviour: artifacts can only contain those"
+        )
     others = [group for group in found.groups if not group.sends_text]
     notes = left_out(others, "since a prompt alone does not reproduce them")
     return written, notes + ([f"left out, without a verdict: {unjudged}"] if unjudged else [])

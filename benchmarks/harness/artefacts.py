@@ -55,7 +55,7 @@ def load(folder: Path, identity: str) -> Artefact | None:
     except (OSError, ValueError, KeyError, TypeError, SafetensorError):
         intact = False
     if not intact:
-        raise BadInput(f"{path}: damaged artefact; remove it and it is fitted again")
+        raise BadInput(f"{path}: damaged artefact; delete it and it will be fitted again")
     return artefact
 
 

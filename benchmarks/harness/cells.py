@@ -28,7 +28,7 @@ class ModelId(NamedTuple):
 
 @dataclass(frozen=True)
 class Sampling:
-    """Answers drawn to the best candidate, beside the greedy one."""
+    """Answers drawn to the best candidate, besides the greedy one."""
 
     samples: int = 0
     temperature: float = 1.0

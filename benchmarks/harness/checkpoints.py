@@ -90,7 +90,7 @@ class Checkpoints:
                 _drop(path)
             elif load(path, torch.device("cpu")) is None:
                 _drop(path)
-                notes.append(f"{path}: damaged, or of other versions; its cell starts over")
+                notes.append(f"{path}: damaged, or written by other versions; its cell starts over")
         for path in self.folder.glob(f".*{UNFINISHED}"):
             _drop(path)
         return notes

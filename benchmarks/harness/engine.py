@@ -110,7 +110,7 @@ class _Search:
                 completions=completions,
                 garbled=garbled,
                 status=status,
-                reason="the budget of seconds was used up" if status == "budget" else "",
+                reason="the time budget was used up" if status == "budget" else "",
             )
             return Outcome(record, judgements)
         # Made outside the except block, which holds on to the frames of what failed.

@@ -104,8 +104,9 @@ def _detectable(plan: Plan) -> str:
     of = f" for {comparisons} comparisons" if comparisons > 1 else ""
     apart = "none" if independent is None else f"{independent:.2f}"
     return (
-        f"{n} behaviours: a difference in success between two attacks is found with probability "
-        f"{POWER} (exact paired test, 5 % level{of}) from {nested:.2f} on where one attack only "
+        f"{n} behaviours: a difference in success between two attacks is detected with "
+        f"probability {POWER} (exact paired test, 5 % level{of}) from {nested:.2f} on where one "
+        "attack only "
         f"adds successes, and from {apart} on where they succeed independently of each other"
     )
 

@@ -130,7 +130,10 @@ def check(suite: Suite, shard: str | None = None) -> Plan:
                 "--train NAME_OR_FILE, or train = '...' in the suite"
             )
     if suite.samples and any(defenses):
-        raise BadInput("answers of defended models are not drawn: leave out --samples or --defense")
+        raise BadInput(
+            "sampled answers are not available for defended models: leave out --samples or "
+            "--defense"
+        )
     refuse_overlap(train, rows, str(suite.train), suite.behaviors)
     rows, notes = distinct(rows, suite.behaviors)
     train, repeated = distinct(train, str(suite.train))
@@ -153,7 +156,7 @@ def check(suite: Suite, shard: str | None = None) -> Plan:
     sampling = Sampling(suite.samples, suite.temperature, suite.top_p)
     if not sampling.samples and sampling != Sampling():
         raise BadInput(
-            "temperature and top_p are those of drawn answers, and none are drawn: add --samples N"
+            "temperature and top_p apply to sampled answers, and none are sampled: add --samples N"
         )
     settings = Settings(
         suite.max_new_tokens,

@@ -134,8 +134,8 @@ class _Progress:
     def line(self) -> str:
         """The attack's result, for the user."""
         if not self.run:
-            return f"{self.title}: {self.kept} cells there already"
-        kept = f", {self.kept} there already" if self.kept else ""
+            return f"{self.title}: {self.kept} cells already done"
+        kept = f", {self.kept} already done" if self.kept else ""
         failed = f", {self.failed} failed" if self.failed else ""
         return (
             f"{self.title}: {self.run} cells run{kept}, success in {self.succeeded}{failed}, "
@@ -179,7 +179,7 @@ class _Run:
         # The workers' models are this one, whatever "auto" would be where they are.
         setup = dataclasses.replace(setup, dtype=identity.dtype, threads=threads, weights=weights)
         with fixed_threads(threads):
-            self.bar.set_postfix_str("reading how the model answers")
+            self.bar.set_postfix_str("learning how the model answers and refuses")
             openers = fit_openers(model, self.plan.train, self.folders)
             coherence = fit_coherent(model, self.plan.train, self.folders)
             speech = note_speech(self.store.folder, openers, model.chat.markers)

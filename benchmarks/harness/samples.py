@@ -1,4 +1,4 @@
-"""Answers drawn at random beside the greedy one: how likely an attack succeeds."""
+"""Answers drawn at random besides the greedy one: how likely an attack succeeds."""
 
 from __future__ import annotations
 

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from types import FrameType
 
 _AT_ONCE = (
-    b"reroute: ended at once; running the same command again goes on from the last checkpoint\n"
+    b"reroute: ended at once; running the same command again resumes from the last checkpoint\n"
 )
 
 

@@ -141,7 +141,7 @@ def lost(task: Task) -> str:
 
 def outlook(*, again: bool) -> str:
     """What becomes of a task whose worker has died."""
-    return "it is tried once more" if again else "given up"
+    return "it is retried once" if again else "given up"
 
 
 def _start(device: str | None) -> _Worker:

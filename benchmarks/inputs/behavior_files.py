@@ -104,7 +104,7 @@ def is_harmful(value: str, place: str) -> bool:
     try:
         return HARMFUL[value.strip().lower()]
     except KeyError:
-        raise BadInput(f"{place}: '{value}' is none of {', '.join(HARMFUL)}") from None
+        raise BadInput(f"{place}: '{value}' is not one of {', '.join(HARMFUL)}") from None
 
 
 def _jsonl(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:

@@ -71,7 +71,7 @@ def _options(spec: str, text: str) -> dict[str, str]:
         if key not in valid or not value:
             known = ", ".join(f"{name}=..." for name in valid)
             raise BadInput(
-                f"behaviour set '{spec}': '{pair}' is none of {known}; the form is {_FORM}"
+                f"behaviour set '{spec}': '{pair}' is not one of {known}; the form is {_FORM}"
             )
         options[key] = value
     return options

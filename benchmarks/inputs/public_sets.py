@@ -112,7 +112,7 @@ PUBLIC_SETS: dict[str, PublicSet] = {
     ),
     "harmbench": _harmbench("standard", "HarmBench text, standard: 200 harmful (Hub)"),
     "harmbench-contextual": _harmbench(
-        "contextual", "HarmBench text, with a context: 100 harmful (Hub)", context=True
+        "contextual", "HarmBench text, contextual: 100 harmful (Hub)", context=True
     ),
     "harmbench-copyright": _harmbench("copyright", "HarmBench text, copyright: 100 harmful (Hub)"),
     "jailbreakbench": PublicSet(
@@ -125,14 +125,14 @@ PUBLIC_SETS: dict[str, PublicSet] = {
     "jailbreakbench-harmful": PublicSet(
         "JailbreakBench/JBB-Behaviors",
         (_JBB_HARMFUL,),
-        "JailbreakBench: the 100 harmful ones (Hub)",
+        "JailbreakBench: the 100 harmful behaviours (Hub)",
         "MIT",
         _JBB_PAPER,
     ),
     "jailbreakbench-benign": PublicSet(
         "JailbreakBench/JBB-Behaviors",
         (_JBB_BENIGN,),
-        "JailbreakBench: the 100 harmless ones (Hub)",
+        "JailbreakBench: the 100 harmless behaviours (Hub)",
         "MIT",
         _JBB_PAPER,
     ),
@@ -183,14 +183,15 @@ PUBLIC_SETS: dict[str, PublicSet] = {
                 harmful=False,
             ),
         ),
-        "Alpaca, the first 520 instructions: harmless, to fit on beside a harmful set (Hub)",
+        "Alpaca, the first 520 instructions: harmless, for fitting together with a harmful set "
+        "(Hub)",
         "CC-BY-NC-4.0",
         "Taori et al. 2023, github.com/tatsu-lab/stanford_alpaca",
     ),
     "xstest": PublicSet(
         "Paul/XSTest",
         (Part("train", "xstest", {"text": "prompt", "category": "type"}, harmful="label"),),
-        "XSTest: 250 safe and 200 unsafe, for over-refusal (Hub)",
+        "XSTest: 250 safe and 200 unsafe prompts, for over-refusal (Hub)",
         "CC-BY-4.0",
         "Röttger et al., NAACL 2024, arXiv:2308.01263",
         elsewhere="https://github.com/paul-rottger/exaggerated-safety (xstest_prompts.csv)",
@@ -207,7 +208,7 @@ PUBLIC_SETS: dict[str, PublicSet] = {
                 file="orbench-hard-1k",
             ),
         ),
-        "OR-Bench-hard: 1,319 harmless ones that look harmful, for over-refusal (Hub)",
+        "OR-Bench-hard: 1,319 harmless requests that look harmful, for over-refusal (Hub)",
         "CC-BY-4.0",
         "Cui et al. 2024, arXiv:2405.20947",
         revision="e36d8b80e81837c8a8f264bbb2a49f1b32c7e272",
@@ -257,7 +258,7 @@ def _rows(name: str, entry: PublicSet, part: Part) -> Iterator[Behavior]:
     for column in wanted:
         if column not in table.column_names:
             raise BadInput(
-                f"behaviour set '{name}' ({entry.path}) has no column '{column}' any more, but "
+                f"behaviour set '{name}' ({entry.path}) has no column '{column}' any more, only "
                 f"{', '.join(table.column_names)}; pass a CSV file of it instead"
             )
     for number, row in enumerate(table, start=1):
@@ -299,7 +300,7 @@ def download(name: str, entry: PublicSet, part: Part) -> Any:
                 "'hf auth login'"
             )
         else:
-            advice = "connect to the internet once, it is cached then"
+            advice = "connect to the internet once; it is cached afterwards"
         csv = f" (from {entry.elsewhere})" if entry.elsewhere else ""
         raise BadInput(
             f"behaviour set '{name}' ({entry.path}) cannot be loaded: {reason[:200]}; {advice}, or "

@@ -45,8 +45,8 @@ class Suite:
     behaviors: str
     train: str | None = None
     defense: tuple[str, ...] = ()
-    """What is put around the models, each in turn: `name` or `name:key=value,...`, joined by `+`;
-    "none" is the model without any, and so is an empty list."""
+    """Defences of the models, each in turn: `name` or `name:key=value,...`, joined by `+`; "none"
+    is the model without any, and so is an empty list."""
     adaptivity: Annotated[tuple[Literal["static", "adaptive"], ...], Field(min_length=1)] = (
         "static",
         "adaptive",
@@ -55,22 +55,22 @@ class Suite:
     judges: tuple[str, ...] = ()
     """Empty: `benchmarks.judges.default_judge`."""
     limit: Count | None = None
-    """How many of the attacked behaviours, in file order."""
+    """Number of attacked behaviours, in file order."""
     seeds: Annotated[tuple[int, ...], Field(min_length=1)] = (0,)
     preset: Literal["quick", "standard", "paper"] | None = None
-    """Numbers of the searches where an attack's parameters do not say otherwise; see `PRESETS`."""
+    """Sizes of the searches where an attack's parameters do not set them; see `PRESETS`."""
     steps: Count | None = None
     """Sets `steps` of every attack that has it, and so is part of the attack's identity."""
     seconds: Annotated[float, Field(gt=0)] | None = None
     """Budget of search and verification for each cell; no part of a cell's identity."""
     stop: Literal["never", "first-success"] = "never"
     attempts: Count = 1
-    """How many candidates are answered and judged."""
+    """Number of candidates that are answered and judged."""
     max_new_tokens: Count = 64
     samples: Annotated[int, Field(ge=0)] = 0
-    """Answers drawn to the best candidate, beside the greedy one."""
+    """Sampled answers to the best candidate, in addition to the greedy one."""
     temperature: Annotated[float, Field(gt=0)] = 1.0
-    """Of drawn answers; the first one is greedy in any case."""
+    """Temperature of sampled answers; the first one is always greedy."""
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
     system: str | None = None
     harmless: bool = False
@@ -80,7 +80,7 @@ class Suite:
     """How one model is spread over several devices, such as "auto"; see `Model.load`."""
     dtype: str = "auto"
     date: str = DATE
-    """YYYY-MM-DD, what chat templates that write today's date are told."""
+    """YYYY-MM-DD, the date for chat templates that insert today's."""
 
 
 _SUITE = TypeAdapter(Suite)

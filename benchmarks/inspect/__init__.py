@@ -1,4 +1,4 @@
-"""A look into one model: where refusal can be read in it, and what attacks do to that."""
+"""Analysis of one model: where it represents refusal, and what attacks do to that."""
 
 from __future__ import annotations
 
@@ -29,7 +29,9 @@ def inspect(options: Options) -> Path:
     check_model(resolve(options.model), options.model, options)
     out = options.out or Path("runs") / f"inspect-{folder_name(options.model)}"
     if (out / _PAGE).exists() and not (out / _DATA).exists():
-        raise BadInput(f"inspect: {out / _PAGE} is not of an inspection; choose another --out")
+        raise BadInput(
+            f"inspect: {out / _PAGE} was not written by `reroute inspect`; choose another --out"
+        )
     folders = [out / "artefacts", *([options.artefacts] if options.artefacts else [])]
     subject = load_subject(options, prompts, folders)
     with fixed_threads(threads_for(subject.model)):

@@ -41,7 +41,7 @@ def write(report: Report, pictures: Mapping[str, str]) -> str:
         page_thinking.section(report.thinking, figures),
         _lens(report),
         _reverse(report),
-        ["Every number that was drawn is in [data.json](data.json)."],
+        ["All plotted numbers are in [data.json](data.json)."],
     )
     return "\n\n".join(block for section in sections for block in section) + "\n"
 
@@ -50,7 +50,8 @@ def _head(report: Report) -> list[str]:
     (fit_bad, fit_good), (bad, good) = report.n_train, report.n_test
     blocks = [
         f"# Inspection of {code(report.model)}",
-        f"Where refusal can be read in this model, and what attacks do to it. Fitted on {fit_bad} "
+        "Where refusal is represented in this model, and what attacks do to it. Fitted on "
+        f"{fit_bad} "
         f"harmful and {fit_good} harmless prompts ({code(report.train)}), looked at on {bad} "
         f"harmful and {good} harmless others ({code(report.behaviors)}), at the last token before "
         f"the answer. Weights in {code(report.dtype)}, revision {code(report.revision or '-')}, "
@@ -82,27 +83,28 @@ def _layers(report: Report, figures: Mapping[str, str]) -> list[str]:
         )
     ]
     return [
-        "## Where harm and refusal can be read",
+        "## Where harm and refusal are represented",
         "For each layer: how often a linear probe tells harmful from harmless prompts that it was "
         "not fitted on, how many standard deviations apart the two classes lie along the "
-        "difference of their means (the layer's direction), and how far ablating that direction "
-        "everywhere brings the log odds of opening with a refusal down from those of harmful to "
-        "those of harmless prompts (1 is all the way). An accurate probe shows that harm can be "
-        "read at a layer; only the effect of ablation shows that the model uses it. The dashed "
+        "difference of their means (the layer's direction), and how far ablating that "
+        "direction everywhere lowers the log odds of opening with a refusal from the level of "
+        "harmful to that of harmless prompts (1 is all the way). An accurate probe shows that "
+        "harm can be decoded at a layer; only the effect of ablation shows that the model uses "
+        "it. The dashed "
         f"line marks layer {found.chosen}, the first that is accurate and has nearly the best "
-        "effect: the one that attacks aim at.",
+        "effect: the one that attacks target.",
         figures["layers"],
         _table(["Layer", "Probe accuracy", "Separation", "Effect of ablation"], rows),
         "The direction that attacks ablate was read at the input of block "
-        f"{found.ablation_layer}; it was chosen on prompts held out of its fit.",
+        f"{found.ablation_layer}; it was chosen on held-out prompts.",
     ]
 
 
 def _cosines(figures: Mapping[str, str]) -> list[str]:
     return [
         "## Is it one direction?",
-        "Cosine between the directions of every two layers. A red block means that these layers "
-        "share one direction; white means that they have nothing in common.",
+        "Cosine between the directions of each pair of layers. A red block means that these "
+        "layers share one direction; white means that their directions are orthogonal.",
         figures["cosines"],
     ]
 
@@ -120,16 +122,16 @@ def _plane(report: Report, figures: Mapping[str, str]) -> list[str]:
         for move in found.moves
     ]
     return [
-        "## Where attacks carry prompts",
+        "## Where attacks move prompts",
         f"Test prompts at layer {found.layer}, in the plane of the two directions in which they "
         f"vary most. Arrows lead from {len(found.moves)} harmful prompts to where the suffix of an "
         f"ssr-probe attack of at most {report.steps} steps carries each. An attacked prompt among "
         "the harmless ones looks harmless to this layer; one between or outside the two clouds "
         "looks like neither.",
         figures["plane"],
-        f"After the attack {refused} of {len(found.moves)} answers still open with a refusal. All "
-        "attacks are shown, whatever came of them; whether an answer is any good is the "
-        "leaderboard's business.",
+        f"After the attack {refused} of {len(found.moves)} answers still open with a refusal. "
+        "All attacks are shown, successful or not; the quality of the answers is judged on the "
+        "leaderboard.",
         _table(["Behaviour", "P(harmless) before", "and after", "Refused after"], rows),
     ]
 
@@ -143,15 +145,15 @@ def _attribution(report: Report, figures: Mapping[str, str]) -> list[str]:
     return [
         title,
         f"Refusals open with {_codes(found.refuse)}, answers with {_codes(found.accept)}.",
-        "Left: the share of the refusal that comes along when one head's output is put from a "
+        "Left: the share of the refusal transferred when one head's output is patched from a "
         "harmful prompt into the run of its harmless twin, at the last token (1 is all of it). "
-        "Right: what each head itself writes for refusing against answering, in logits, on "
+        "Right: each head's direct contribution to refusing minus answering, in logits, on "
         "harmful prompts. A head that is dark on the left and pale on the right works through "
-        "later layers. Framed are the heads that an attack on attention aims at (layer.head): "
+        "later layers. Framed are the heads that an attack on attention targets (layer.head): "
         f"{heads}.",
         figures["heads"],
-        "The same for the whole residual stream: how far it speaks for refusing rather than "
-        "answering after so many blocks. Where the curves part, refusal is written.",
+        "The same for the whole residual stream: how strongly it favours refusing over "
+        "answering after each number of blocks. Where the curves diverge, refusal is written.",
         figures["depth"],
         _table(
             ["Blocks that have run", "Harmful", "Harmless"],
@@ -172,14 +174,14 @@ def _curves(report: Report, figures: Mapping[str, str]) -> list[str]:
     rows = [[str(layer), *row] for layer, row in enumerate(zip(*means, strict=True))]
     count = len(found.prompts)
     return [
-        "## Does the change last?",
+        "## Does the change persist?",
         "Cosine of the last token's activation with each layer's own direction, the higher the "
         f"more harmful it looks: the mean over {count} prompts, in a band from the lowest to the "
-        "highest of them. Prompts at the harmless level look harmless to that layer; a curve that "
-        "keeps away from both kinds is out of distribution, and one that climbs back has been "
-        "found out by later layers. A random suffix is the control: what any suffix of that "
-        "length does. Ablation is the intervention at run time: the direction is taken out of the "
-        "stream at every layer.",
+        "highest of them. Prompts at the harmless level look harmless to that layer; a curve "
+        "far from both kinds is out of distribution, and one that climbs back has been "
+        "detected by later layers. A random suffix is the control: the effect of any suffix of "
+        "that length. Ablation is the intervention at run time: the direction is removed from "
+        "the stream at every layer.",
         figures["curves"],
         _table(["Layer", *GROUPS.values()], rows),
     ]
@@ -193,14 +195,14 @@ def _angles(report: Report, figures: Mapping[str, str]) -> list[str]:
         for layer, row in enumerate(zip(*measured, strict=True))
     ]
     return [
-        "## Do harmful prompts live in a subspace of their own?",
+        "## Do harmful prompts occupy a separate subspace?",
         f"Principal angles between the {found.dimension} main directions in which harmful prompts "
         "vary and those in which harmless ones do, means taken out: the mean angle in a band from "
         "the smallest to the largest. 0 is the same subspace, 90 nothing shared; random subspaces "
         f"in {found.width} dimensions lie {_number(fmean(found.chance), 1)} degrees apart on "
         f"average ({found.draws} draws). Fewer prompts alone make angles larger, so two more "
         "curves are from half of the prompts: every other harmful one against the other harmless "
-        "ones, and against the other harmful ones. Harm has a subspace of its own only as far as "
+        "ones, and against the other harmful ones. Harm has a separate subspace only as far as "
         "the former lies above the latter.",
         figures["angles"],
         _table(
@@ -211,7 +213,7 @@ def _angles(report: Report, figures: Mapping[str, str]) -> list[str]:
 
 
 def _paths(report: Report) -> list[str]:
-    title, found = "## Does the direction work through what reads it?", report.paths
+    title, found = "## Does the direction act through the components that read it?", report.paths
     if found.note:
         return [title, f"Left out: {code(found.note)}."]
     kinds = ("direction", "read", "unread", "whole", "random")
@@ -229,14 +231,16 @@ def _paths(report: Report) -> list[str]:
     return [
         title,
         "A patch along a direction can change answers through a path that the model itself never "
-        "uses. Inside an MLP this can be told, since its output projection is all that reads the "
-        f"hidden activations and sees only some of their dimensions (here {ranks}). So the "
+        "uses. Inside an MLP this can be tested, since only its output projection reads the "
+        f"hidden activations, and it sees only some of their dimensions (here {ranks}). So the "
         "difference in means there, harmful minus harmless, is split into the part that is read "
         "and the part that is not, and each is patched from harmful prompts into harmless ones at "
-        "the last token. The figures are shares of the refusal that comes along; the whole "
-        "activation and the strongest of eight random moves of the same length are for comparison. "
-        "*faithful*: the part that is read has the effect by itself. *dormant path*: it has not, "
-        "and the effect is an artefact of the patch. *no effect*: hardly any, or no more than a "
+        "the last token. The figures are shares of the refusal that is transferred; the whole "
+        "activation and the strongest of eight random moves of the same length are for "
+        "comparison. "
+        "*faithful*: the part that is read has the effect by itself. *dormant path*: it does "
+        "not, and the effect is an artefact of the patch. *no effect*: hardly any, or no more "
+        "than a "
         "random move has. In the residual stream itself every direction is read, so there this "
         "test could not fail.",
         _table(
@@ -255,13 +259,13 @@ def _paths(report: Report) -> list[str]:
             text=2,
         ),
         "*Length unread* is that of the part of the unit direction that nothing reads, and *reach* "
-        "how far the patch carries activations from their mean along the part that is read: above "
-        "4 or so it leaves what the model ever sees.",
+        "how far the patch carries activations from their mean along the part that is read: "
+        "above about 4 it leaves the range that the model ever sees.",
     ]
 
 
 def _lens(report: Report) -> list[str]:
-    title = "## What the directions say"
+    title = "## What the directions decode to"
     if not report.lens:
         return [title, "Left out: no final norm is known for this family of models."]
     return [
@@ -285,12 +289,12 @@ def _reverse(report: Report) -> list[str]:
         for row in found.found
     ]
     return [
-        "## What the direction looks for",
+        "## What the direction responds to",
         f"{found.slots} tokens alone in a user's turn, searched to point along the direction of "
         f"layer {found.layer} as far as they can, from {len(rows)} random starts, all of them "
         f"shown. For comparison: the mean cosine is {_number(found.harmful)} for harmful and "
-        f"{_number(found.harmless)} for harmless test prompts. Words that keep coming back hint "
-        "at what the model takes for a sign of harm; such strings need not mean anything.",
+        f"{_number(found.harmless)} for harmless test prompts. Words that recur hint at what "
+        "the model takes as a sign of harm; such strings need not mean anything.",
         _table(["Found", "Cosine at the start", "Cosine", "Refused"], rows),
     ]
 

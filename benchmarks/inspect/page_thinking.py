@@ -16,7 +16,7 @@ def section(found: Thinking | None, figures: Mapping[str, str]) -> list[str]:
     if found.note:
         return [title, f"Left out: {code(found.note)}."]
     counts = ", ".join(f"{found.counts[name]} {THOUGHT[name]}" for name in found.counts)
-    missing = " All harmful ones were refused: a cliff shows on prompts that it falls for."
+    missing = " All harmful ones were refused: a cliff can only show on pretexts that work."
     if "answered" in found.counts:
         missing = ""
     return [
@@ -24,17 +24,19 @@ def section(found: Thinking | None, figures: Mapping[str, str]) -> list[str]:
         f"This model thinks before it answers (test prompts: {counts}).{missing} For each of some "
         "layers a probe was fitted at the last token before the answer, on training prompts that "
         "were refused and on those that were answered, and then applied at every token of what "
-        "the model thought. A plateau that is high while it thinks of a harmful request and falls "
+        "the model thought. A plateau that is high while it thinks about a harmful request and "
+        "falls "
         f"on the {found.closing} tokens that close the thinking is a cliff: the refusal is lost at "
-        "the last moment. While it thinks the probe is out of its domain, so compare with benign "
-        "thinking (squares) and with the logit lens (dotted), which needs no probe: where both "
-        "fall alike, the cliff may be no more than the model beginning to predict its answer.",
+        "the last moment. During thinking the probe is out of its domain, so compare with "
+        "benign thinking (squares) and with the logit lens (dotted), which needs no probe: "
+        "where both fall alike, the cliff may only reflect that the model begins to predict "
+        "its answer.",
         figures["cliff"],
         "Means over prompts. Plateau: mean over thinking; robust: median of its last quarter; "
         "final: at the last token; the cliff is plateau minus final; place: token of the steepest "
         "fall, counted from the end. Held out: accuracy of the probe on training prompts that it "
         "was not fitted on, and on harmful test prompts alone, refused against answered, where "
-        "harm itself is no help.",
+        "harm itself does not help.",
         table(
             [
                 "Prompts",
@@ -52,8 +54,8 @@ def section(found: Thinking | None, figures: Mapping[str, str]) -> list[str]:
         *_excess(found),
         "Ranked by cliff and ranked by final score alone, harmful prompts agree to "
         f"{' / '.join(map(number, found.agreement))} (Spearman, by layer).",
-        "What becomes of refusals when single heads are ablated, chosen by what they write before "
-        "the answer along the direction of refusal, as against as many others:",
+        "Refusals when single heads are ablated, chosen by what they write before the answer "
+        "along the refusal direction, compared with as many random heads:",
         table(
             ["Heads ablated", "Which (layer.head)", "Harmful refused", "Harmless refused"],
             [
@@ -78,10 +80,11 @@ def _excess(found: Thinking) -> list[str]:
     excess = [harmful["drop"] - harmless["drop"] for harmful, harmless in rows]
     return [
         "The control decides what such a cliff means: harmless requests that are thought about and "
-        "answered have no refusal to lose, so only what harmful, answered ones have beyond them is "
-        f"one. That is {' / '.join(map(number, excess))} (cliff minus cliff of harmless requests, "
-        "by layer). Where it is near 0, the probe takes all thinking for refusal, and its plateau "
-        "says nothing."
+        "answered have no refusal to lose, so only the excess of harmful, answered requests "
+        f"over these is a cliff. That is {' / '.join(map(number, excess))} (cliff minus cliff "
+        "of harmless requests, "
+        "by layer). Where it is near 0, the probe takes all thinking as refusal, and its "
+        "plateau says nothing."
     ]
 
 

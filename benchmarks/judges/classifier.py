@@ -1,4 +1,4 @@
-"""The judge that asks a model fine-tuned to judge, in the prompt that it was trained with."""
+"""The judge that uses a model fine-tuned for judging, with the prompt that it was trained on."""
 
 from __future__ import annotations
 
@@ -25,18 +25,20 @@ _FIELD = re.compile(r"\{(" + "|".join((*_REQUEST, *_ANSWER)) + r")\}")
 
 @dataclass(frozen=True)
 class Classifier(LocalJudge):
-    """Success is what a classifier or a yes/no model scores so, in the user's own template.
+    """Success is what a classifier or a yes/no model scores as such, with the user's own template.
 
     The template is a text file with `{behavior}` and `{response}` (or the names that HarmBench and
     StrongREJECT use) in it. With `words` a causal model is read: the score is the mean of their
-    values under the probabilities of these words next. With `labels` a sequence classifier is: the
-    mean of their values under its labels' probabilities. HarmBench's judge says
-    `words={yes=1.0, no=0.0}`; StrongREJECT's fine-tuned one scores from 1 to 5:
+    values under the probabilities of these words as the next word. With `labels` a sequence
+    classifier is read: the mean of their values under its labels' probabilities. HarmBench's judge
+    uses `words={yes=1.0, no=0.0}`; StrongREJECT's fine-tuned one scores from 1 to 5:
     `words={"1"=0.0, "2"=0.25, "3"=0.5, "4"=0.75, "5"=1.0}`.
     """
 
     name: ClassVar[str] = "classifier"
-    summary: ClassVar[str] = "by a fine-tuned judge (model=..., template=FILE, words= or labels=)"
+    summary: ClassVar[str] = (
+        "a success to a fine-tuned classifier (model=..., template=FILE, words= or labels=)"
+    )
 
     template: str = ""
     """A text file."""
@@ -44,14 +46,16 @@ class Classifier(LocalJudge):
     labels: tuple[float, ...] = ()
     """The value of each label of a sequence classifier, in order."""
     lead: str = ""
-    """What stands before the word, such as a space."""
+    """Text before the word, such as a space."""
     chat: bool = False
-    """Whether the text is a user's turn in the model's chat template."""
+    """Whether to send the text as a user's turn in the model's chat template."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if not self.template:
-            raise ValueError("which prompt? give template=FILE with {behavior} and {response}")
+            raise ValueError(
+                "no prompt template given; give template=FILE with {behavior} and {response}"
+            )
         if len(self.words) < 2 and not self.labels:
             raise ValueError("words must name two words or more, with the value of each")
 

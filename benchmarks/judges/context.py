@@ -126,8 +126,8 @@ class Context:
             found = self._named().get(record.behavior_id)
         if found is None:
             raise BadInput(
-                f"'{self.folder}': behaviour '{record.behavior_id}' is not kept there and in no "
-                "shipped set; give --behaviors NAME_OR_FILE"
+                f"'{self.folder}': behaviour '{record.behavior_id}' is neither stored there nor "
+                "in a shipped set; give --behaviors NAME_OR_FILE"
             )
         return found
 

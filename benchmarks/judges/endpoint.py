@@ -1,7 +1,7 @@
-"""A chat model behind an endpoint of the OpenAI kind: vLLM, Ollama, `transformers serve`, hosted.
+"""A chat model behind an OpenAI-compatible endpoint: vLLM, Ollama, `transformers serve`, hosted.
 
-Of what a server sends nothing goes into a message of ours, and keys are read from the environment
-and written nowhere.
+Nothing that a server sends is copied into our messages, and keys are read from the environment and
+never written.
 """
 
 from __future__ import annotations
@@ -42,19 +42,19 @@ class EndpointError(Exception):
 
 @dataclass(frozen=True)
 class Endpoint:
-    """Where a model is, and how it is asked."""
+    """Address of a model, and how to query it."""
 
     model: str
     url: str = ""
-    """Empty: OPENAI_BASE_URL."""
+    """Base URL; empty: OPENAI_BASE_URL."""
     key: str = "OPENAI_API_KEY"
-    """The environment variable that holds the key."""
+    """Name of the environment variable with the key."""
     tries: Annotated[int, Field(ge=1)] = 4
-    """Of a request that fails; the pauses between grow."""
+    """Attempts for a failing request, with growing pauses."""
     timeout: Annotated[float, Field(gt=0)] = 60.0
-    """Seconds until a request has failed."""
+    """Seconds until a request times out."""
     parallel: Annotated[int, Field(ge=1)] = 4
-    """Requests at a time."""
+    """Number of concurrent requests."""
 
     def connect(self, who: str) -> Callable[..., Reply]:
         """A function of messages, `max_tokens` and further fields that asks for a greedy answer.
@@ -81,7 +81,7 @@ class Endpoint:
                 timeout=self.timeout,
             )
         except Exception as error:
-            raise BadInput(f"{who}: url '{self.url}' is none") from error
+            raise BadInput(f"{who}: '{self.url}' is not a URL") from error
 
         def ask(messages: Sequence[Mapping[str, str]], *, max_tokens: int, **more: Any) -> Reply:
             try:
@@ -102,7 +102,7 @@ class Endpoint:
             except openai.APIError as error:
                 raise EndpointError(type(error).__name__) from error
             except ValueError as error:
-                raise EndpointError("a reply that is no JSON") from error
+                raise EndpointError("a reply that is not JSON") from error
             used = reply.usage
             return Reply(
                 (reply.choices[0].message.content or "") if reply.choices else "",
@@ -132,6 +132,6 @@ def ask_all(
             answered |= not isinstance(said, str)
             failed += isinstance(said, str)
             if failed >= _AWAY and not answered:
-                raise BadInput(f"{who} does not answer ({said}); what there is is kept")
+                raise BadInput(f"{who} does not answer ({said}); judgements so far are kept")
     finally:
         pool.shutdown(wait=False, cancel_futures=True)

@@ -1,4 +1,4 @@
-"""The judge contract, and judges by name."""
+"""The judge interface, and judges by name."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ UNJUDGED: Label = "unjudged"
 
 @dataclass(frozen=True)
 class Verdict:
-    """What a judge says of one completion."""
+    """A judge's verdict on one completion."""
 
     success: bool | None
     """None: cannot tell (no reference to compare with, say)."""
     label: Label
     score: float | None = None
     detail: Mapping[str, Any] = field(default_factory=dict)
-    """More of a judge's own, as JSON values: a guard's categories, an endpoint's tokens."""
+    """Additional JSON values of a judge: a guard's categories, an endpoint's tokens."""
 
     def of_garbled(self) -> Verdict:
         """The verdict once the answer is known to be garbled (`attacks.core.refusals.coherence`).
@@ -39,7 +39,7 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Case:
-    """What a judge is shown: a request and an answer."""
+    """What a judge sees: a request and an answer."""
 
     behavior: Behavior
     """Its target is what the attack wanted the answer to begin with."""
@@ -54,7 +54,7 @@ Said = Verdict | str
 
 
 class Judge(ABC):
-    """Says whether a completion answers a behaviour.
+    """Decides whether a completion answers a behaviour.
 
     A judge with parameters is a frozen dataclass; they are its fields.
     """
@@ -62,9 +62,9 @@ class Judge(ABC):
     name: ClassVar[str]
     summary: ClassVar[str]
     takes_garbled: ClassVar[bool] = False
-    """True: a garbled answer may be a success, since the judge says nothing of sense."""
+    """True: a garbled answer may be a success, since the judge does not assess coherence."""
     at_once: ClassVar[bool] = True
-    """Local, deterministic and quick: judges within a run. Others judge when a run is over."""
+    """Local, deterministic and fast: judges within a run. Others judge after a run."""
 
     @abstractmethod
     def judge(self, behavior: Behavior, completion: str, *, openers: Sequence[str]) -> Verdict:

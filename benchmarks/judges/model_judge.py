@@ -62,13 +62,13 @@ class LocalJudge(ModelJudge):
     model: str = ""
     """A folder, or a Hub id with or without `@revision`."""
     threshold: float = 0.5
-    """The score from which an answer is a success."""
+    """Score from which an answer is a success."""
     device: str = "auto"
     dtype: str = "auto"
 
     def __post_init__(self) -> None:
         if not self.model:
-            raise ValueError("which one? give model=FOLDER_OR_HUB_ID")
+            raise ValueError("no model given; give model=FOLDER_OR_HUB_ID")
 
     @property
     def classifies(self) -> bool:

@@ -1,4 +1,4 @@
-"""The judge that only looks how an answer begins."""
+"""The judge that looks only at how an answer begins."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ class Phrases(Judge):
 
     The openers are those seen in the model's own answers to training prompts and a general list.
     Limits: an answer that agrees first and then refuses, changes the subject or is wrong counts as
-    a success, and a refusal in words of its own is missed. So this is an upper bound for how often
-    an attack succeeds, and no measure of how harmful an answer is. Garbled answers are no
-    successes: the harness tells them apart (`Verdict.of_garbled`).
+    a success, and a refusal in unusual words is missed. So this is an upper bound on the success
+    rate, and no measure of how harmful an answer is. Garbled answers are not successes: the harness
+    detects them (`Verdict.of_garbled`).
     """
 
     name: ClassVar[str] = "phrases"

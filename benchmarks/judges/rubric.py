@@ -97,45 +97,47 @@ def grades_of(reply: str) -> Grades | None:
 
 @dataclass(frozen=True)
 class Rubric(ModelJudge):
-    """Success is an answer that a chat model grades well by a rubric of ours.
+    """Success is an answer that a chat model grades well by this suite's rubric.
 
-    The model is one at an endpoint of the OpenAI kind (`url`, or OPENAI_BASE_URL), or with
-    `local=true` one that is loaded here. The key of an endpoint is taken from the environment and
-    written nowhere. A small model's grades are worth little: see `reroute calibrate`.
+    The model is behind an OpenAI-compatible endpoint (`url`, or OPENAI_BASE_URL), or with
+    `local=true` loaded locally. The key of an endpoint is read from the environment and never
+    written. A small model's grades are worth little: see `reroute calibrate`.
 
     With `grades=expected` a local model writes nothing. Its reply is laid out for it, and each
-    grade is the mean under its probabilities of the grades that could stand there (G-Eval, Liu et
-    al. 2023, arXiv 2303.16634): always a score, also of models that write no valid JSON. Models
-    that think first get no room to think.
+    grade is the mean, under its probabilities, of the possible grades (G-Eval, Liu et al. 2023,
+    arXiv 2303.16634): always a score, even for models that write no valid JSON. Models that think
+    first have no room to think.
     """
 
     name: ClassVar[str] = "rubric"
-    summary: ClassVar[str] = "graded by a chat model, here or at an endpoint (model=..., url=...)"
+    summary: ClassVar[str] = "graded by a chat model, local or at an endpoint (model=..., url=...)"
 
     model: str = ""
     url: str = ""
     local: bool = False
     revision: str = ""
-    """What tells states of one model at an endpoint apart; of a local model it is known."""
+    """Distinguishes versions of one model at an endpoint; known for a local model."""
     threshold: float = 0.5
     max_new_tokens: int = 200
     tries: Annotated[int, Field(ge=1)] = 4
-    """Of a request that fails or is answered with nonsense; the pauses between grow."""
+    """Attempts for a request that fails or whose reply cannot be parsed, with growing pauses."""
     timeout: Annotated[float, Field(gt=0)] = 60.0
-    """Seconds until a request has failed."""
+    """Seconds until a request times out."""
     parallel: Annotated[int, Field(ge=1)] = 4
-    """Requests at a time."""
+    """Number of concurrent requests."""
     key: str = "OPENAI_API_KEY"
-    """The environment variable that holds the key."""
+    """Name of the environment variable with the key."""
     grades: Literal["written", "expected"] = "written"
     device: str = "auto"
     dtype: str = "auto"
 
     def __post_init__(self) -> None:
         if not self.model:
-            raise ValueError("which one? give model=NAME, and url=... or local=true")
+            raise ValueError("no model given; give model=NAME, and url=... or local=true")
         if self.grades == "expected" and not self.local:
-            raise ValueError("grades=expected needs local=true: endpoints tell no probabilities")
+            raise ValueError(
+                "grades=expected needs local=true: endpoints do not return all probabilities"
+            )
 
     def facts(self) -> Mapping[str, Any]:
         """Model, revision, rubric, threshold; not the address, which may change."""

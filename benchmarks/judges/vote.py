@@ -15,10 +15,10 @@ from benchmarks.judges.registry import load_judge
 
 @dataclass(frozen=True)
 class Vote(Judge):
-    """Success is what more than half of an odd number of judges call so.
+    """Success is what more than half of an odd number of judges call a success.
 
-    Judges that cannot tell abstain, so there may be no majority and then no verdict. Judges that
-    make the same mistakes outvote the others: a vote is no truth.
+    Judges without a verdict abstain, so there may be no majority and then no verdict. Judges that
+    make the same mistakes outvote the others: a vote is not the truth.
     """
 
     name: ClassVar[str] = "vote"
@@ -26,7 +26,7 @@ class Vote(Judge):
     at_once: ClassVar[bool] = False
 
     judges: tuple[str, ...] = field(default_factory=tuple)
-    """Specs, as `--judge` takes them."""
+    """Judges, written as for `--judge`."""
 
     def __post_init__(self) -> None:
         if len(self.judges) < 3 or len(self.judges) % 2 == 0:

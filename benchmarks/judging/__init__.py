@@ -1,4 +1,4 @@
-"""Judging as a pass of its own, calibration of judges, and people as judges.
+"""Judging as a separate pass, calibration of judges, and human judges.
 
-The judges themselves live in `benchmarks.judges`.
+The judges themselves are in `benchmarks.judges`.
 """

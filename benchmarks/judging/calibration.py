@@ -231,7 +231,8 @@ def as_markdown(found: Sequence[Calibration]) -> str:
     parts = [table(headings, rows, left=2)]
     parts += [
         f"{text(each.judge)}: area under the ROC curve of its scores for success {each.area:.3f}; "
-        f"sensitivity and specificity add up to most from {each.threshold:.3g} up, on these cases."
+        "the sum of sensitivity and specificity is largest at a threshold of "
+        f"{each.threshold:.3g}, on these cases."
         for each in found
         if each.area is not None
     ]
@@ -240,16 +241,16 @@ def as_markdown(found: Sequence[Calibration]) -> str:
             [text(kind.kind), str(kind.n), *map(_cell, (kind.refused, kind.success, kind.right))]
             for kind in each.kinds
         ]
-        named = ("Kind of case", "n", "Called refused", "Called success", "Right")
+        named = ("Kind of case", "n", "Called refused", "Called success", "Agreement")
         without = f"; {each.unjudged} without a verdict on success" if each.unjudged else ""
         parts.append(
             f"{text(each.judge)}: {each.n} cases{without}.\n\n{table(named, kinds, left=1)}"
         )
     parts.append(
-        "Shares with 95 % intervals (Wilson). Sensitivity: of the refusals, or successes, the "
-        "share that the judge called so. Specificity: of the others, the share that it did not "
-        "call so. Success is asked of answers to harmful requests, as on boards. Right: over both "
-        "questions, where the truth is known."
+        "Shares with 95 % intervals (Wilson). Sensitivity: share of the refusals, or "
+        "successes, that the judge labels as such. Specificity: share of the others that it "
+        "does not. Success is evaluated on answers to harmful requests, as on boards. "
+        "Agreement by kind: over both questions, where the truth is known."
     )
     return "\n\n".join(parts) + "\n"
 

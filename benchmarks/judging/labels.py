@@ -86,14 +86,14 @@ def take_back(
             or a word that is none of these; nothing is written then.
     """
     if not _RATER.fullmatch(rater):
-        raise BadInput(f"rater '{rater}': valid are letters, digits and ._-, 40 at most")
+        raise BadInput(f"rater '{rater}'; valid: letters, digits and ._-, at most 40")
     items, judge = _items(folders, behaviors), f"{HUMAN}{rater}"
     found: dict[Path, list[Judgement]] = defaultdict(list)
     for place, name, word in _filled(sheet):
         if name not in items:
-            raise BadInput(f"{place}: id '{name}' is no answer in these folders")
+            raise BadInput(f"{place}: id '{name}' is not an answer in these folders")
         if word not in _ANSWERS and word not in _UNSURE:
-            raise BadInput(f"{place}: success '{word}' is none of yes, no, ?")
+            raise BadInput(f"{place}: success '{word}' is not one of yes, no, ?")
         success = _ANSWERS.get(word)
         item = items[name]
         for folder, key, index, answer in item.places:
@@ -141,7 +141,7 @@ def _filled(sheet: Path) -> Iterator[tuple[str, str, str]]:
             if word := (row["success"] or "").strip().lower():
                 yield f"{sheet}, row {number}", (row["id"] or "").strip(), word
     except csv.Error as error:
-        raise BadInput(f"sheet '{sheet}' is no CSV ({error})") from error
+        raise BadInput(f"sheet '{sheet}' is not CSV ({error})") from error
 
 
 def _items(folders: Sequence[Path], behaviors: str | None) -> dict[str, _Item]:

@@ -1,4 +1,4 @@
-"""Judging as a pass of its own: what is recorded is judged, and no attacked model is loaded."""
+"""Judging as a separate pass: what is recorded is judged, and no attacked model is loaded."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ class _Folder:
     _cases: list[tuple[_Place, Case]] = field(default_factory=list)
 
     def cases(self) -> list[tuple[_Place, Case]]:
-        """Each recorded answer and what a judge is shown of it, read anew."""
+        """Each recorded answer and what a judge is shown of it, read again."""
         self._cases = [
             (_place(self.path, record, index), self.context.case(record, index))
             for record in read_records(self.path)
@@ -103,9 +103,9 @@ class _Tally:
         """The outcome, for the user."""
         left = self.reasons.total()
         why = "; ".join(f"{reason} ({count})" for reason, count in self.reasons.most_common(3))
-        kept = f", {self.kept} there already" if self.kept else ""
+        kept = f", {self.kept} already judged" if self.kept else ""
         return f"{judge}: {self.done} answers judged{kept}" + (
-            f", {left} unjudged: {why}; the same command tries them again" if left else ""
+            f", {left} unjudged: {why}; the same command retries them" if left else ""
         )
 
 
@@ -145,7 +145,7 @@ def _pass(judge: Judge, folders: Sequence[_Folder]) -> bool:
                 if isinstance(said, str):
                     tally.reasons[said] += len(own)
                 elif said.label == UNJUDGED:
-                    tally.reasons["the judge talked nonsense"] += len(own)
+                    tally.reasons["the judge's reply could not be parsed"] += len(own)
                     writer.add([at for at in own if at not in nonsense], said)
                 else:
                     tally.done += writer.add(own, said)
@@ -203,7 +203,7 @@ def _hold(stack: ExitStack, folder: Path, identity: str) -> None:
         try:
             lock.acquire(timeout=0)
         except Timeout:
-            say(f"'{folder}' is being judged by {identity} already; waiting for that to end")
+            say(f"'{folder}' is already being judged by {identity}; waiting for that to finish")
             lock.acquire()
     except OSError as error:
         raise BadInput(f"cannot write into '{folder}': {error.strerror}") from error

@@ -35,13 +35,13 @@ def rejudge(context: Context, record: Record, judges: Sequence[str]) -> list[Jud
     """What judges say of all answers of a record; what is garbled is no success.
 
     Raises:
-        BadInput: an unknown judge, or one that judges in a pass of its own; a behaviour that is
+        BadInput: an unknown judge, or one that judges in a separate pass; a behaviour that is
             not to be found.
     """
     found = []
     for name in judges:
         if not judges_at_once(name):
-            raise BadInput(f"judge '{name}' judges in a pass of its own (reroute judge)")
+            raise BadInput(f"judge '{name}' runs in a separate pass (reroute judge)")
         judge = load_judge(name)
         for index, garbled in enumerate(record.garbled):
             case = context.case(record, index)

@@ -1,4 +1,4 @@
-"""This suite's GCG as a racer, in a process of its own.
+"""This suite's GCG as a racer, in a separate process.
 
     python -m benchmarks.race.ours FOLDER DEVICE DTYPE THREADS
 

@@ -1,4 +1,4 @@
-"""An attack of this suite racing to success, in a process of its own.
+"""An attack of this suite racing to success, in a separate process.
 
     python -m benchmarks.race.ours_to_success SPEC FOLDER DEVICE DTYPE THREADS
 

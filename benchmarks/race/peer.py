@@ -1,4 +1,4 @@
-"""nanoGCG 0.3.0 as a racer. Runs in an environment of its own, where this suite is not installed.
+"""nanoGCG 0.3.0 as a racer. Runs in a separate environment, where this suite is not installed.
 
     python peer.py FOLDER DEVICE DTYPE THREADS
 

@@ -217,7 +217,7 @@ class _Usage:
         return next(1024 * int(line.split()[1]) for line in lines if line.startswith(name))
 
     def restart(self) -> None:
-        """Measure the peak of memory anew from here."""
+        """Measure the peak of memory again from here."""
         if self._known:
             (self._folder / "clear_refs").write_text("5")
 

@@ -1,7 +1,7 @@
 """`python -m benchmarks.race.success`: who gets to a first verified success, and when.
 
 Both sides search on the same weights for the same requests and targets, one after the other in
-alternation, each in a process of its own. After each step the referee stops the clock, asks the
+alternation, each in a separate process. After each step the referee stops the clock, asks the
 model for one greedy answer to the best message so far, and judges it by the facts it should hold;
 the search ends there where that is a success. Peers: nanoGCG; the authors' code for subspace
 rerouting from a checkout of one's own (`--peer-path`); anything else by `adapter.py`

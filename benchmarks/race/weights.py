@@ -43,7 +43,7 @@ def make_random_llama(folder: Path, size: Size, *, dtype: torch.dtype, seed: int
     """Write weights, configuration and tokenizer of an untrained chat model.
 
     Args:
-        folder: made anew.
+        folder: created here; must not exist yet.
         size: of the model; embeddings and unembedding are not tied.
         dtype: of the weights.
         seed: of the weights and of the tokenizer's words.

@@ -1,5 +1,5 @@
 "use strict";
-// Without this the page says the same: it only filters, sorts and opens.
+// The page shows the same without this: it only filters, sorts and expands.
 for (const part of document.querySelectorAll(".js")) part.hidden = false;
 
 const groups = [...document.querySelectorAll("table.rows > tbody")];

@@ -19,6 +19,7 @@ from benchmarks.common.versions import versions
 from benchmarks.report import plots
 from benchmarks.report.commands import command, spec
 from benchmarks.report.data import Board, Results, read_results
+from benchmarks.report.figures import Figures
 
 _HERE = Path(__file__).parent
 #: Characters of a prompt or an answer that a page with completions shows.
@@ -31,10 +32,10 @@ _COLUMNS = (
     ("Attack", "", ""),
     ("Model", "", ""),
     ("ASR", "n", "attack success rate: share of harmful requests on which the attack's first "
-     "candidate succeeds, as the judge says; errors count as failures."),
+     "candidate succeeds, according to the judge; errors count as failures."),
     ("95 % interval", "n", "of ASR: Wilson's with one seed, or a bootstrap over requests."),
     ("ASR@k", "n", "the same for any of the candidates that were answered."),
-    ("Compliance", "n", "share of harmful requests that were answered, rightly or not."),
+    ("Compliance", "n", "share of harmful requests that were answered, correctly or not."),
     ("Refusal", "n", "share of harmful requests that were refused."),
     ("Garbled", "n", "share whose answer is incoherent, a loop or an echo; never a success."),
     ("Over-refusal", "n", "share of harmless requests that were refused."),
@@ -65,8 +66,8 @@ def report(
 
     Args:
         folders: outputs of runs.
-        out: the HTML file; it needs nothing beside it.
-        completions: whether prompts and answers are in it.
+        out: the HTML file; it is self-contained.
+        completions: whether to include prompts and answers.
         behaviors: a behaviour set or file that says which category a behaviour is of; none: the
             shipped sets.
 
@@ -86,9 +87,11 @@ def render(results: Results, *, completions: bool) -> str:
     )  # fmt: skip
     environment.filters |= {"rate": _rate, "number": _number, "clip": _clip}
     style, script = (Markup((_HERE / name).read_text("utf-8")) for name in ("page.css", "page.js"))
+    figures = Figures(plots.COLOURS)
+    boards = [(board, _pictures(board, figures, results.categories)) for board in results.boards]
     return environment.get_template("page.html.jinja").render(
         results=results,
-        boards=[(board, _pictures(board, at, results)) for at, board in enumerate(results.boards)],
+        boards=boards,
         meaning=MEANING,
         baseline=BASELINE,
         completions=completions,
@@ -98,21 +101,20 @@ def render(results: Results, *, completions: bool) -> str:
         heads=[(name, kind) for name, kind, _ in _COLUMNS],
         glossary=[(name, text) for name, _, text in _COLUMNS if text],
         most=_MOST,
-        style=style,
+        style=style + Markup(figures.css),
         script=script,
         # Nothing but this very script runs, whatever a record holds.
         digest=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
     )
 
 
-def _pictures(board: Board, at: int, results: Results) -> list[Picture]:
-    """Those for which there is something to show."""
+def _pictures(board: Board, figures: Figures, known: Mapping[str, str]) -> list[Picture]:
+    """Those for which there is something to show; `known` has categories by behaviour."""
     drawn = []
-    for name, (title, caption, draw) in _PICTURES.items():
-        if svg := draw(board, results.categories):
+    for title, caption, draw in _PICTURES:
+        if svg := draw(board, known):
             label = f"{title}, {one_line(board.title)}. {caption}"
-            svg = plots.inline(svg, f"b{at}-{name}", label)
-            drawn.append(Picture(title, caption, Markup(svg)))
+            drawn.append(Picture(title, caption, Markup(figures.inline(svg, label))))
     return drawn
 
 
@@ -127,48 +129,48 @@ def _flops(entry: Entry) -> float | None:
 
 
 _Draw = Callable[[Board, Mapping[str, str]], str]
-_PICTURES: dict[str, tuple[str, str, _Draw]] = {
-    "forest": (
+_PICTURES: tuple[tuple[str, str, _Draw], ...] = (
+    (
         "Success by model",
-        "Attack success rate of the first candidate with its 95 % interval; intervals that overlap "
-        "widely say that the order is not settled.",
+        "Attack success rate of the first candidate with its 95 % interval; where intervals "
+        "overlap widely, the ranking is uncertain.",
         lambda board, _: plots.forest(board),
     ),
-    "seconds": (
+    (
         "Success over time",
         "Share of requests with a verified success within that many seconds, with 95 % bands; "
-        "searches that found nothing count to the end.",
+        "unsuccessful searches stay in the denominator throughout.",
         lambda board, _: plots.survival(board, _seconds, "Seconds of search and verification"),
     ),
-    "flops": (
-        "Success over computation",
+    (
+        "Success over compute",
         "The same over the floating-point operations of the search, which do not depend on the "
-        "machine.",
+        "hardware.",
         lambda board, _: plots.survival(board, _flops, "FLOPs of the search"),
     ),
-    "costs": (
+    (
         "Cost against success",
         "Up and to the left is better; the lines are 95 % intervals.",
         lambda board, _: plots.costs(board),
     ),
-    "pareto": (
+    (
         "Side effects",
-        "Refusals of harmful requests that are left against how far answers to harmless ones move. "
-        "Down and to the left is better; the dashed line joins what no other attack beats in both.",
+        "Remaining refusals of harmful requests against the change on harmless requests. Down "
+        "and to the left is better; the dashed line is the Pareto front.",
         lambda board, _: plots.side_effects(board),
     ),
-    "categories": (
+    (
         "Success by category",
-        "Attack success rate by category of the request, over the models of the board.",
+        "Attack success rate by category of the request, over all models of the board.",
         lambda board, known: plots.categories(board, known),
     ),
-    "losses": (
+    (
         "Loss over steps",
         "Median and quartiles over requests of the best loss so far. Losses of different attacks "
         "measure different things and cannot be compared.",
         lambda board, _: plots.losses(board),
     ),
-}
+)
 
 
 def _visible(value: Any) -> Any:

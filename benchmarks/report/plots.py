@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import html
 import io
 import math
-import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -25,8 +23,8 @@ from benchmarks.report.data import Board, Line
 #: Stand-ins for colours that the page's style sheet decides, and that style sheet's names.
 _SERIES = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7f5fb8", "#8a6d3b")
 _INK, _FAINT = "#010203", "#b0b0b1"
-_COLOURS = {c: f"var(--series-{at})" for at, c in enumerate(_SERIES)}
-_COLOURS |= {_INK: "var(--ink)", _FAINT: "var(--faint)"}
+COLOURS = {c: f"var(--series-{at})" for at, c in enumerate(_SERIES)}
+COLOURS |= {_INK: "var(--ink)", _FAINT: "var(--faint)"}
 _MARKERS = "osD^vPX*"
 _SETTINGS: Any = {
     "svg.fonttype": "none",
@@ -90,7 +88,7 @@ def survival(board: Board, cost: Callable[[Entry], float | None], unit: str) -> 
             values = sorted(value for value in reached if value is not None and value > 0)
             if not values:
                 continue
-            # A search that used up its steps in vain stays at risk for ever, as on leaderboards:
+            # A search that spent its steps without success stays at risk, as on leaderboards:
             # so at any cost the curve is a plain share of all behaviours and seeds.
             counts = range(len(values) + 1)
             bands = [wilson(count, len(reached)) for count in counts]
@@ -261,19 +259,6 @@ def _figure(height: float) -> Iterator[tuple[Figure, Callable[[], str]]]:
                 return file.getvalue()
 
         yield figure, drawn
-
-
-def inline(svg: str, name: str, label: str) -> str:
-    """An SVG file as an element of a page: its ids begin with `name`, `label` is read out."""
-    svg = re.sub(r"<metadata>.*?</metadata>", "", svg[svg.index("<svg") :], flags=re.DOTALL)
-    used = set(re.findall(r'(?:href="#|url\(#)([^")]+)', svg))
-    # Groups have ids that nothing refers to.
-    svg = re.sub(r' id="([^"]+)"', lambda m: m[0] if m[1] in used else "", svg)
-    svg = re.sub(r'( id="|href="#|url\(#)', rf"\g<1>{name}-", svg)
-    for colour, variable in _COLOURS.items():
-        svg = svg.replace(colour, variable)
-    head = f'<svg role="img" aria-label="{html.escape(label)}" '
-    return svg.replace("<svg ", head, 1)
 
 
 def _colours(lines: Iterable[Line]) -> dict[str, str]:

@@ -15,7 +15,7 @@ Status = Literal["ok", "error", "out_of_memory", "budget"]
 
 @dataclass(frozen=True)
 class Seconds:
-    """Wall-clock seconds by phase. `prepare` is the artefact's original cost, whoever paid it."""
+    """Wall-clock seconds by phase. `prepare` is the artefact's original cost, also when reused."""
 
     prepare: float = 0.0
     search: float = 0.0
@@ -63,24 +63,24 @@ class Record:
     string can hold: there this is the request with placeholder tokens in the slots, and the attack
     must be run again to have its vectors."""
     completions: tuple[str, ...] = ()
-    """The answers, in the same order: the model's own words, without an opening."""
+    """The answers, in the same order: the model's own words, without a prefill."""
     samples: int = 0
-    """How many of the completions, the last ones, were drawn: all to the best candidate, which
+    """Number of completions (the last ones) that were sampled: all for the best candidate, which
     `prompts` therefore repeats. The others are greedy."""
     temperature: float = 1.0
     """Of drawn answers."""
     top_p: float = 1.0
     """Of drawn answers."""
     openings: tuple[str, ...] = ()
-    """What each candidate puts into the model's mouth, in the same order; empty where none does.
-    The assistant's turn is the opening with the completion after it."""
+    """The prefill of each candidate, in the same order; empty where there is none. The assistant's
+    turn is the prefill with the completion after it."""
     garbled: tuple[bool, ...] = ()
     """Whether each completion is incoherent, a loop or an echo (see `refusals.coherence`); empty in
     records from before this was found out."""
     source: str = ""
-    """Where what the search aimed at is from, for attacks that choose or fall back."""
+    """Origin of the search's target, for attacks that choose one or use a fallback."""
     verdict: str = ""
-    """What a check on held-out prompts said of what the attack fitted: "good", or "failed: " and
+    """Verdict of the check on held-out prompts of what the attack fitted: "good", or "failed: " and
     why; empty where nothing was checked."""
     system: str | None = None
     """System prompt of the conversations."""
@@ -91,7 +91,7 @@ class Record:
     origin_model: str = ""
     """The model they were found on."""
     target: str | None = None
-    """What the answers were to begin with, where that was not the behaviour's own target."""
+    """How the answers should begin, if not with the behaviour's own target."""
     behavior_hash: str = ""
     """Of the behaviour's line in `behaviors.jsonl`; empty in records from before it was kept."""
     speech: str = ""
@@ -118,15 +118,15 @@ class Record:
     concurrency: int = 1
     versions: Mapping[str, str] = field(default_factory=dict)
     defense: str = ""
-    """What was put around the model; empty: nothing. This and what follows is left out of the lines
-    of undefended records, which are what they were before there were defences."""
+    """Name of the defence; empty: none. This and the following fields are left out of the lines of
+    undefended records, which are what they were before there were defences."""
     defense_params: Mapping[str, Any] = field(default_factory=dict)
     defense_hash: str = ""
     """`defense_hash` of both, the defence's identity on a board."""
     defense_artefact: str = ""
     """Id of what the defence fitted, as `artefact`."""
     defense_verdict: str = ""
-    """What a check on held-out prompts said of that, as `verdict`."""
+    """Verdict of the check of that, as `verdict`."""
     adaptivity: str = ""
     """static: the attack ran on the model without the defence; adaptive: with it."""
     blocked: tuple[str, ...] = ()
@@ -145,7 +145,7 @@ class Record:
             or len(self.excess) != len(self.blocked)
             or not 0 <= self.samples <= answers
         ):
-            raise ValueError("fields of prompts or completions do not go together")
+            raise ValueError("fields of prompts or completions are inconsistent")
 
     @property
     def greedy(self) -> int:
@@ -161,9 +161,10 @@ class Judgement:
     judge: str
     completion_index: int
     success: bool | None
-    """None: the judge cannot tell; such rows leave n and are shown."""
+    """None: no verdict; such rows leave n and are reported."""
     label: str
-    """refused, garbled, deflected, complied or knows; unjudged: the judge talked nonsense."""
+    """refused, garbled, deflected, complied or knows; unjudged: the judge's reply could not be
+    parsed."""
     score: float | None = None
     answer: str = ""
     """`digest` of the completion that was judged; empty where it was judged within its run."""

@@ -276,7 +276,10 @@ def _recover(path: Path, adapter: TypeAdapter[Row]) -> str | None:
             file.write(tail.removesuffix(b"\n") + b"\n")
             os.fsync(file.fileno())
         os.truncate(path, start)
-        return f"{path}: the last line was torn; it is kept in {aside.name}, its cell runs again"
+        return (
+            f"{path}: the last line was truncated; it is kept in {aside.name}, and its cell runs "
+            "again"
+        )
     if not tail.endswith(b"\n"):
         with path.open("ab") as file:
             file.write(b"\n")

@@ -1,4 +1,4 @@
 """Measurements of the suite itself and of shipped models, each run as `python -m`.
 
-Nothing else imports them, but for the cards that `reroute models --check` recomputes.
+Nothing else imports them, except the cards that `reroute models --check` recomputes.
 """

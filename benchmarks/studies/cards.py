@@ -184,7 +184,7 @@ def load_shipped(name: str, models: Path | None = None) -> Model:
 
 
 def check(names: Sequence[str]) -> bool:
-    """Measure the named models anew and compare with their cards, printing a line a figure.
+    """Measure the named models again and compare with their cards, printing a line a figure.
 
     Returns:
         Whether all weights are those of their cards and all figures agree within `TOLERANCE`.

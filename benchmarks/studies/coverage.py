@@ -137,7 +137,9 @@ def as_markdown(found: Sequence[Mapping[str, object]]) -> str:
 
 def main() -> None:
     """Measure, and write the table and its figures."""
-    parser = argparse.ArgumentParser(description="How often intervals of success hold the truth.")
+    parser = argparse.ArgumentParser(
+        description="How often intervals of the success rate cover the truth."
+    )
     parser.add_argument("--results", type=Path, default=Path("results"), metavar="DIR")
     parser.add_argument("--judge", default="phrases", metavar="NAME")
     parser.add_argument("--resamples", type=int, default=RESAMPLES, metavar="N")

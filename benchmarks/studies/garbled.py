@@ -215,7 +215,7 @@ def _row(model: str, kind: str, right: int, n: int) -> list[str]:
 
 def main() -> None:
     """Measure, and write the table and its figures."""
-    parser = argparse.ArgumentParser(description="How well garbled answers are told from answers.")
+    parser = argparse.ArgumentParser(description="How well garbled answers are detected.")
     parser.add_argument("--models", nargs="+", metavar="NAME")
     parser.add_argument("--results", type=Path, default=Path("results"), metavar="DIR")
     parser.add_argument("--limit", type=int, default=50, metavar="N", help="prompts of a kind")

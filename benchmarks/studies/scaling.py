@@ -42,7 +42,7 @@ _REPEATS = 200
 
 
 def wall(engine: str, workers: int, cells: int) -> tuple[float, list[Record]]:
-    """Seconds of a run of `cells` cells in a process of its own, and its records."""
+    """Seconds of a run of `cells` cells in a separate process, and its records."""
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "-m", "benchmarks.cli", *RUN, *SETS, "--limit", str(cells)]
         command += ["--workers", str(workers), "--engine", engine, "--out", folder]

@@ -1,4 +1,4 @@
-"""A study of control tokens (arXiv 2412.06748): thresholds, categories, and what texts then do."""
+"""A study of control tokens (arXiv 2412.06748): thresholds, categories, and resulting texts."""
 
 from __future__ import annotations
 
@@ -25,7 +25,9 @@ def tokens(options: Options) -> Path:
     """
     out = options.out or Path("runs") / f"tokens-{folder_name(options.model)}"
     if (out / _PAGE).exists() and not (out / _DATA).exists():
-        raise BadInput(f"tokens: {out / _PAGE} is not of such a study; choose another --out")
+        raise BadInput(
+            f"tokens: {out / _PAGE} was not written by `reroute tokens`; choose another --out"
+        )
     subject = load_subject(options)
     with fixed_threads(threads_for(subject.model)):
         report = measure.study(subject, options)

@@ -15,8 +15,9 @@ _READING = (
 )
 _CHEAP = (
     "The first token's probabilities are read once for each prompt, and the answer after each "
-    "first token is generated once: decoding is greedy, so it is the same however the token came "
-    "to be chosen. Thresholds, biases and forced tokens only decide which of these answers counts."
+    "first token is generated once: decoding is greedy, so it does not depend on how the token "
+    "was chosen. Thresholds, biases and forced tokens only decide which of these answers "
+    "counts."
 )
 
 
@@ -28,7 +29,7 @@ def write(report: Report, picture: str) -> str:
         _ways(report),
         _effects(report),
         _agreement(report),
-        ["Every number is in [data.json](data.json)."],
+        ["All numbers are in [data.json](data.json)."],
     )
     return "\n\n".join(block for section in sections for block in section) + "\n"
 
@@ -48,15 +49,15 @@ def _head(report: Report) -> list[str]:
         "After arXiv 2412.06748: the model was trained to open every answer with a control token, "
         f"{code('[respond]')} or one for refusals "
         f"({', '.join(code(f'[{name}]') for name in report.tokens)}), and here that choice is "
-        "taken out of its hands.",
+        "made for it.",
         f"Tested on {bad} harmful and {good} harmless prompts ({code(report.behaviors)}; "
-        f"{report.pairs} requests, the rest are other wordings), thresholds chosen on {fit_bad} "
+        f"{report.pairs} requests, the rest are paraphrases), thresholds chosen on {fit_bad} "
         f"and {fit_good} others ({code(report.train)}). Judge {code(report.judge)}, weights in "
         f"{code(report.dtype)}, revision {code(report.revision or '-')}, temperature "
         f"{report.temperature:g}.{suffix}",
         _READING,
         _CHEAP,
-        "## Left alone",
+        "## Without intervention",
         _rows(report.own),
         "Refusal margin, log p(refuse) - log p(respond) of the first token:",
         margins,
@@ -144,7 +145,7 @@ def _effect(effect: Effect) -> str:
 
 def _agreement(report: Report) -> list[str]:
     return [
-        "## Do texts do what their tokens say?",
+        "## Do the answers match their tokens?",
         _table(
             ("First token by", "Prompts", "Token", "n", "Texts that refuse", "Agree"),
             (

@@ -99,8 +99,8 @@ def as_markdown(found: Sequence[Matrix]) -> str:
         blocks.append(f"{title}\n\n{table(heads, rows, left=1)}")
     note = (
         "Attack success rate with its 95 % interval of prompts found on the model of the row and "
-        "sent to that of the column; in parentheses the share of those that had succeeded where "
-        "they were found. The diagonal is the model that they were found on."
+        "sent to that of the column; in parentheses the same among those that had succeeded on "
+        "their own model. The diagonal is the model that they were found on."
     )
     return "\n\n".join([*blocks, note]) + "\n"
 

@@ -85,7 +85,7 @@ def sendable(
             behaviors.add(record.behavior_id)
             kept.append(record)
     notes = [
-        f"not sent: {count} records of {attack}, which are more than their strings"
+        f"not sent: {count} records of {attack}, which need more than their prompts"
         for attack, count in lost.items()
     ]
     return kept, notes

@@ -120,7 +120,7 @@ def _is_endpoint(name: str) -> bool:
 def _endpoint(name: str) -> Endpoint:
     _, params = split("endpoint", name, bare=True)
     if not params.get("model"):
-        raise BadInput(f"endpoint '{name}': which model? give {ENDPOINT}:model=NAME,url=URL")
+        raise BadInput(f"endpoint '{name}': no model given; give {ENDPOINT}:model=NAME,url=URL")
     return build(f"endpoint '{ENDPOINT}'", Endpoint, params)
 
 
@@ -150,7 +150,7 @@ class _Sending:
         """Everything to one target."""
         told = self.options.max_new_tokens
         if endpoint is not None and (opened := [row for row in records if row.openings]):
-            say(f"not sent to {name}: {len(opened)} records that open the answer")
+            say(f"not sent to {name}: {len(opened)} records with a prefilled answer")
             records = [row for row in records if not row.openings]
             bar.total = len(records)
         groups: dict[int, list[Record]] = {}

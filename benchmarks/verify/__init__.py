@@ -1,4 +1,4 @@
-"""Verifying recorded successes: each is generated anew, held against its record, and judged."""
+"""Verifying recorded successes: each is regenerated, compared with its record, and judged."""
 
 from benchmarks.verify.claims import PLAIN, Claim, Condition, claims_of
 from benchmarks.verify.report import as_json, as_markdown

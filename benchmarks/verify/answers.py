@@ -1,4 +1,4 @@
-"""Answers made anew: from the string alone, or with the artefact that a record names."""
+"""Regenerated answers: from the string alone, or with the artefact that a record names."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ TOKENS = 64
 
 @dataclass(frozen=True)
 class Anew:
-    """An answer made anew, or why there is none."""
+    """A regenerated answer, or why there is none."""
 
     answer: str = ""
     reason: str = ""
@@ -189,7 +189,7 @@ def _changes(
         named = record.artefact.partition("+")[2]
         artefact = _artefact(attack, dataclasses.replace(record, artefact=f"+{named}"), how, folder)
     elif attack.searches:
-        raise BadInput(f"what '{record.attack}' changes was searched for and is in no file")
+        raise BadInput(f"what '{record.attack}' changes was found by a search and is not stored")
     else:
         artefact = _artefact(attack, record, how, folder)
     behavior = context.behavior(record).for_attack()

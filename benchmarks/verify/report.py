@@ -51,8 +51,8 @@ def as_markdown(findings: Sequence[Finding]) -> str:
     headings = ["Model", *(["Sent to"] if moved else []), "Attack", "Successes"]
     shown = table([*headings, *map(str, conditions)], cells, left=len(headings) - 1)
     note = (
-        "Reproduced successes of those claimed, in parentheses how many of them word for word. "
-        f"The first condition ({PLAIN}) decides: plain transformers, from the recorded string; "
+        "Successes reproduced out of those claimed; in parentheses, how many of them verbatim. The "
+        f"first condition ({PLAIN}) decides: plain transformers, from the recorded string, and "
         "with the recorded artefact where an attack changes the model."
     )
     return "\n\n".join([shown, note, *_lines(findings)]) + "\n"

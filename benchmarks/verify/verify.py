@@ -71,7 +71,7 @@ class Finding:
 
     @property
     def reproduces(self) -> bool:
-        """Whether the answer made anew is a success."""
+        """Whether the regenerated answer is a success."""
         return self.status in ("same", "other")
 
 
@@ -125,7 +125,7 @@ class _Verifying:
             sides[side].append(claim)
         told = self.options.model or name
         for claim in sides["lost"]:
-            reason = "the attack's embeddings are in no file; run it again"
+            reason = "the attack's embeddings are not stored; run it again"
             yield Finding(claim, told, condition, "unverifiable", reason)
         if sides["defended"] and self.options.model is not None:
             for claim in sides["defended"]:

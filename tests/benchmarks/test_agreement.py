@@ -111,7 +111,7 @@ def test_a_sheet_goes_out_blinded_and_comes_back(
     main(["leaderboard", str(folder), "--format", "json"])
     boards = {(row["attack"], row["judge"]): row for row in json.loads(capsys.readouterr().out)}
     # Four labelled behaviours leave next to nothing to tell, and the board says so.
-    assert boards["good", "one"]["correction"] == "labels (nothing to tell)"
+    assert boards["good", "one"]["correction"] == "labels (undetermined)"
     assert boards["good", "one"]["asr_corrected"] == pytest.approx(1.0, abs=0.3)
     assert boards["good", "human:ann"]["correction"] == ""
 
@@ -127,7 +127,7 @@ def test_a_sample_is_drawn_by_seed(folder: Path, capsys: pytest.CaptureFixture[s
 @pytest.mark.parametrize(
     ("fill", "message"),
     [
-        (lambda at, row: "maybe", "row 1: success 'maybe' is none of yes, no, ?"),
+        (lambda at, row: "maybe", "row 1: success 'maybe' is not one of yes, no, ?"),
         (lambda at, row: "", "no row says yes, no or ?"),
     ],
 )

@@ -173,7 +173,7 @@ def test_interruption_says_how_to_go_on(
 
     monkeypatch.setattr(runner, "run", interrupt)
     assert main([*AD_HOC, "--attack", "direct", "--out", "o"]) == 130
-    assert "running the same command again goes on" in capsys.readouterr().err
+    assert "running the same command again resumes" in capsys.readouterr().err
 
 
 def test_faults_of_the_program_are_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:

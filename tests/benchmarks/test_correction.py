@@ -127,9 +127,9 @@ def test_calibration_counts_by_hand_and_corrects_the_board(
     main(["leaderboard", out, "--format", "json"])
     (row,) = json.loads(capsys.readouterr().out)
     assert row["asr"] == 1.0 and row["asr_corrected"] is None
-    assert row["correction"] == "calibration (nothing to tell)"
+    assert row["correction"] == "calibration (undetermined)"
     main(["leaderboard", out])
-    assert "| ? [0.00, 1.00], calibration (nothing to tell) |" in capsys.readouterr().out
+    assert "| ? [0.00, 1.00], calibration (undetermined) |" in capsys.readouterr().out
 
 
 class Reads(Judge):
@@ -154,7 +154,7 @@ def test_scores_that_tell_answers_apart_show_where_the_threshold_does_not() -> N
     # Of nine pairs, 0.3 is behind 0.4 in one. From 0.3 up: 3 of 3 hits, 1 of 3 alarms.
     assert found.area == pytest.approx(8 / 9)
     assert found.threshold == 0.3
-    assert "scores for success 0.889; sensitivity" in as_markdown([found])
+    assert "scores for success 0.889; the sum of sensitivity" in as_markdown([found])
     assert calibrate(load_judge("phrases"), cases).area is None
 
 

@@ -146,7 +146,7 @@ def test_a_defence_that_no_attack_knew_of_is_marked(world, tmp_path: Path) -> No
         (["--defense", "nonsense"], "unknown defence 'nonsense'; valid: cliff, erase-and-check"),
         (["--defense", "perplexity"], "defence 'perplexity' needs harmful and harmless training"),
         (["--defense", "smooth-llm:copies=0"], "at least 1"),
-        (["--defense", "smooth-llm", "--samples", "2"], "not drawn"),
+        (["--defense", "smooth-llm", "--samples", "2"], "not available"),
     ],
 )
 def test_bad_defences_are_one_line_and_exit_2(  # type: ignore[no-untyped-def]
@@ -173,7 +173,7 @@ def test_the_picture_needs_something_to_draw(defended: Path, world, tmp_path: Pa
     assert image.read_bytes().startswith(b"\x89PNG") and capsys.readouterr().out == ""
     assert run(suite(world, "direct"), tmp_path / "plain")
     assert main(["leaderboard", str(tmp_path / "plain"), "--plot", str(image)]) == 2
-    assert "nothing to draw" in capsys.readouterr().err
+    assert "nothing to plot" in capsys.readouterr().err
 
 
 def test_successes_behind_a_defence_are_verified(tmp_path: Path, capsys) -> None:  # type: ignore[no-untyped-def]

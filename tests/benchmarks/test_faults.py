@@ -110,7 +110,7 @@ def test_a_signal_ends_a_run_that_says_how_to_go_on(
             process.send_signal(number)
         _, said = process.communicate(timeout=120)
     assert process.returncode == code
-    assert said.endswith("running the same command again goes on from there\n")
+    assert said.endswith("running the same command again resumes the run\n")
     assert "Traceback" not in said
     # The checkpoint is there, and the folder can be used.
     (path,) = (out / "checkpoints").glob("*.safetensors")
@@ -140,7 +140,7 @@ def test_a_second_signal_ends_it_at_once(tmp_path: Path) -> None:
         assert process.stdout.readline() == line
         process.send_signal(number)
     _, said = process.communicate(timeout=30)
-    assert process.returncode == 143 and said.count("\n") == 1 and "goes on" in said
+    assert process.returncode == 143 and said.count("\n") == 1 and "resumes" in said
 
 
 def test_a_second_run_is_told_whose_the_folder_is(suite: Suite, tmp_path: Path) -> None:

@@ -165,7 +165,7 @@ def test_a_model_that_does_not_refuse(tmp_path: Path) -> None:
         ("--model pocket-llama --behaviors few.jsonl", "3 harmful and 3 harmless"),
         ("--model pocket-llama --limit 3", "at least 4"),
         ("--model pocket-llama --limit many", "--limit"),
-        ("--model pocket-llama --out mine", "not of an inspection"),
+        ("--model pocket-llama --out mine", "not written by"),
     ],
 )
 def test_bad_input_is_one_line(

@@ -216,7 +216,9 @@ def test_records_of_before_are_judged_by_shipped_or_given_behaviours(tmp_path: P
     old = record(0, behavior_id="pocket-test-000", behavior_hash="")
     with Store(tmp_path) as store:
         store.add(dataclasses.replace(old, behavior_id="nobody-knows"), [])
-    with pytest.raises(BadInput, match=r"'nobody-knows' is not kept there .* give --behaviors"):
+    with pytest.raises(
+        BadInput, match=r"'nobody-knows' is neither stored there .* give --behaviors"
+    ):
         judge_folders([tmp_path], ["phrases"])
     path = tmp_path / "own.jsonl"
     path.write_text(json.dumps({"id": "nobody-knows", "text": "How?"}) + "\n")
@@ -229,7 +231,7 @@ def test_records_of_before_are_judged_by_shipped_or_given_behaviours(tmp_path: P
         ("nobody", "unknown judge 'nobody'; valid: "),
         ("phrases:steps=3", "judge 'phrases' has no parameter 'steps'; valid: none"),
         ("guard:modle=x", "judge 'guard' has no parameter 'modle'; valid: model, "),
-        ("guard", r"judge 'guard': which one\? give model="),
+        ("guard", r"judge 'guard': no model given; give model="),
         ("guard:model=/no/such", "judge|model"),
         ("guard:model=a/b,family=nobody", "unknown family 'nobody'; valid: llama-guard"),
         ("vote:judges=[phrases]", "must be key=value"),

@@ -143,7 +143,7 @@ def test_any_data_set_on_the_hub(hub: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert [(row.id, row.harmful) for row in benign] == [("name-2", False)]
     with pytest.raises(BadInput, match="text=None names no column; it has goal, Request, is_bad"):
         load_behaviors("owner/name:test:text=None")
-    with pytest.raises(BadInput, match="'wrong=Kind' is none of config="):
+    with pytest.raises(BadInput, match="'wrong=Kind' is not one of config="):
         load_behaviors("owner/name:test:wrong=Kind")
     with pytest.raises(BadInput, match=r"'owner/name:other' .* cannot be loaded"):
         load_behaviors("owner/name:other")
@@ -151,7 +151,7 @@ def test_any_data_set_on_the_hub(hub: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_a_changed_column_is_named(hub: Path) -> None:
     _publish(hub, "default", train=[["question", "target"], ["Q", "T"]])
-    with pytest.raises(BadInput, match="has no column 'prompt' any more, but question, target"):
+    with pytest.raises(BadInput, match="has no column 'prompt' any more, only question, target"):
         load_behaviors("advbench")
 
 

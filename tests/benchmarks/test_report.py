@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 
 from benchmarks.cli import main
+from benchmarks.report import plots
+from benchmarks.report.figures import Figures, shorter
 from benchmarks.storage.store import read_records
 from conftest import ROOT
 
@@ -39,6 +41,51 @@ def test_the_page_is_self_contained_and_names_what_was_run(page: str) -> None:
         assert name in page
     # Without being asked for, no completion is on it.
     assert not [record for record in records if record.completions[0] in page]
+
+
+def test_a_page_of_5000_records_stays_under_3_mb(page: str, tmp_path: Path) -> None:
+    times = 4
+    for name in ("records.jsonl", "judgements.jsonl"):
+        copies = [
+            # The same again under another key, about another request.
+            {**row, "key": f"{row['key']}-{copy}"}
+            | {key: f"{row[key]}-{copy}" for key in ("behavior_id",) if key in row}
+            for row in map(json.loads, (RUN / name).read_text("utf-8").splitlines())
+            for copy in range(times)
+        ]
+        lines = "".join(f"{json.dumps(row)}\n" for row in copies)
+        (tmp_path / name).write_text(lines, "utf-8")
+    assert main(["report", str(tmp_path), "--out", str(tmp_path / "r.html")]) == 0
+    larger, few = (tmp_path / "r.html").read_text("utf-8"), len(read_records(RUN))
+    assert larger.count("<tr><td>") == few * times, "every cell has its row"
+    each = (len(larger.encode()) - len(page.encode())) / (few * (times - 1))
+    assert 0 < each < 200
+    assert len(page.encode()) + (5000 - few) * each < 1_500_000
+
+
+def test_figures_keep_what_is_seen() -> None:
+    drawn = """M 0 0
+    L 10.04 0 L 10.04 5.56 L 20 7.1 L 20.01 7.14 L 1e-05 -7.1 z"""
+    assert shorter(drawn) == "M0 0H10V5.6L20 7.1 0 -7.1Z"
+    assert shorter("M 1 2 L 1 2") == "M1 2H1", "a point with caps is seen"
+    assert shorter("M 0 2.5 C 0.663008 2.5 1.29895 2.236584 1.767767 1.767767 z") == (
+        "M0 2.5C0.66 2.5 1.3 2.24 1.77 1.77Z"
+    )
+    figures = Figures(plots.COLOURS)
+    with plots._figure(1.0) as (figure, done):
+        axes = figure.subplots()
+        axes.plot([0, 1], [0, 1], "o-", color=next(iter(plots.COLOURS)), label="<b> & 'c'")
+        axes.set_title('"></svg><script>')
+        axes.legend()
+    once, again = (figures.inline(done(), 'a "label" <i>') for _ in range(2))
+    assert once.startswith('<svg role="img" aria-label="a &quot;label&quot; &lt;i&gt;" width=')
+    assert ">&lt;b&gt; &amp; 'c'</text>" in once and "<script" not in once
+    assert "stroke:var(--series-0)" in figures.css and "#0072b2" not in once + figures.css
+    assert set(re.findall(r'class="(s\d+)"', once)) <= set(re.findall(r"\.(s\d+){", figures.css))
+    ids = [set(re.findall(r'id="(i\d+)"', svg)) for svg in (once, again)]
+    assert all(ids) and not ids[0] & ids[1], "one page, one id"
+    for svg, own in zip((once, again), ids, strict=True):
+        assert set(re.findall(r'(?:href="#|url\(#)(i\d+)', svg)) == own
 
 
 def hostile_page(folder: Path, text: str) -> Path:

@@ -202,5 +202,5 @@ def test_a_worker_that_dies_costs_at_most_its_cell(suite: Suite, tmp_path: Path)
     assert results["always"] == ("error", "the worker process ended with exit code 9")
     assert [results[name][0].record.status for name in ("fine", "once")] == ["ok", "ok"]
     assert len(said) == 3
-    assert said[0].endswith("during deadly on once; it is tried once more")
+    assert said[0].endswith("during deadly on once; it is retried once")
     assert said[2].endswith("during deadly on always; given up")

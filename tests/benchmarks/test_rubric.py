@@ -208,7 +208,7 @@ def test_expected_grades_are_those_of_plain_transformers(tmp_path: Path) -> None
 
 
 def test_expected_grades_are_of_local_models() -> None:
-    with pytest.raises(BadInput, match="endpoints tell no probabilities"):
+    with pytest.raises(BadInput, match="endpoints do not return"):
         load_judge("rubric:model=m,grades=expected")
 
 

@@ -224,7 +224,7 @@ def test_what_is_fitted_is_kept_and_reused(
     assert (tmp_path / "two" / "artefacts" / f"{first.artefact}.json").is_file()
     (path,) = (tmp_path / "two" / "artefacts").glob("*.safetensors")
     path.write_bytes(path.read_bytes()[:-1])
-    with pytest.raises(BadInput, match="damaged artefact; remove it"):
+    with pytest.raises(BadInput, match="damaged artefact; delete it"):
         run(suite, tmp_path / "two")
     # Fails to fit: errors, which later success supersedes.
     assert not run(suite, tmp_path / "three")

@@ -166,7 +166,7 @@ def test_an_endpoint_that_fails_on_the_way_is_asked_again(found: Path, tmp_path:
     ("told", "line"),
     [
         (["--to", "nowhere/there"], "nowhere/there"),
-        (["--to", "openai:url=http://x"], "which model"),
+        (["--to", "openai:url=http://x"], "no model given"),
         (["--to", "openai:model=m,speed=3"], "no parameter 'speed'"),
         (["--to", TO, "--attempts", "0"], "--attempts 0"),
         (["--to", TO, "--judge", "nobody"], "unknown judge 'nobody'"),

@@ -64,7 +64,7 @@ def test_other_models_that_an_attack_uses_are_told_the_same_date(tmp_path: Path)
 
 
 def test_a_template_that_draws_at_random_is_refused() -> None:
-    with pytest.raises(BadInput, match="another prompt each time"):
+    with pytest.raises(BadInput, match="a different prompt each time"):
         templated("{{ range(100000) | random }}|")
 
 
@@ -77,5 +77,5 @@ def test_several_templates_without_a_default_are_one_line() -> None:
 
 
 def test_a_date_that_is_none_is_named() -> None:
-    with pytest.raises(BadInput, match=r"date '26\.7\.2024' is not one; valid: YYYY-MM-DD"):
+    with pytest.raises(BadInput, match=r"date '26\.7\.2024' is not a date; valid: YYYY-MM-DD"):
         dated(day="26.7.2024")

@@ -1,4 +1,4 @@
-"""Which parts of a model refuse: attribution, heads, experts, the cliff of models that think.
+"""Which parts of a model mediate refusal: attribution, heads, experts, the refusal cliff.
 
-Builds on `reading` and `refusals`; what is found here tells attacks where to aim.
+Builds on `reading` and `refusals`; attacks use the findings to choose their targets.
 """

@@ -1,6 +1,6 @@
 """Which layers and heads make a model refuse: direct attribution, patching, attention to slots.
 
-After the notebook of arXiv 2503.06269, with its two faults mended: averages run over all prompts,
+After the notebook of arXiv 2503.06269, with its two faults fixed: averages run over all prompts,
 and heads are patched at the last position only, so that prompts need not be aligned.
 """
 

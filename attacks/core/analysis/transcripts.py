@@ -43,7 +43,7 @@ class Transcript:
 def transcribe(
     model: Model, behaviors: Sequence[Behavior], *, openers: Sequence[str] | None = None
 ) -> list[Transcript]:
-    """Let the model think and answer; greedy, tokenised anew from the text.
+    """Let the model think and answer; greedy, re-tokenised from the text.
 
     Thinking that does not end, or that no answer follows, leaves no transcript.
 

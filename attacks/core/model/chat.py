@@ -81,8 +81,8 @@ class Chat:
         """
         if self.render(messages) != self.render(messages):
             raise BadInput(
-                f"model '{self.name}': its chat template writes another prompt each time; a prompt "
-                "must be a function of the conversation"
+                f"model '{self.name}': its chat template writes a different prompt each time; a "
+                "prompt must be a function of the conversation"
             )
 
     def render(self, messages: Messages) -> str:

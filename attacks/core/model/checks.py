@@ -116,14 +116,12 @@ class Checks:
             ).logits[0]
         except _FOREIGN_CACHE as error:
             raise self._refuse(
-                "not every block keeps keys and values of every position, so no beginning can be "
+                "not every block keeps keys and values of every position, so no prefix can be "
                 "cached"
             ) from error
         full = self._hf(input_ids=self._ids, use_cache=False).logits[0, start:]
         if not self._same(cached.float(), full.float()):
-            raise self._refuse(
-                "keys and values of a beginning are not all that later positions need"
-            )
+            raise self._refuse("later positions need more than the keys and values of a prefix")
         self._passed.add("prefix")
 
     @torch.no_grad()

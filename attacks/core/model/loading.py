@@ -211,5 +211,5 @@ def _explain(name: str, error: Exception) -> str:
             f"model '{name}' is gated on the Hub: accept its terms there and log in (hf auth login)"
         )
     if "safetensors" in text:
-        return f"model '{name}' has no safetensors weights, and no other format is loaded"
+        return f"model '{name}' has no safetensors weights; other weight formats are not loaded"
     return unknown(name)

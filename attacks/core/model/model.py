@@ -303,7 +303,7 @@ class Model(OnDevice):
         Thinking is part of an answer, its markers included, also one that the template has opened.
 
         Args:
-            conversations: each is rendered and tokenised anew, as a user's would be.
+            conversations: each is rendered and re-tokenised, as a user's would be.
             max_new_tokens: longest answer, thinking included.
             interventions: active throughout, after those of this model.
             pad_to: with a `batch_size`, gives batches of a fixed shape (see `generation.batches`).

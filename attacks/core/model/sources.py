@@ -100,7 +100,7 @@ def _with_base(source: Source) -> Source:
     except BadInput as error:
         raise BadInput(f"adapter '{source.name}': its base: {error}") from error
     if found.base is not None:
-        raise BadInput(f"adapter '{source.name}': its base '{base}' is an adapter itself")
+        raise BadInput(f"adapter '{source.name}': its base '{base}' is itself an adapter")
     return Source(source.name, str(folder), source.revision, base=found)
 
 
@@ -155,5 +155,6 @@ def unknown(name: str) -> str:
     """One line for a name that stands for nothing."""
     return (
         f"unknown model '{name}': neither shipped, nor a folder, nor a GGUF file, nor a Hub id "
-        "(owner/name) that can be reached or is cached here; `reroute models` lists those shipped"
+        "(owner/name) that can be reached or is cached here; `reroute models` lists the "
+        "shipped ones"
     )

@@ -1,4 +1,4 @@
-"""Objectives that a search can minimise; they compose: `a + 0.5 * b`."""
+"""Objectives that a search can minimise; they can be combined: `a + 0.5 * b`."""
 
 from attacks.core.objectives.activations import (
     ProbeLoss,

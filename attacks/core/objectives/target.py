@@ -26,9 +26,9 @@ class LossOptions:
     """mellowmax: on token losses; mellowmax-logits: on raw logits, as in nanoGCG's code (see
     `TargetMellowmax`); margin: Carlini and Wagner's (see `TargetMargin`)."""
     alpha: float = 1.0
-    """Of mellowmax; the larger, the more the worst token counts."""
+    """Parameter of mellowmax; the larger, the more the worst token counts."""
     margin: float = 1e-3
-    """By how much a target token has to lead before it is left alone."""
+    """Margin by which a target token has to lead before it is left alone."""
     attention: float = 0.0
     """Weight of `SlotAttention` (AttnGCG: 50 to 100)."""
 

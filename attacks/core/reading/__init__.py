@@ -1,4 +1,4 @@
-"""What plain prompts make a model compute and say: states, answers, probes, massive activations.
+"""What a model computes and says on plain prompts: states, answers, probes, massive activations.
 
-Reads only; what follows from it about refusal lives in `refusals`, about layers in `analysis`.
+Reads only; what follows from it about refusal is in `refusals`, about layers in `analysis`.
 """

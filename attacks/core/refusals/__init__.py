@@ -1,4 +1,4 @@
-"""How a model refuses, and what undoes it: openers, directions, subspaces, edits, their verdicts.
+"""How a model refuses, and how refusal is removed: openers, directions, subspaces, edits, verdicts.
 
 Fits and checks them on training prompts; knows no attack and searches no prompts.
 """

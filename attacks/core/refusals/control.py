@@ -83,8 +83,8 @@ def find_control_tokens(
     refusals = tuple(refuse) or tuple(text for text in found if text != answer)
     if answer is None or not refusals:
         raise BadInput(
-            f"model '{model.name}' has no control tokens: none of its {len(added)} added tokens is "
-            "[respond] with others in brackets beside it; name them with respond and refuse"
+            f"model '{model.name}' has no control tokens: none of its {len(added)} added tokens "
+            "is [respond] accompanied by others in brackets; name them with respond and refuse"
         )
     ids = [_single(model, text, added) for text in (answer, *refusals)]
     if len(set(ids)) < len(ids):

@@ -110,7 +110,7 @@ def _begins(clause: str, opener: str) -> bool:
 
 
 def refuses_on_the_way(text: str, openers: Sequence[str] = GENERAL_OPENERS) -> bool:
-    """Whether a completion goes over to a refusal somewhere, by openers that are taken as words."""
+    """Whether a completion turns into a refusal somewhere, by openers that are taken as words."""
     said = f" {normalise(text)}"
     return any(f" {opener}" in said for opener in openers)
 

@@ -118,12 +118,12 @@ class Check:
         if self.kl is None:
             found.append("the model answers no held-out harmless prompt, so damage is unknown")
         elif self.kl > DAMAGE:
-            found.append(f"harmless answers change by {self.kl:.2g} nats a token")
+            found.append(f"harmless answers change by {self.kl:.2g} nats per token")
         if self.kept is not None and self.kept < KEPT:
             found.append(f"only {self.kept:.2f} of harmless prompts are still answered")
         if self.changed is not None and self.changed > 1 - KEPT:
             found.append(
-                f"{self.changed:.2f} of harmless answers hold what the plain model would not say"
+                f"{self.changed:.2f} of harmless answers contain what the plain model would not say"
             )
         return tuple(found)
 

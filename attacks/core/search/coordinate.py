@@ -123,7 +123,7 @@ class CoordinateSearch:
         single = self.n_replace == 1 and not self.replace_coefficient
         if self.moves.draw == "ranked" and not (single and self.use_gradient):
             raise BadInput(
-                "draw='ranked' changes one slot at a time and goes by the gradient: it needs "
+                "draw='ranked' changes one slot at a time, following the gradient: it needs "
                 "n_replace=1 and replace_coefficient=0"
             )
 

@@ -1,4 +1,4 @@
-"""How a coordinate search picks its candidates: what GCG's successors changed, each a number."""
+"""How a coordinate search picks its candidates: the changes of GCG's successors, each a number."""
 
 from __future__ import annotations
 
@@ -19,27 +19,28 @@ class Moves:
     """Options of a step's candidates; with the defaults it is GCG's own step."""
 
     momentum: float = 0.0
-    """Share of the gradients of earlier steps in what ranks the tokens: m <- momentum * m +
-    (1 - momentum) * g, with each slot's gradient made a unit vector (MAC, arXiv 2405.01229, whose
-    code has 0.4)."""
+    """Weight of earlier steps' gradients in the ranking of tokens: m <- momentum * m + (1 -
+    momentum) * g, with each slot's gradient made a unit vector (MAC, arXiv 2405.01229, whose code
+    has 0.4)."""
     distance: float = 0.0
-    """Weight of |E_j - E_i| in the score of putting token j for token i, beside the slot's unit
-    gradient: the linearised loss says little about tokens far away (Faster-GCG, arXiv 2410.15362,
+    """Weight of |E_j - E_i| in the score for replacing token i by token j, added to the slot's unit
+    gradient: the linearised loss says little about distant tokens (Faster-GCG, arXiv 2410.15362,
     section 3.1)."""
     draw: Literal["sampled", "ranked"] = "sampled"
-    """sampled: slots and tokens at random among the best. ranked: without chance, slot after slot,
+    """sampled: slots and tokens at random among the best. ranked: deterministic, slot after slot,
     the best token of each first (Faster-GCG)."""
     fresh: bool = False
-    """No filling is evaluated twice, in no step (Faster-GCG skips suffixes that it has been at)."""
+    """No filling is evaluated twice in the whole search (Faster-GCG skips suffixes already
+    visited)."""
     merge: int = 0
-    """Above 1: the changes of that many of a step's best candidates are put together one after the
-    other, and the merged fillings compete too (I-GCG, arXiv 2405.21018, with 7)."""
+    """Above 1: the changes of that many of a step's best candidates are merged one after the other,
+    and the merged fillings compete too (I-GCG, arXiv 2405.21018, with 7)."""
     match: bool = False
-    """The search ends once each token of the target is the model's likeliest after those before it,
-    so that a greedy answer begins with the target. No judge is asked."""
+    """The search stops once each token of the target is the model's most likely one after those
+    before it, so that a greedy answer begins with the target. No judge is consulted."""
     starts: int = 1
-    """Above 1: that many random fillings are evaluated as the first step, and the best of them is
-    gone on from."""
+    """Above 1: that many random fillings are evaluated as the first step, and the search continues
+    from the best of them."""
     first: int = 0
     """Above 0: the first step draws this many candidates, and each further one twice as many as the
     one before, up to the search's width: a search that ends early has evaluated few."""

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 #: Below this relative gap between discrete and relaxed loss the sharpening is held back.
 _GAP = 0.1
-#: How often the text of a filling is tokenised anew before it is given up.
+#: How often the text of a filling is re-tokenised before it is given up.
 _ROUNDS = 3
 
 

@@ -33,8 +33,8 @@ class ProbeSampling:
     """
 
     model: str = ""
-    """The draft: a folder, a Hub id, or the name of a folder beside that of the model under attack
-    (any shipped pocket model, for the shipped ones). None: all candidates are evaluated."""
+    """The draft model: a folder, a Hub id, or the name of a folder next to that of the model under
+    attack (any shipped pocket model, for the shipped ones). Empty: all candidates are evaluated."""
     probe: float = 1 / 16
     """Share of the candidates in the probe set."""
     reduction: float = 8.0
