@@ -37,7 +37,7 @@ _READ = 64
 #: Below the range of the model's own answers by this many nats a token, an answer is incoherent:
 #: after what it answers, and after another request, where the range says less.
 _MARGIN, _MARGIN_FRAMED = 1.0, 1.5
-#: No token says more against an answer than this: an odd opening is no garbled answer.
+#: After what it answers no token says more against an answer: an odd opening is not garbled.
 _SURPRISE = -5.0
 #: Words of an n-gram whose repetition counts, and the share of repeated ones in a loop.
 _GRAM, _LOOP = 3, 0.5
@@ -93,11 +93,11 @@ def fit_coherence(model: Model, train: Sequence[Behavior]) -> Coherence | None:
     if not own:
         return None
     texts, asked = map(list, zip(*own, strict=True))
-    least = min(_scores(model, texts, [frame] * len(own))) - _MARGIN_FRAMED
-    least_own = min(_scores(model, texts, asked)) - _MARGIN
+    least = min(mean_log_probs(model, texts, [frame] * len(own))) - _MARGIN_FRAMED
+    least_own = min(_to_the_point(model, texts, asked)) - _MARGIN
     harmful = [row for row in train if row.harmful][:_LEARN_FROM]
     complying = [row.affirmative for row in harmful]
-    scores = _scores(model, complying, [row.text for row in harmful])
+    scores = _to_the_point(model, complying, [row.text for row in harmful])
     deep = bool(scores) and median(scores) < least_own
     return Coherence(least, frame, len(own), least_own, deep)
 
@@ -129,7 +129,7 @@ def mean_log_probs(
     return scores
 
 
-def _scores(model: Model, said: Sequence[str], asked: Sequence[str]) -> list[float]:
+def _to_the_point(model: Model, said: Sequence[str], asked: Sequence[str]) -> list[float]:
     return mean_log_probs(model, said, asked, floor=_SURPRISE)
 
 
@@ -155,15 +155,13 @@ def garbled(
     if coherence is None:
         return marks
 
-    def unlikely(rows: Sequence[int], asked: Sequence[str], least: float) -> list[int]:
-        scores = _scores(model, [said[at] for at in rows], asked)
-        return [at for at, score in zip(rows, scores, strict=True) if score < least]
-
     left = [at for at, mark in enumerate(marks) if not mark and said[at].strip()]
     if coherence.least_own is not None:
-        left = unlikely(left, [prompts[at] for at in left], coherence.least_own)
+        scores = _to_the_point(model, [said[at] for at in left], [prompts[at] for at in left])
+        left = [at for at, score in zip(left, scores, strict=True) if score < coherence.least_own]
     if coherence.least_own is None or coherence.deep or drawn:
-        left = unlikely(left, [coherence.frame] * len(left), coherence.least)
+        scores = mean_log_probs(model, [said[at] for at in left], [coherence.frame] * len(left))
+        left = [at for at, score in zip(left, scores, strict=True) if score < coherence.least]
     for at in left:
         marks[at] = True
     return marks
