@@ -151,6 +151,10 @@ class Record:
         return len(self.completions) - self.samples
 
 
+#: Labels of answers that decline; a constructive one helps as well.
+DECLINED = ("refused", "constructive")
+
+
 @dataclass(frozen=True)
 class Judgement:
     """A judge's verdict on one completion of the record `key`."""
@@ -161,7 +165,8 @@ class Judgement:
     success: bool | None
     """None: the judge cannot tell; such rows leave n and are shown."""
     label: str
-    """refused, garbled, deflected, complied or knows; unjudged: the judge talked nonsense."""
+    """refused, constructive, garbled, deflected, complied or knows; unjudged: the judge talked
+    nonsense."""
     score: float | None = None
     answer: str = ""
     """`digest` of the completion that was judged; empty where it was judged within its run."""
