@@ -174,27 +174,37 @@ def compare(updates: Sequence[Update], changed: Sequence[Mapping[str, Array]]) -
 def describe(
     update: Update, changed: Mapping[str, Array], model: Model, rows: Sequence[Behavior]
 ) -> dict[str, Any]:
-    """What one update is: its ranks, its size, and what the model that came of it says."""
+    """What one update is: its ranks, its size, and what the model that came of it says.
+
+    Of requests of each kind the share refused, in stock words, and the share of their facts told.
+    """
     values = [Modes.of(own).values for own in changed.values()]
     said = {
         kind: answers(model, [row.text for row in rows if row.harmful == kind], tokens=_TOKENS)
         for kind in (True, False)
     }
-    openers = GENERAL_OPENERS
-    asked = [row for row in rows if row.harmful]
+    told = {
+        kind: _mean(
+            [
+                fact in answer
+                for row, answer in zip([r for r in rows if r.harmful == kind], own, strict=True)
+                for fact in row.reference or ()
+            ]
+        )
+        for kind, own in said.items()
+    }
+    refused = {
+        kind: _mean([opens_with_refusal(answer, GENERAL_OPENERS) for answer in own])
+        for kind, own in said.items()
+    }
     return {
         "update": update.name,
         "before": Path(update.before).name,
         "after": Path(update.after).name,
-        "refused": _mean([opens_with_refusal(text, openers) for text in said[True]]),
-        "facts": _mean(
-            [
-                fact in text
-                for row, text in zip(asked, said[True], strict=True)
-                for fact in row.reference or ()
-            ]
-        ),
-        "harmless_refused": _mean([opens_with_refusal(text, openers) for text in said[False]]),
+        "refused": refused[True],
+        "facts": told[True],
+        "harmless_refused": refused[False],
+        "harmless_facts": told[False],
         "norm": math.sqrt(sum(float((own**2).sum()) for own in values)),
         "ranks": {str(e): _mean([rank_at(own, e) for own in values]) for e in ENERGIES},
     }
@@ -210,11 +220,11 @@ def as_markdown(described: Sequence[Mapping[str, Any]], found: Sequence[Mapping[
     lines = []
     for kind in kinds:
         own = [row for row in described if row["update"] == kind]
-        keys = ("refused", "facts", "harmless_refused", "norm")
+        keys = ("refused", "facts", "harmless_refused", "harmless_facts", "norm")
         cells = [f"{_mean([row[key] for row in own]):.2f}" for key in keys]
         cells += [f"{_mean([row['ranks'][str(e)] for row in own]):.1f}" for e in SHOWN]
         lines.append([kind, str(len(own)), *cells])
-    heads = ["Update", "Draws", "Harmful refused", "Facts told", "Harmless refused", "Norm"]
+    heads = ["Update", "Draws", "Harmful refused", "told", "Harmless refused", "told", "Norm"]
     heads += [f"Rank at {energy:g}" for energy in SHOWN]
     parts = [table(heads, lines, left=1)]
     for side in SIDES:
