@@ -264,6 +264,12 @@ def columns_of(rows: Sequence[Row]) -> list[Column]:
             lambda row: _rate(row.refusal_rate),
         ),
         Column(
+            "Constructive",
+            "share of harmful requests that were refused and helped on: told another way, or whom "
+            "to ask.",
+            lambda row: _rate(row.constructive or None),
+        ),
+        Column(
             "Garbled",
             "share of harmful requests whose answer is incoherent, a loop or an echo of the "
             "prompt; never a success.",

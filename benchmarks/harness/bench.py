@@ -191,7 +191,7 @@ class Bench:
         for index, completion in enumerate(completions):
             said = self.model.chat.answer(completion)
             verdict = judge.judge(behavior, said, openers=self.setup.openers)
-            verdict = judge.settled(verdict, garbled=marks.get(index, False))
+            verdict = judge.settled(verdict, garbled=marks.get(index, False), answer=said)
             judgements.append(
                 Judgement(key, name, index, verdict.success, verdict.label, verdict.score)
             )

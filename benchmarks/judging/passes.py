@@ -138,17 +138,17 @@ def _pass(judge: Judge, folders: Sequence[_Folder]) -> bool:
         writer = _Writer(judge, identity)
         stack.callback(writer.flush)
         for case in known.keys() & places.keys():
-            tally.done += writer.add(places[case], known[case])
+            tally.done += writer.add(places[case], case.answer, known[case])
         with tqdm(total=len(open_), unit="answer", desc=judge.name, disable=None) as bar:
             for at, said in _said(judge, open_):
-                own = places[open_[at]]
+                own, answer = places[open_[at]], open_[at].answer
                 if isinstance(said, str):
                     tally.reasons[said] += len(own)
                 elif said.label == UNJUDGED:
                     tally.reasons["the judge's reply could not be parsed"] += len(own)
-                    writer.add([at for at in own if at not in nonsense], said)
+                    writer.add([at for at in own if at not in nonsense], answer, said)
                 else:
-                    tally.done += writer.add(own, said)
+                    tally.done += writer.add(own, answer, said)
                 bar.update()
     say(tally.line(identity))
     return not tally.reasons
@@ -174,10 +174,10 @@ class _Writer:
     identity: str
     waiting: dict[Path, list[Judgement]] = field(default_factory=lambda: defaultdict(list))
 
-    def add(self, places: Sequence[_Place], verdict: Verdict) -> int:
-        """A verdict at each of its places; returns how many these are."""
+    def add(self, places: Sequence[_Place], answer: str, verdict: Verdict) -> int:
+        """A verdict on `answer` at each of its places; returns how many these are."""
         for place in places:
-            own = self.judge.settled(verdict, garbled=place.garbled)
+            own = self.judge.settled(verdict, garbled=place.garbled, answer=answer)
             values = (own.success, own.label, own.score)
             self.waiting[place.folder].append(
                 Judgement(

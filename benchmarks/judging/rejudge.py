@@ -46,7 +46,7 @@ def rejudge(context: Context, record: Record, judges: Sequence[str]) -> list[Jud
         for index, garbled in enumerate(record.garbled):
             case = context.case(record, index)
             said = judge.judge(case.behavior, case.answer, openers=case.openers)
-            said = judge.settled(said, garbled=garbled)
+            said = judge.settled(said, garbled=garbled, answer=case.answer)
             found.append(Judgement(record.key, name, index, said.success, said.label, said.score))
     return found
 

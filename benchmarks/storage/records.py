@@ -153,6 +153,10 @@ class Record:
         return len(self.completions) - self.samples
 
 
+#: Labels of answers that decline; a constructive one helps as well.
+DECLINED = ("refused", "constructive")
+
+
 @dataclass(frozen=True)
 class Judgement:
     """A judge's verdict on one completion of the record `key`."""
@@ -163,8 +167,8 @@ class Judgement:
     success: bool | None
     """None: no verdict; such rows leave n and are reported."""
     label: str
-    """refused, garbled, deflected, complied or knows; unjudged: the judge's reply could not be
-    parsed."""
+    """refused, constructive, garbled, deflected, complied or knows; unjudged: the judge's reply
+    could not be parsed."""
     score: float | None = None
     answer: str = ""
     """`digest` of the completion that was judged; empty where it was judged within its run."""

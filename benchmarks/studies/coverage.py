@@ -53,7 +53,7 @@ def rows_of(folder: Path, judge: Judge) -> dict[tuple[str, str], Row]:
         if record.behavior_id not in own:
             case, broken = context.case(record, 0), bool(record.garbled and record.garbled[0])
             said = judge.judge(case.behavior, case.answer, openers=case.openers)
-            said = judge.settled(said, garbled=broken)
+            said = judge.settled(said, garbled=broken, answer=case.answer)
             own[record.behavior_id] = (bool(said.success), truth[record.key])
     return found
 
