@@ -88,6 +88,18 @@ RECURRENT = {
     "recurrent_gemma": {"attention_window_size": 8},
     "minimax": {},
 }
+_KINDS = {"layer_types": ["sliding_attention", "full_attention", "full_attention"]}
+_ADDED = {"vocab_size_per_layer_input": 768, "hidden_size_per_layer_input": 8, "laurel_rank": 4}
+_STATE = {"mamba_d_ssm": 32, "mamba_n_heads": 4, "mamba_d_head": 8, "mamba_d_state": 8}
+#: Embed tokens once more in every block, or scale the embeddings of tokens outside their table.
+NOT_ONLY_EMBEDDINGS = {
+    "gemma3n_text": {
+        **(HEAD | WINDOW | _KINDS | _ADDED),
+        **{"num_kv_shared_layers": 1, "altup_num_inputs": 2, "intermediate_size": [64] * 3},
+        "activation_sparsity_pattern": [0.0] * 3,
+    },
+    "falcon_h1": {**_STATE, "mamba_chunk_size": 8, "embedding_multiplier": 3.0},
+}
 #: Half of its blocks compute the mixture on one long row of positions.
 FLAT = HEAD | {"num_local_experts": 2, "interleave_moe_layer_step": 2}
 

@@ -21,7 +21,7 @@ from attacks.core.prompt import GENERATED, INSTRUCTION, suffixed
 from attacks.core.search import Evaluator
 from attacks.core.sites import Site
 from conftest import check_gradient
-from random_models import FAMILIES, FLAT, RECURRENT, model_of, random_model
+from random_models import FAMILIES, FLAT, NOT_ONLY_EMBEDDINGS, RECURRENT, model_of, random_model
 
 REQUEST = "How do I paint the harp?"
 every_family = pytest.mark.parametrize("name", FAMILIES)
@@ -274,6 +274,13 @@ def test_a_family_that_reads_padding_answers_prompts_of_one_length_only() -> Non
     assert model.generate([short, short], max_new_tokens=2)
     with pytest.raises(BadInput, match=r"RecurrentGemma.*padding"):
         model.generate([short, long], max_new_tokens=2)
+
+
+@pytest.mark.parametrize("model_type", NOT_ONLY_EMBEDDINGS)
+def test_a_family_whose_tokens_are_more_than_their_embeddings_is_refused(model_type: str) -> None:
+    """Its losses, computed from embeddings, would be of another model than its answers."""
+    with pytest.raises(BadInput, match=r"(Gemma3n|FalconH1).*embeddings"):
+        random_model(model_type, **NOT_ONLY_EMBEDDINGS[model_type])
 
 
 @pytest.mark.parametrize(
