@@ -48,7 +48,7 @@ class Checks:
 
     @property
     def _embedded(self) -> Tensor:
-        """(1, T, D)"""
+        """(1, T, D) their embeddings."""
         embedded: Tensor = self._hf.get_input_embeddings()(self._ids)
         return embedded
 
