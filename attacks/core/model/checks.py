@@ -29,16 +29,17 @@ _FOREIGN_CACHE = (AttributeError, IndexError, TypeError, ValueError)
 
 
 class Checks:
-    """Each check runs once for a model; its work is not metered."""
+    """Each check runs once for a model, that of its embeddings at once; none is metered."""
 
     def __init__(self, envoy: NNsight, structure: Structure, chat: Chat, n_layers: int) -> None:
-        """Check the model in `envoy`, with tokens that `chat` allows."""
+        """Check the model in `envoy`, with tokens that `chat` allows; raises as `embeddings`."""
         self._envoy = envoy
         self._hf: Any = envoy._module
         self._structure = structure
         self._chat = chat
         self._n_layers = n_layers
         self._passed: set[str] = set()
+        self.embeddings()
 
     @cached_property
     def _ids(self) -> Tensor:

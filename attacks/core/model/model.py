@@ -70,7 +70,6 @@ class Model(OnDevice):
         self._tables: list[tuple[Tensor, Tensor]] = []
         self._edits: list[WeightEdit] = []
         self.chat.try_out(conversation("a", system=system))
-        self.checks.embeddings()
 
     @classmethod
     def load(
@@ -97,8 +96,7 @@ class Model(OnDevice):
 
         Raises:
             BadInput: not found, gated, pickled, no chat template, unknown device, dtype or date, a
-                package that is missing, no system role when `system` is given, or a family whose
-                tokens are more than their embeddings (`Checks.embeddings`).
+                package that is missing, no system role when `system` is given, `Checks.embeddings`.
         """
         hf, words, known = load_parts(name_or_path, device, dtype, device_map)
         name = name or name_or_path
