@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from typing import cast
 
 import pytest
 
+from attacks.core.behavior import Behavior
+from attacks.core.model import Model
 from attacks.core.refusals.openers import (
     GENERAL_OPENERS,
     OPENER_TOKENS,
+    learn_openers,
     opener_tokens,
     openers_of,
     opens_with_refusal,
@@ -145,3 +149,28 @@ def test_refusals_that_no_opener_tells_are_estimated() -> None:
     # None where a model complies, or where a few answers are cut short, or they are long anyway.
     for complied in (answers, said(*[ANSWER] * 15, "Sure."), [f"{text} {ANSWER}" for text in half]):
         assert unknown_share(complied, answers, GENERAL_OPENERS) == 0
+
+
+def test_a_refusal_is_learned_although_a_harmless_prompt_is_refused_so_too(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """And although most refusals are in other words, none of which a harmless prompt gets."""
+    asked = [[f"{kind} {text}" for text in ASKED] for kind in ("Bad:", "Good:")]
+    refusals = said(
+        "Off limits, that is.", "No way, it stays.", "By rule I say nothing.", "Hush now."
+    )
+    given = [*refusals, refusals[3], *said(ANSWER)[1:]]
+    replies = dict(zip(asked[0] + asked[1], given, strict=True))
+
+    def answers(model: object, texts: Sequence[str], *, tokens: int) -> list[str]:
+        return [" ".join(replies[text].split()[:tokens]) for text in texts]
+
+    monkeypatch.setattr("attacks.core.refusals.openers.answers", answers)
+    train = [
+        Behavior(text, text, harmful=harmful)
+        for harmful, texts in zip((True, False), asked, strict=True)
+        for text in texts
+    ]
+    openers = learn_openers(cast("Model", None), train)
+    assert all(opens_with_refusal(text, openers) for text in refusals)
+    assert not any(opens_with_refusal(text, openers) for text in said(ANSWER))
