@@ -24,10 +24,11 @@ if TYPE_CHECKING:
 def unknown_refusals(model: Model, train: Sequence[Behavior], openers: Sequence[str]) -> float:
     """Estimated share of answers to harmful prompts that are refusals in words not in `openers`.
 
-    Of the first 64 training prompts of either kind; see `unknown_share`. Asked at length only where
-    at least a tenth of the harmful ones are answered with no known refusal.
+    Of the last 64 training prompts of either kind, since openers are learned from the first; see
+    `unknown_share`. Asked at length only where at least a tenth of the harmful ones are answered
+    with no known refusal.
     """
-    harmful, harmless = asked_of(train)
+    harmful, harmless = asked_of(train[::-1])
     said = answers(model, harmful, tokens=opener_tokens(openers))
     left = [
         text
