@@ -54,10 +54,12 @@ def hooks(name: str, model: Model, change: Callable[[int, str, Tensor], Tensor])
         return hook
 
     def on_output(layer: int, site: str) -> Callable[..., object]:
+        scale = 1.0 if site == "resid_post" else family.scale
+
         def hook(module: nn.Module, args: object, output: Tensor | tuple[Tensor, ...]) -> object:
             if isinstance(output, tuple):
-                return (change(layer, site, output[0]), *output[1:])
-            return change(layer, site, output)
+                return (change(layer, site, output[0] * scale) / scale, *output[1:])
+            return change(layer, site, output * scale) / scale
 
         return hook
 
@@ -286,7 +288,7 @@ def test_a_family_whose_tokens_are_more_than_their_embeddings_is_refused(model_t
 @pytest.mark.parametrize(
     ("model_type", "extra", "match"),
     [
-        ("granite", {"residual_multiplier": 0.5}, "Granite.*block 0"),
+        ("doge", {}, "Doge.*block 0"),
         ("llama4_text", FLAT, "Llama4.*block 1.*'mlp_out'.*shape"),
         ("opt", {}, "OPT.*'mlp_out'"),
         ("mamba", {}, "Mamba.*'attn_out'"),
