@@ -43,12 +43,16 @@ MIXTURES: dict[str, dict[str, object]] = {
 }
 OTHERS: dict[str, dict[str, object]] = {
     "phimoe": {"num_local_experts": SIZE, "num_experts_per_tok": SLOTS},
-    "glm4_moe": {"n_routed_experts": SIZE, "moe_intermediate_size": 16, "head_dim": 8},
+    "glm4_moe": {
+        **{"n_routed_experts": SIZE, "moe_intermediate_size": 16, "head_dim": 8},
+        "num_experts_per_tok": SLOTS,
+    },
     "deepseek_v3": {
         **{"n_routed_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 16},
         **{"first_k_dense_replace": 1, "n_group": 2, "topk_group": 1},
         **{"q_lora_rank": 16, "kv_lora_rank": 16},
         **{"qk_rope_head_dim": 8, "qk_nope_head_dim": 8, "v_head_dim": 8},
+        "num_key_value_heads": 4,
     },
 }
 every_mixture = pytest.mark.parametrize("family", MIXTURES)
