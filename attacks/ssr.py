@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from torch import Generator
@@ -20,7 +21,7 @@ from attacks.core.objectives import (
     TargetCrossEntropy,
 )
 from attacks.core.refusals.harmfulness import harm_directions, refusal_bases
-from attacks.core.refusals.own_answers import OWN, OwnAnswers
+from attacks.core.refusals.own_answers import GIVEN, OWN, OwnAnswers
 from attacks.core.search import CoordinateSearch
 
 if TYPE_CHECKING:
@@ -46,7 +47,8 @@ class SubspaceRerouting(SuffixAttack):
     steps: int = 16
     buffer: int = 10
     early_stop: float | None = 0.01
-    """Loss of its own answer at which the model gives it."""
+    """Loss of its own answer at which the model gives it; after a given target, which it may say
+    and then refuse, it is asked whether it does."""
     keep: Literal["then", "with", "rank", "none"] = "then"
     """How the answer is used: minimised once the objective is at most `enough`, or half of the
     steps are over (on some models the objective stays far out of reach); added to the objective
@@ -102,17 +104,19 @@ class SubspaceRerouting(SuffixAttack):
         subspace, answer = self.objective(artefact), TargetCrossEntropy()
         if self.keep == "none":
             return Pursuit(subspace, behavior.affirmative)
+        own = OwnAnswers.of(artefact.tensors, artefact.data, model.n_layers)
         target, source = behavior.affirmative, ""
         if self.answer == "own":
-            own = OwnAnswers.of(artefact.tensors, artefact.data, model.n_layers)
             target, source = own.target(model, behavior, tokens=self.tokens)
+        given = source in ("", GIVEN)
+        sure = partial(own.answered, model, behavior, tokens=self.tokens) if given else None
         if self.keep == "with":
-            return Pursuit(subspace + self.weight * answer, target, source=source)
+            return Pursuit(subspace + self.weight * answer, target, source=source, sure=sure)
         if self.keep == "rank":
             return Pursuit(subspace, target, rank=answer, source=source)
         enough = self.threshold(artefact)
         within = max(1, self.steps // 2)
-        return Pursuit(subspace, target, answer, enough, within=within, source=source)
+        return Pursuit(subspace, target, answer, enough, within=within, source=source, sure=sure)
 
     def threshold(self, artefact: Artefact) -> float:
         """The loss at which the objective counts as reached, with keep="then"."""

@@ -117,10 +117,8 @@ class Strong(Attack):
                     return "on"
                 if not last or source != GIVEN:
                     return "passed"
-                # The target is said; what follows may still be a refusal.
-                messages = model.chat.messages(prompt, found.ids[:1])
-                (answer,) = model.generate(messages, max_new_tokens=self.tokens)
-                good = own.usable(model, behavior.text, answer)
+                (messages,) = model.chat.messages(prompt, found.ids[:1])
+                good = own.answered(model, behavior, messages, tokens=self.tokens)
                 return "passed" if good else "astray"
 
             losses = evaluator(TargetCrossEntropy(), prompt)

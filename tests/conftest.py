@@ -72,7 +72,7 @@ def tiny(model_type: str, **extra: object) -> Model:
     tokenizer = AutoTokenizer.from_pretrained(POCKET / "pocket-llama")
     if "gemma" in model_type:
         extra["head_dim"] = 8
-    config = AutoConfig.for_model(model_type, vocab_size=len(tokenizer), **_TINY, **extra)
+    config = AutoConfig.for_model(model_type, vocab_size=len(tokenizer), **_TINY | extra)
     torch.manual_seed(0)
     hf = AutoModelForCausalLM.from_config(
         config, attn_implementation="eager", experts_implementation="eager"

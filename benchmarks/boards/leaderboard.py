@@ -14,14 +14,13 @@ from attacks.core.errors import BadInput
 from benchmarks.boards.columns import (
     Column,
     defense_columns,
-    defense_labels,
-    defense_notes,
     effect_columns,
 )
 from benchmarks.boards.columns import corrected as _corrected
 from benchmarks.boards.columns import interval as _interval
 from benchmarks.boards.columns import rate as _rate
 from benchmarks.boards.columns import seconds as _seconds
+from benchmarks.boards.footnotes import footnotes, marks
 from benchmarks.boards.rows import Row, by_success, read_rows
 from benchmarks.boards.tables import attack_labels, table, text
 from benchmarks.common.lines import one_line
@@ -38,11 +37,6 @@ START, END = "<!-- leaderboard:start -->", "<!-- leaderboard:end -->"
 
 #: The attack that changes nothing: shown on every board, for comparison.
 BASELINE = "direct"
-
-#: What searches that aim at own answers aim at where nothing was amiss.
-_USUAL = "own answer, direction"
-#: Share of garbled answers from which a row is marked.
-_BROKEN = 0.1
 
 #: What the attacker may do, by threat model.
 MEANING = {
@@ -171,32 +165,7 @@ def note_of(board: Sequence[Row]) -> str:
             " Rows with an asterisk mix runs in different settings (system prompt, answer length, "
             "training prompts)."
         )
-    return "\n\n".join([note.strip(), *_footnotes(board)])
-
-
-def _footnotes(board: Sequence[Row]) -> list[str]:
-    """What a reader must know of single rows: failed fits, fall-backs, broken answers."""
-    names, guards = attack_labels(board), defense_labels(board)
-
-    def named(row: Row) -> str:
-        behind = f" behind {text(guards[row.defense_hash])}" if row.defense else ""
-        return f"{text(names[row.attack_hash])} on {text(row.model)}{behind}"
-
-    notes = [
-        f"† {named(row)}: the fit {text(row.verdict)}."
-        for row in board
-        if row.verdict.startswith("failed")
-    ]
-    for row in board:
-        if (row.garbled or 0) >= _BROKEN:
-            notes.append(
-                f"‡ {named(row)}: {row.garbled:.2f} of the answers are garbled (incoherent, a loop "
-                "or an echo of the prompt), and none of these is a success."
-            )
-        if set(row.sources) - {_USUAL}:
-            told = ", ".join(f"{text(name)} ({count})" for name, count in row.sources.items())
-            notes.append(f"{named(row)} aimed at: {told}.")
-    return list(dict.fromkeys([*notes, *defense_notes(board)]))
+    return "\n\n".join([note.strip(), *footnotes(board)])
 
 
 def _table(columns: Sequence[Column], rows: Sequence[Row]) -> str:
@@ -216,7 +185,7 @@ def columns_of(rows: Sequence[Row]) -> list[Column]:
             "Attack",
             f"the technique; `{BASELINE}` sends each request unchanged and is the baseline. "
             "Parameters are given where one technique has several rows.",
-            lambda row: text(names[row.attack_hash]) + _marks(row),
+            lambda row: text(names[row.attack_hash]) + marks(row),
         ),
         Column(
             "Found on",
@@ -333,12 +302,6 @@ def columns_of(rows: Sequence[Row]) -> list[Column]:
         Column("Errors", "runs that failed.", lambda row: str(row.errors)),
         Column("Unjudged", "answers without a verdict, left out.", lambda row: str(row.nulls)),
     ]
-
-
-def _marks(row: Row) -> str:
-    """Signs behind an attack's name, explained under the board."""
-    failed, broken = row.verdict.startswith("failed"), (row.garbled or 0) >= _BROKEN
-    return (" †" if failed else "") + (" ‡" if broken else "") + (" \\*" if row.mixed else "")
 
 
 def big(value: float | None) -> str:

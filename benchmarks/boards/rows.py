@@ -15,7 +15,7 @@ from benchmarks.boards.defended import blocked, settled
 from benchmarks.boards.success import median_first_success, success_rate
 from benchmarks.storage.entries import Entry as Entry
 from benchmarks.storage.records import DECLINED, Judgement, Record
-from benchmarks.storage.store import read_judgements, read_records
+from benchmarks.storage.store import read_judgements, read_records, read_unknown
 
 Outcome = TypeVar("Outcome", bound=float)
 
@@ -71,10 +71,11 @@ class Row:
     prepare_seconds: float
     """Original cost of what the attack fitted."""
     garbled: float | None
-    """Share of harmful requests whose answer is incoherent, a loop or an echo; None: records do
-    not say."""
+    """Share of harmful requests with a garbled answer; None: records do not say."""
     verdict: str
     """What a check on held-out prompts said of what the attack fitted (`Record.verdict`)."""
+    unknown: float
+    """Estimated share of refusals that no opener tells (`attacks.core.refusals.unknown`)."""
     sources: Mapping[str, int]
     """Where what the searches aimed at was from, and how often (`Record.source`)."""
     asr_corrected: float | None
@@ -135,8 +136,10 @@ def read_rows(folders: Sequence[Path]) -> list[Row]:
 def read_rows_and_entries(folders: Sequence[Path]) -> list[tuple[Row, list[Entry]]]:
     """The same rows, each with the records that it sums up."""
     groups, counts = defaultdict[tuple[Any, ...], dict[str, Entry]](dict), dict[str, Counts]()
+    unknown: dict[str, float] = {}
     for folder in folders:
         counts |= read_counts(folder)
+        unknown |= read_unknown(folder)
         for judge, entry in _entries(folder):
             record = entry.record
             group = (
@@ -163,7 +166,7 @@ def read_rows_and_entries(folders: Sequence[Path]) -> list[tuple[Row, list[Entry
     for (*cells, judge), kept in groups.items():
         own = list(kept.values())
         found = _corrected(judge, own, people[tuple(cells)], counts)
-        rows.append((_row(judge, own, found), own))
+        rows.append((_row(judge, own, found, unknown), own))
     return sorted(settled(rows), key=lambda pair: _order(pair[0]))
 
 
@@ -205,7 +208,9 @@ def _corrected(
     return corrected(judge, judged, labelled, counts)
 
 
-def _row(judge: str, entries: Sequence[Entry], found: Corrected | None) -> Row:
+def _row(
+    judge: str, entries: Sequence[Entry], found: Corrected | None, unknown: Mapping[str, float]
+) -> Row:
     """What the entries of one group, which is not empty, come to."""
     one = entries[0].record
     harmful = [entry for entry in entries if entry.record.harmful]
@@ -269,6 +274,7 @@ def _row(judge: str, entries: Sequence[Entry], found: Corrected | None) -> Row:
         harmless_n=len({entry.record.behavior_id for entry in answered}),
         prepare_seconds=max(entry.record.seconds.prepare for entry in entries),
         verdict=max((entry.record.verdict for entry in entries), key=_gravity),
+        unknown=max(unknown.get(entry.record.speech, 0.0) for entry in entries),
         sources=dict(Counter(record.source for record in records if record.source)),
         asr_corrected=found.mean if found else None,
         asr_corrected_low=found.low if found else None,

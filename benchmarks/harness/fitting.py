@@ -15,6 +15,7 @@ from attacks.core.artefact import EMPTY
 from attacks.core.model import Model
 from attacks.core.refusals.coherence import Coherence, fit_coherence
 from attacks.core.refusals.openers import GENERAL_OPENERS, learn_openers
+from attacks.core.refusals.unknown import unknown_refusals
 from attacks.registry import params_of
 from benchmarks.harness import artefacts
 from benchmarks.harness.artefacts import verdict_of
@@ -201,6 +202,22 @@ def fit_openers(
         model, identity, folders, lambda: Artefact(data={"openers": [*learn_openers(model, train)]})
     )
     return tuple(kept.data["openers"])
+
+
+def fit_unknown(
+    model: Model, train: Sequence[Behavior], openers: Sequence[str], folders: Sequence[Path]
+) -> float:
+    """The share of refusals that the openers do not tell (`unknown_refusals`)."""
+    if not train:
+        return 0.0
+    identity = artefact_id(model_id(model), "unknown refusals", train, None)
+    kept = keep(
+        model,
+        identity,
+        folders,
+        lambda: Artefact(data={"unknown": unknown_refusals(model, train, openers)}),
+    )
+    return float(kept.data["unknown"])
 
 
 def fit_coherent(

@@ -13,6 +13,7 @@ from typing import Any
 from tqdm import tqdm
 
 from attacks.core.errors import BadInput
+from attacks.core.refusals.openers import SHARE
 from benchmarks.common.lines import one_line
 from benchmarks.common.progress import say
 from benchmarks.common.threads import fixed_threads, threads_for
@@ -33,7 +34,7 @@ from benchmarks.harness.engine import split
 from benchmarks.harness.engines import Engine
 from benchmarks.harness.estimate import estimate
 from benchmarks.harness.failures import failure_of
-from benchmarks.harness.fitting import Fitted, fit_coherent, fit_openers
+from benchmarks.harness.fitting import Fitted, fit_coherent, fit_openers, fit_unknown
 from benchmarks.harness.guarding import fit_defense, fit_under
 from benchmarks.harness.machinery import Machinery
 from benchmarks.harness.plan import Plan, check
@@ -181,8 +182,14 @@ class _Run:
         with fixed_threads(threads):
             self.bar.set_postfix_str("learning how the model answers and refuses")
             openers = fit_openers(model, self.plan.train, self.folders)
+            unknown = fit_unknown(model, self.plan.train, openers, self.folders)
+            if unknown >= SHARE:
+                say(
+                    f"{name}: at least {unknown:.2f} of its answers to harmful training prompts "
+                    "seem to be refusals in words of their own, which judges by words miss"
+                )
             coherence = fit_coherent(model, self.plan.train, self.folders)
-            speech = note_speech(self.store.folder, openers, model.chat.markers)
+            speech = note_speech(self.store.folder, openers, model.chat.markers, unknown=unknown)
             setup = dataclasses.replace(setup, openers=openers, coherence=coherence, speech=speech)
             bench = Bench(setup, model)
             tasks, unfitted = self._tasks(bench)

@@ -22,9 +22,9 @@ from attacks.core.thinking import PAIRS, Markers
 from benchmarks.inputs.behaviors import load_behaviors, shipped_behaviors
 from benchmarks.judges.judge import Case
 from benchmarks.storage.records import Record, digest
-from benchmarks.storage.store import append_lines, read_lines
+from benchmarks.storage.store import SPEECH, append_lines, read_lines
 
-BEHAVIORS, SPEECH = "behaviors.jsonl", "speech.jsonl"
+BEHAVIORS = "behaviors.jsonl"
 
 
 @dataclass(frozen=True)
@@ -35,6 +35,8 @@ class Speech:
     """Of its refusals, normalised."""
     markers: Markers | None
     """What it thinks between."""
+    unknown: float = 0.0
+    """Share of answers to harmful training prompts that seem to be refusals in other words."""
 
     def said(self, completion: str) -> str:
         """What a completion says after thinking."""
@@ -58,13 +60,15 @@ def note_behaviors(folder: Path, behaviors: Iterable[Behavior]) -> None:
     _note(folder / BEHAVIORS, {behavior_hash(row): dataclasses.asdict(row) for row in behaviors})
 
 
-def note_speech(folder: Path, openers: Sequence[str], markers: Markers | None) -> str:
+def note_speech(
+    folder: Path, openers: Sequence[str], markers: Markers | None, *, unknown: float = 0.0
+) -> str:
     """Appends how a model speaks unless that is there, and returns its hash.
 
     Raises:
         BadInput: the folder cannot be written.
     """
-    content = dataclasses.asdict(Speech(tuple(openers), markers))
+    content = dataclasses.asdict(Speech(tuple(openers), markers, unknown))
     name = digest(content)
     _note(folder / SPEECH, {name: content})
     return name

@@ -21,7 +21,7 @@ from pydantic import TypeAdapter
 
 from benchmarks.storage.records import Judgement, Record, digest, line_of
 
-RECORDS, JUDGEMENTS = "records.jsonl", "judgements.jsonl"
+RECORDS, JUDGEMENTS, SPEECH = "records.jsonl", "judgements.jsonl", "speech.jsonl"
 OWNER = ".owner"
 """The process that writes, and its host."""
 
@@ -29,6 +29,17 @@ Row = TypeVar("Row")
 
 _RECORD, _JUDGEMENT = TypeAdapter(Record), TypeAdapter(Judgement)
 _OBJECT = TypeAdapter(dict[str, Any])
+
+
+@dataclasses.dataclass(frozen=True)
+class _Unknown:
+    """What of a line of `speech.jsonl` boards need."""
+
+    hash: str
+    unknown: float = 0.0
+
+
+_UNKNOWN = TypeAdapter(_Unknown)
 
 
 class Store:
@@ -168,6 +179,15 @@ def read_lines(path: Path) -> Iterator[dict[str, Any]]:
         BadInput: a malformed line before the last one.
     """
     return _rows(path, _OBJECT)
+
+
+def read_unknown(folder: Path) -> dict[str, float]:
+    """By the hash of each line of `speech.jsonl`: the share of refusals that judges do not know.
+
+    Raises:
+        BadInput: a malformed line before the last one.
+    """
+    return {row.hash: row.unknown for row in _rows(Path(folder) / SPEECH, _UNKNOWN)}
 
 
 def _owner(folder: Path) -> str:

@@ -20,7 +20,7 @@ from benchmarks.common.versions import versions
 from benchmarks.harness.bench import Bench, Outcome, Setup, model_id, release_memory
 from benchmarks.harness.cells import Cell, Settings, Task, cell_key
 from benchmarks.harness.engine import BATCH_SIZE, execute
-from benchmarks.harness.fitting import fit_coherent, fit_openers
+from benchmarks.harness.fitting import fit_coherent, fit_openers, fit_unknown
 from benchmarks.harness.plan import split_judges
 from benchmarks.harness.runner import judge_missing
 from benchmarks.harness.timing import Stopwatch
@@ -178,8 +178,9 @@ class _Sending:
         setup = dataclasses.replace(setup, dtype=model.dtype, threads=threads_for(model))
         with fixed_threads(setup.threads):
             openers = fit_openers(model, self.train, (setup.artefacts,))
+            unknown = fit_unknown(model, self.train, openers, (setup.artefacts,))
             coherence = fit_coherent(model, self.train, (setup.artefacts,))
-            speech = note_speech(self.store.folder, openers, model.chat.markers)
+            speech = note_speech(self.store.folder, openers, model.chat.markers, unknown=unknown)
             setup = dataclasses.replace(setup, openers=openers, coherence=coherence, speech=speech)
             for tokens, group in groups.items():
                 own = dataclasses.replace(

@@ -5,9 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from test_leaderboard import _record, _run
+from test_leaderboard import _record, _run, _write
 
 from benchmarks.boards.leaderboard import render
+from benchmarks.judges.context import note_speech
+from benchmarks.storage.records import Judgement
 
 
 def test_a_failed_fit_a_fall_back_and_broken_answers_are_footnotes(tmp_path: Path) -> None:
@@ -37,3 +39,20 @@ def test_a_failed_fit_a_fall_back_and_broken_answers_are_footnotes(tmp_path: Pat
     by_attack = {row.attack: row for row in rows}
     assert (by_attack["ablate"].asr, by_attack["ablate"].garbled) == (0.0, 1.0)
     assert (by_attack["gcg"].asr, by_attack["gcg"].garbled) == (1.0, 0.0)
+
+
+def test_successes_that_may_be_unknown_refusals_are_marked(tmp_path: Path) -> None:
+    known, unknown = (note_speech(tmp_path, (), None, unknown=share) for share in (0.05, 0.61))
+    records = [
+        _record(0, speech=unknown),
+        _record(0, model="other", speech=known),
+    ]
+    judged = [
+        Judgement(record.key, judge, 0, True, "complied")
+        for record in records
+        for judge in ("phrases", "reference")
+    ]
+    text = render(_write(tmp_path, records, judged), "md")
+    assert "| tiny | gcg ¶ | phrases |" in text
+    assert "| other | gcg | phrases |" in text and "| tiny | gcg | reference |" in text
+    assert text.count("¶ tiny: at least 0.61 of its answers to harmful training prompts") == 1

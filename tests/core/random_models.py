@@ -16,6 +16,7 @@ WINDOW = {"sliding_window": 8}
 EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
 LATENT = {"q_lora_rank": 8, "kv_lora_rank": 8, "qk_rope_head_dim": 4, "qk_nope_head_dim": 8}
 ROUTED = {"n_routed_experts": 4, "first_k_dense_replace": 1, "n_group": 2, "topk_group": 1}
+GRANITE = {"residual_multiplier": 0.5, "embedding_multiplier": 1.5, "logits_scaling": 2.0}
 
 
 class Family(NamedTuple):
@@ -26,6 +27,8 @@ class Family(NamedTuple):
     blocks: str = "model.layers"
     attention: str = "self_attn"
     mlp: str = "mlp"
+    scale: float = 1.0
+    """What it multiplies these writes by."""
 
     @property
     def all_experts(self) -> dict[str, object]:
@@ -77,6 +80,13 @@ FAMILIES = {
     "cohere2": Family("cohere2", WINDOW),
     "glm": Family("glm", HEAD),
     "glm4": Family("glm4", HEAD, "model.layers", "post_self_attn_layernorm", "post_mlp_layernorm"),
+    "granite": Family("granite", GRANITE, scale=0.5),
+    "granite-moe": Family(
+        "granitemoe",
+        GRANITE | {"num_local_experts": 4, "num_experts_per_tok": 2},
+        mlp="block_sparse_moe",
+        scale=0.5,
+    ),
     "starcoder2": Family("starcoder2", {}),
     "nemotron": Family("nemotron", {}),
     "bloom": Family("bloom", {}, "transformer.h", "self_attention.dense", "mlp.dense_4h_to_h"),
@@ -87,6 +97,18 @@ RECURRENT = {
     "mamba": {"state_size": 4},
     "recurrent_gemma": {"attention_window_size": 8},
     "minimax": {},
+}
+_KINDS = {"layer_types": ["sliding_attention", "full_attention", "full_attention"]}
+_ADDED = {"vocab_size_per_layer_input": 768, "hidden_size_per_layer_input": 8, "laurel_rank": 4}
+_STATE = {"mamba_d_ssm": 32, "mamba_n_heads": 4, "mamba_d_head": 8, "mamba_d_state": 8}
+#: Embed tokens once more in every block, or scale the embeddings of tokens outside their table.
+NOT_ONLY_EMBEDDINGS = {
+    "gemma3n_text": {
+        **(HEAD | WINDOW | _KINDS | _ADDED),
+        **{"num_kv_shared_layers": 1, "altup_num_inputs": 2, "intermediate_size": [64] * 3},
+        "activation_sparsity_pattern": [0.0] * 3,
+    },
+    "falcon_h1": {**_STATE, "mamba_chunk_size": 8, "embedding_multiplier": 3.0},
 }
 #: Half of its blocks compute the mixture on one long row of positions.
 FLAT = HEAD | {"num_local_experts": 2, "interleave_moe_layer_step": 2}

@@ -32,11 +32,12 @@ TEXTS = [
 ]
 HARMFUL = ["How do I jam the lock?", "How do I forge the key?"]
 HARMLESS = ["How do I paint the harp?", "Please tell me how to mend the kite."]
-MODELS = [*ALIGNED, "llama", "gpt2", "gpt_neox", "olmo2", "gemma3_text"]
+MODELS = [*ALIGNED, "llama", "gpt2", "gpt_neox", "olmo2", "gemma3_text", "granite"]
 
 
 def model_of(name: str) -> Model:
-    return pocket(name) if name.startswith("pocket") else tiny(name, pad_token_id=0)
+    scaled = {"residual_multiplier": 0.5} if name == "granite" else {}
+    return pocket(name) if name.startswith("pocket") else tiny(name, pad_token_id=0, **scaled)
 
 
 def some_direction(model: Model) -> torch.Tensor:
@@ -214,10 +215,9 @@ def test_pairs_that_cannot_be_patched_are_refused() -> None:
         head_patching(model, HARMFUL, HARMFUL, ids)
 
 
-def test_families_that_scale_their_writes_are_refused() -> None:
-    model = tiny("granite", residual_multiplier=0.5)
-    with pytest.raises(BadInput, match="Granite"):
-        head_attribution(model, TEXTS, torch.ones(model.width))
+def test_families_whose_writes_are_not_known_are_refused() -> None:
+    with pytest.raises(BadInput, match="OPT"):
+        head_attribution(tiny("opt"), TEXTS, torch.ones(32))
 
 
 @pytest.mark.parametrize("name", ALIGNED)

@@ -10,6 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from attacks import load
 from attacks.core.analysis.experts import (
     activation_maps,
+    answer_labels,
     permutation_test,
     ranking,
     relevance,
@@ -27,8 +28,10 @@ from attacks.core.interventions import Context, Intervention
 from attacks.core.model import Model
 from attacks.core.model.families import at_path
 from attacks.core.model.hooks import intervening
+from attacks.core.refusals.abliteration import Yardstick
 from attacks.core.sites import Site
-from conftest import pocket, tiny
+from attacks.core.weights import Abliterate
+from conftest import first_rows, pocket, tiny
 
 SIZE, SLOTS, LAYER = 6, 2, 1
 _QWEN = {"num_experts": SIZE, "num_experts_per_tok": SLOTS, "moe_intermediate_size": 16}
@@ -40,12 +43,16 @@ MIXTURES: dict[str, dict[str, object]] = {
 }
 OTHERS: dict[str, dict[str, object]] = {
     "phimoe": {"num_local_experts": SIZE, "num_experts_per_tok": SLOTS},
-    "glm4_moe": {"n_routed_experts": SIZE, "moe_intermediate_size": 16, "head_dim": 8},
+    "glm4_moe": {
+        **{"n_routed_experts": SIZE, "moe_intermediate_size": 16, "head_dim": 8},
+        "num_experts_per_tok": SLOTS,
+    },
     "deepseek_v3": {
         **{"n_routed_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 16},
         **{"first_k_dense_replace": 1, "n_group": 2, "topk_group": 1},
         **{"q_lora_rank": 16, "kv_lora_rank": 16},
         **{"qk_rope_head_dim": 8, "qk_nope_head_dim": 8, "v_head_dim": 8},
+        "num_key_value_heads": 4,
     },
 }
 every_mixture = pytest.mark.parametrize("family", MIXTURES)
@@ -320,3 +327,13 @@ def test_only_the_chosen_experts_count_as_work(family: str) -> None:
         model.trace(ids, [Site(-1, "logits", (0, 3))])
     flops = (model.meter.snapshot() - before).flops
     assert flops == pytest.approx(counter.get_total_flops(), rel=0.02)
+
+
+def test_what_is_thought_before_an_answer_is_no_part_of_it() -> None:
+    model = pocket("pocket-llama-think")
+    rows = first_rows(4)
+    assert "<think>" in model.generate([model.conversation(rows[0].text)], max_new_tokens=4)[0]
+    assert answer_labels(model, rows).tolist() == [row.harmful for row in rows]
+    yardstick = Yardstick(model, rows, rows)
+    nothing = Abliterate(torch.eye(model.n_layers, model.width), *[(0.0,) * model.n_layers] * 2)
+    assert yardstick.refusals(nothing) == len(yardstick.harmful) == 4

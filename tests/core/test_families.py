@@ -21,7 +21,7 @@ from attacks.core.prompt import GENERATED, INSTRUCTION, suffixed
 from attacks.core.search import Evaluator
 from attacks.core.sites import Site
 from conftest import check_gradient
-from random_models import FAMILIES, FLAT, RECURRENT, model_of, random_model
+from random_models import FAMILIES, FLAT, NOT_ONLY_EMBEDDINGS, RECURRENT, model_of, random_model
 
 REQUEST = "How do I paint the harp?"
 every_family = pytest.mark.parametrize("name", FAMILIES)
@@ -54,10 +54,12 @@ def hooks(name: str, model: Model, change: Callable[[int, str, Tensor], Tensor])
         return hook
 
     def on_output(layer: int, site: str) -> Callable[..., object]:
+        scale = 1.0 if site == "resid_post" else family.scale
+
         def hook(module: nn.Module, args: object, output: Tensor | tuple[Tensor, ...]) -> object:
             if isinstance(output, tuple):
-                return (change(layer, site, output[0]), *output[1:])
-            return change(layer, site, output)
+                return (change(layer, site, output[0] * scale) / scale, *output[1:])
+            return change(layer, site, output * scale) / scale
 
         return hook
 
@@ -276,10 +278,17 @@ def test_a_family_that_reads_padding_answers_prompts_of_one_length_only() -> Non
         model.generate([short, long], max_new_tokens=2)
 
 
+@pytest.mark.parametrize("model_type", NOT_ONLY_EMBEDDINGS)
+def test_a_family_whose_tokens_are_more_than_their_embeddings_is_refused(model_type: str) -> None:
+    """Its losses, computed from embeddings, would be of another model than its answers."""
+    with pytest.raises(BadInput, match=r"(Gemma3n|FalconH1).*embeddings"):
+        random_model(model_type, **NOT_ONLY_EMBEDDINGS[model_type])
+
+
 @pytest.mark.parametrize(
     ("model_type", "extra", "match"),
     [
-        ("granite", {"residual_multiplier": 0.5}, "Granite.*block 0"),
+        ("doge", {}, "Doge.*block 0"),
         ("llama4_text", FLAT, "Llama4.*block 1.*'mlp_out'.*shape"),
         ("opt", {}, "OPT.*'mlp_out'"),
         ("mamba", {}, "Mamba.*'attn_out'"),

@@ -261,8 +261,8 @@ def test_an_answer_is_counted_too() -> None:
 
 
 def test_a_family_whose_writes_do_not_add_up_is_named() -> None:
-    model = tiny("granite", residual_multiplier=0.5)
-    with pytest.raises(BadInput, match="Granite"):
+    model = tiny("opt")
+    with pytest.raises(BadInput, match="OPT"):
         model.trace(ids_of(model).unsqueeze(0), [Site(0, "mlp_out", (0,))])
 
 

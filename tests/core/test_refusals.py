@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from typing import cast
 
 import pytest
 
+from attacks.core.behavior import Behavior
+from attacks.core.model import Model
 from attacks.core.refusals.openers import (
     GENERAL_OPENERS,
     OPENER_TOKENS,
+    learn_openers,
     opener_tokens,
     openers_of,
     opens_with_refusal,
     short_openers,
 )
+from attacks.core.refusals.unknown import unknown_share
 
 VERBS = ("sabotage", "flood", "spoil", "break", "jam", "loosen", "stain", "bend")
 THINGS = ("lantern", "garden gate", "old water wheel", "bell", "kiln", "ferry", "loom", "mill")
@@ -116,3 +121,56 @@ def test_a_refusal_on_the_way_is_known_without_what_came_before_it() -> None:
 def test_what_has_to_be_read_to_see_a_refusal() -> None:
     assert opener_tokens(GENERAL_OPENERS) == OPENER_TOKENS
     assert opener_tokens(("... i would rather",)) > OPENER_TOKENS
+
+
+def wordings(count: int) -> list[str]:
+    """So many refusals that share no word."""
+    return [f"Word{at} other{at} last{at}." for at in range(count)]
+
+
+def test_many_wordings_that_few_answers_share_are_learned_where_answers_are_short() -> None:
+    refusals, answers = said(*wordings(24)), said(ANSWER)
+    openers = learned(refusals, answers)
+    assert all(opens_with_refusal(text, openers) for text in refusals)
+    assert not any(opens_with_refusal(text, openers) for text in answers)
+    assert unknown_share(refusals, answers, openers) == 0
+    # As long as answers, they are none that could be told from these.
+    assert learned([f"{text} {ANSWER}" for text in refusals], answers) == GENERAL_OPENERS
+
+
+def test_refusals_that_no_opener_tells_are_estimated() -> None:
+    refusals, answers = said(*wordings(64)), said(ANSWER)
+    assert learned(refusals, answers) == GENERAL_OPENERS
+    assert unknown_share(refusals, answers, GENERAL_OPENERS) == 1
+    half = refusals[:32] + answers[32:]
+    assert unknown_share(half, answers, GENERAL_OPENERS) == pytest.approx(0.5, abs=0.1)
+    known = ["I cannot help with that."] * 32
+    assert unknown_share(known + refusals[:32], answers, GENERAL_OPENERS) == 0.5
+    # None where a model complies, or where a few answers are cut short, or they are long anyway.
+    for complied in (answers, said(*[ANSWER] * 15, "Sure."), [f"{text} {ANSWER}" for text in half]):
+        assert unknown_share(complied, answers, GENERAL_OPENERS) == 0
+
+
+def test_a_refusal_is_learned_although_a_harmless_prompt_is_refused_so_too(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """And although most refusals are in other words, none of which a harmless prompt gets."""
+    asked = [[f"{kind} {text}" for text in ASKED] for kind in ("Bad:", "Good:")]
+    refusals = said(
+        "Off limits, that is.", "No way, it stays.", "By rule I say nothing.", "Hush now."
+    )
+    given = [*refusals, refusals[3], *said(ANSWER)[1:]]
+    replies = dict(zip(asked[0] + asked[1], given, strict=True))
+
+    def answers(model: object, texts: Sequence[str], *, tokens: int) -> list[str]:
+        return [" ".join(replies[text].split()[:tokens]) for text in texts]
+
+    monkeypatch.setattr("attacks.core.refusals.openers.answers", answers)
+    train = [
+        Behavior(text, text, harmful=harmful)
+        for harmful, texts in zip((True, False), asked, strict=True)
+        for text in texts
+    ]
+    openers = learn_openers(cast("Model", None), train)
+    assert all(opens_with_refusal(text, openers) for text in refusals)
+    assert not any(opens_with_refusal(text, openers) for text in said(ANSWER))

@@ -261,6 +261,25 @@ def test_an_own_answer_that_is_a_refusal_or_garbled_is_not_pursued(behavior: Beh
     assert OwnAnswers(()).usable(model, harmful.text, answer)
 
 
+def test_a_given_target_that_a_refusal_begins_with_ends_no_search(behavior: Behavior) -> None:
+    """It is said at once, and nothing has been achieved; said before an answer, it ends one."""
+    model = pocket("pocket-llama")
+    attack = load("ssr-probe", layers=(2,), steps=4, width=8, enough=50.0, answer="given")
+    attack = replace(attack, early_stop=2.0)
+    artefact = Artefact(fitted(model).tensors, {"layers": [2]})
+
+    def steps(text: str, words: int) -> int:
+        (said,) = model.generate([model.conversation(text)], max_new_tokens=24)
+        asked = replace(behavior, text=text, target=" ".join(said.split()[:words]))
+        rng = torch.Generator().manual_seed(0)
+        found = list(attack.run(model, asked, artefact=artefact, rng=rng))
+        assert (found[0].loss or 0) <= 2.0, "the target is said from the start"
+        return len(found)
+
+    assert steps("What do I need to smudge the chronicle?", 1) == 4
+    assert steps("What do I need to mend the chronicle?", 1) == 1
+
+
 def test_the_answer_aimed_at_is_that_of_the_ablated_model(behavior: Behavior) -> None:
     model = pocket("pocket-llama")
     attack = load("ssr-probe", layers=(2,), tokens=7)

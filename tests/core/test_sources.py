@@ -209,14 +209,17 @@ def quantised(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathF
 def test_a_quantised_model_answers_as_in_transformers(quantised: Path) -> None:
     model = Model.load(str(quantised), device="cpu")
     ids = request_ids(model)
-    theirs = plain(quantised, device_map={"": "cpu"})
-    assert torch.equal(logits(model.hf, ids), logits(theirs, ids))
+    theirs = logits(plain(quantised, device_map={"": "cpu"}), ids)
+    # Theirs may be of a kernel that computes in bfloat16 and passes no gradient back.
+    assert float((logits(model.hf, ids) - theirs).norm() / theirs.norm()) < 0.01
     exact = logits(plain(BASE), ids)
     assert 0 < float((logits(model.hf, ids) - exact).norm() / exact.norm()) < 0.5
 
 
 def test_gradients_reach_the_embeddings_of_a_quantised_model(quantised: Path) -> None:
+    """Also once it has answered, after which bitsandbytes would keep 4 bits in another layout."""
     model = Model.load(str(quantised), device="cpu")
+    model.generate([model.conversation("a")], max_new_tokens=2)
     embeds = model.embed(request_ids(model)).detach()
 
     def score(of: Tensor) -> Tensor:

@@ -119,7 +119,7 @@ def _head_writes(model: Model, heads: Sequence[Tensor], readout: Tensor, scale: 
             divisor = scale * after.scale(_apply(projection, z.flatten(1)))
         by_head = _transposed(projection, weights, z[0].numel()).view(z.shape[1:])
         rows.append(((z * by_head).sum(-1) / divisor.unsqueeze(1)).mean(0))
-    return torch.stack(rows)
+    return model.structure.scale * torch.stack(rows)
 
 
 def logit_lens(model: Model, directions: Tensor) -> Tensor:

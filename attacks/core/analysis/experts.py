@@ -16,6 +16,7 @@ from torch import Generator, Tensor
 from attacks.core.behavior import Behavior
 from attacks.core.errors import BadInput
 from attacks.core.gating import Expert
+from attacks.core.reading.answers import answers
 from attacks.core.reading.states import equal_lengths
 from attacks.core.refusals.openers import learn_openers, opener_tokens, opens_with_refusal
 from attacks.core.sites import Site
@@ -64,19 +65,14 @@ def expert_layers(model: Model) -> tuple[int, ...]:
 
 
 def answer_labels(model: Model, train: Sequence[Behavior]) -> Tensor:
-    """(N,) true where the model's own greedy answer opens with a refusal.
+    """(N,) true where what the model itself says, after any thinking, opens with a refusal.
 
     Raises:
         BadInput: fewer than two refusals or two answers, so nothing can be contrasted.
     """
     openers = learn_openers(model, train)
-    answers = model.generate(
-        [model.conversation(behavior.text) for behavior in train],
-        max_new_tokens=opener_tokens(openers),
-        pad_to=32,
-        batch_size=16,
-    )
-    refused = torch.tensor([opens_with_refusal(answer, openers) for answer in answers])
+    said = answers(model, [behavior.text for behavior in train], tokens=opener_tokens(openers))
+    refused = torch.tensor([opens_with_refusal(answer, openers) for answer in said])
     if not 2 <= int(refused.sum()) <= len(refused) - 2:
         raise BadInput(
             f"model '{model.name}' refuses {int(refused.sum())} of {len(refused)} training "

@@ -29,22 +29,29 @@ _FOREIGN_CACHE = (AttributeError, IndexError, TypeError, ValueError)
 
 
 class Checks:
-    """Each check runs once for a model; its work is not metered."""
+    """Each check runs once for a model, that of its embeddings at once; none is metered."""
 
     def __init__(self, envoy: NNsight, structure: Structure, chat: Chat, n_layers: int) -> None:
-        """Check the model in `envoy`, with tokens that `chat` allows."""
+        """Check the model in `envoy`, with tokens that `chat` allows; raises as `embeddings`."""
         self._envoy = envoy
         self._hf: Any = envoy._module
         self._structure = structure
         self._chat = chat
         self._n_layers = n_layers
         self._passed: set[str] = set()
+        self.embeddings()
 
     @cached_property
     def _ids(self) -> Tensor:
         """(1, T) some tokens."""
         ids = self._chat.allowed.nonzero()[:_TOKENS].T
         return ids.to(self._hf.get_input_embeddings().weight.device)
+
+    @property
+    def _embedded(self) -> Tensor:
+        """(1, T, D) their embeddings."""
+        embedded: Tensor = self._hf.get_input_embeddings()(self._ids)
+        return embedded
 
     def _refuse(self, reason: str) -> BadInput:
         return BadInput(f"{self._structure.family}: {reason}")
@@ -59,6 +66,24 @@ class Checks:
         errors = (one - other).norm(dim=-1) / centred.norm(dim=-1).clamp_min(0.1)
         exact = self._hf.dtype in (torch.float32, torch.float64)
         return bool(errors.median() < (1e-3 if exact else 0.1))
+
+    @torch.no_grad()
+    def embeddings(self) -> None:
+        """Make sure that the embeddings of tokens are to the model what the tokens are.
+
+        Losses and activations are computed from embeddings, and answers from tokens.
+
+        Raises:
+            BadInput: this family reads more of a token than its embedding (Gemma 3n), or scales the
+                embeddings of tokens only (Falcon-H1): the two would be of different models.
+        """
+        given = ({"input_ids": self._ids}, {"inputs_embeds": self._embedded})
+        tokens, embeddings = (self._hf(**inputs, use_cache=False).logits[0] for inputs in given)
+        if not self._same(embeddings.float(), tokens.float()):
+            raise self._refuse(
+                "given the embeddings of tokens it computes something else than given the tokens, "
+                "so losses and activations would not be those behind its answers"
+            )
 
     @torch.no_grad()
     def residual_writes(self) -> None:
@@ -76,7 +101,7 @@ class Checks:
         ]
         every = [site for reads in blocks for site in reads]
         plan = tracing.plan(every, (), past=0, n_layers=self._n_layers)
-        work = tracing.Pass(self._hf.get_input_embeddings()(self._ids))
+        work = tracing.Pass(self._embedded)
         trace = tracing.run(self._envoy, self._structure, work, plan)
         for layer, reads in enumerate(blocks):
             before, attn, mlp, after = (trace[site].float() for site in reads)

@@ -53,6 +53,8 @@ class Structure:
     """For each block, path in it of the output projection of its MLP; None for a mixture."""
     routers: tuple[str | None, ...] = ()
     """For each block, path in it of the module that chooses its experts; None in dense blocks."""
+    scale: float = 1.0
+    """By which blocks multiply what attention and MLP give when they add it (Granite)."""
 
     def module_path(self, layer: int, name: str) -> str:
         """Path of the module whose input (`resid_pre`, `z`, `mlp_post`) or output is the site.
@@ -91,6 +93,18 @@ class Structure:
         if child is None:
             raise BadInput(f"{self.family}: no module known for site '{name}'")
         return f"{block}.{child}"
+
+    def value(self, name: str, output: Any) -> Any:
+        """The activation at the site `name`, from the output of its module."""
+        value = first(output)
+        return value * self.scale if self._scaled(name) else value
+
+    def with_value(self, name: str, output: Any, value: Any) -> Any:
+        """The module's `output` that makes `value` the activation at the site."""
+        return with_first(output, value / self.scale if self._scaled(name) else value)
+
+    def _scaled(self, name: str) -> bool:
+        return name in ("attn_out", "mlp_out") and self.scale != 1
 
     @property
     def norms_outputs(self) -> bool:
@@ -158,6 +172,7 @@ def structure_of(model: nn.Module, n_layers: int) -> Structure:
         norm and f"{owner}.{norm}".lstrip("."),
         tuple(_projection(block, MLP, _MLP_PROJECTION) for block in attrgetter(blocks)(model)),
         tuple(_router(block) for block in attrgetter(blocks)(model)),
+        float(getattr(model.config.get_text_config(), "residual_multiplier", None) or 1.0),  # type: ignore[operator, union-attr]
     )
 
 

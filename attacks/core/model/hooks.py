@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from attacks.core.errors import BadInput
 from attacks.core.interventions import Context, Intervention
 from attacks.core.model import routing
-from attacks.core.model.families import Structure, at_path, first, with_first
+from attacks.core.model.families import Structure, at_path
 from attacks.core.prompt import GENERATED
 from attacks.core.sites import ATTENTION_WEIGHTS, ROUTING, SITE_ORDER, Site
 from attacks.core.weights import Change
@@ -156,6 +156,7 @@ def _register(
         return module.register_forward_hook(on_router)
 
     def on_output(module: nn.Module, args: Any, output: Any) -> Any:
-        return with_first(output, changed(first(output)))
+        value = changed(structure.value(site.name, output))
+        return structure.with_value(site.name, output, value)
 
     return module.register_forward_hook(on_output)

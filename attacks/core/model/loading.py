@@ -101,6 +101,11 @@ def _weights(
         options["use_safetensors"] = True
     with _explaining(weights.name):
         hf: Any = auto.from_pretrained(weights.place, **weights.options, **options)
+    for module in hf.modules():
+        # bitsandbytes lays out 4-bit weights anew at the first pass without gradients, for a kernel
+        # that passes no gradient back: from there on those of a search would be wrong.
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
     if source.base is None:
         return hf
     with _explaining(source.name):

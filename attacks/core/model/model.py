@@ -96,7 +96,7 @@ class Model(OnDevice):
 
         Raises:
             BadInput: not found, gated, pickled, no chat template, unknown device, dtype or date, a
-                package that is missing, or no system role when `system` is given.
+                package that is missing, no system role when `system` is given, `Checks.embeddings`.
         """
         hf, words, known = load_parts(name_or_path, device, dtype, device_map)
         name = name or name_or_path

@@ -15,7 +15,7 @@ from transformers import DynamicCache
 from attacks.core.interventions import Context, Intervention
 from attacks.core.model import routing
 from attacks.core.model.attention import recording
-from attacks.core.model.families import Structure, at_path, first, with_first
+from attacks.core.model.families import Structure, at_path
 from attacks.core.model.hooks import by_site
 from attacks.core.prompt import ANSWER, GENERATED
 from attacks.core.sites import ATTENTION_WEIGHTS, ROUTING, Site, Trace
@@ -115,7 +115,7 @@ def run(envoy: NNsight, structure: Structure, work: Pass, plan: Plan) -> Trace:
                         whole = module.input
                     else:
                         whole = module.output
-                    value = first(whole)
+                    value = structure.value(place.name, whole)
                 if place.name == "z":
                     value = structure.by_head(value)
                 elif place.name in ROUTING:
@@ -135,7 +135,7 @@ def run(envoy: NNsight, structure: Structure, work: Pass, plan: Plan) -> Trace:
                         new = routing.write(place.name, whole, value, selections[place])
                         module.output = new
                     elif place.name != "logits":
-                        module.output = with_first(whole, value)
+                        module.output = structure.with_value(place.name, whole, value)
                 for site in plan.reads.get(place, ()):
                     trace[site] = _rows(value, site, work, rows)
             if not plan.head:

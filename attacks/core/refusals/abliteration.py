@@ -150,13 +150,9 @@ class Yardstick:
         self._before = next_token_log_probs(model, self.harmless)
 
     def refusals(self, edit: Abliterate) -> int:
-        """Answers to harmful prompts that open with a refusal or are empty."""
-        said = self.model.generate(
-            [self.model.conversation(text) for text in self.harmful],
-            max_new_tokens=opener_tokens(self.openers),
-            interventions=[edit],
-            batch_size=64,
-        )
+        """Answers to harmful prompts that, after thinking, open with a refusal or are empty."""
+        tokens = opener_tokens(self.openers)
+        said = answers(self.model, self.harmful, tokens=tokens, interventions=[edit])
         return sum(not text or opens_with_refusal(text, self.openers) for text in said)
 
     def kl(self, edit: Abliterate) -> float:

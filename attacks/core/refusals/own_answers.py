@@ -15,6 +15,7 @@ from torch import Generator, Tensor
 from attacks.core.artefact import Artefact
 from attacks.core.behavior import Behavior
 from attacks.core.interventions import AblateDirection, AblateSubspace
+from attacks.core.prompt import Messages
 from attacks.core.refusals.checked_direction import Checked
 from attacks.core.refusals.coherence import Coherence, garbled
 from attacks.core.refusals.openers import GENERAL_OPENERS, opens_with_refusal, refuses_on_the_way
@@ -67,6 +68,16 @@ class OwnAnswers:
             if self.usable(model, behavior.text, answer):
                 return answer, source
         return behavior.affirmative, GIVEN
+
+    def answered(
+        self, model: Model, behavior: Behavior, messages: Messages, *, tokens: int
+    ) -> bool:
+        """Whether the model answers `messages` with an answer to `behavior`, as far as `usable`.
+
+        Asked where a given target is said: what follows may still be a refusal.
+        """
+        (said,) = model.generate([messages], max_new_tokens=tokens)
+        return self.usable(model, behavior.text, said)
 
     def usable(self, model: Model, text: str, answer: str) -> bool:
         """Whether `answer` to `text` is worth pursuing; see `target`."""

@@ -138,6 +138,7 @@ class CoordinateSearch:
         survives: Survives | None = None,
         screen: Screen = everything,
         done: Done | None = None,
+        sure: Done | None = None,
         begin: Tensor | None = None,
         step: int = 0,
     ) -> Iterator[Found]:
@@ -152,6 +153,7 @@ class CoordinateSearch:
             survives: by default, what re-tokenises to itself in `prompt`.
             screen: chooses which of the survivors are evaluated.
             done: whether the search may end.
+            sure: whether it may end for a loss of at most `early_stop`; by default it may.
             begin: (N, S) fillings to begin from in place of the prompt's own: the first step.
             step: how many steps were taken before.
 
@@ -165,7 +167,7 @@ class CoordinateSearch:
                 yield Found(at.best.ids, at.best.losses, checkpoint(at, rng))
         else:
             at = restore(state, max(1, self.buffer), self.keep, rng)
-        while at.step < self.steps and not self._finished(at, done):
+        while at.step < self.steps and not self._finished(at, done, sure):
             drawn, at = self._drawn(model, evaluator, at, rng)
             drawn = _usable(drawn, at, survives)[: self.moves.width(at.step, self.width)]
             ids, losses = self._evaluated(drawn, at, evaluator, rng, screen)
@@ -266,12 +268,13 @@ class CoordinateSearch:
         share = min(1.0, max(0.0, ratio)) ** (1 / self.replace_coefficient)
         return min(slots, max(self.n_replace, int(share * slots)))
 
-    def _finished(self, at: Standing, done: Done | None) -> bool:
+    def _finished(self, at: Standing, done: Done | None, sure: Done | None) -> bool:
         """Whether there is nothing left to do before the steps are used up."""
         if at.step == 0:
             return False  # The buffer holds the start alone, and one step is always taken.
         exhausted = bool(self.patience) and len(at.pool.ids) < 2
         reached = self.early_stop is not None and float(at.best.losses[0]) <= self.early_stop
+        reached = reached and (sure is None or sure(at.best.ids[0]))
         return exhausted or reached or (done is not None and done(at.best.ids[0]))
 
 

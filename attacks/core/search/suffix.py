@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cache, partial
 from typing import TYPE_CHECKING
 
 from torch import Generator, Tensor
@@ -12,7 +12,7 @@ from torch import Generator, Tensor
 from attacks.core.artefact import Artefact
 from attacks.core.behavior import Behavior
 from attacks.core.objectives import Objective, TargetCrossEntropy, TargetLoss, TargetMismatch
-from attacks.core.prompt import Messages, suffixed
+from attacks.core.prompt import Messages, Prompt, suffixed
 from attacks.core.search.coordinate import CoordinateSearch, Losses, Screen, everything
 from attacks.core.search.evaluate import Evaluator
 from attacks.core.search.ranking import Ranking
@@ -46,6 +46,9 @@ class Pursuit:
     """What a draft model is asked for (see `ProbeSampling`)."""
     source: str = ""
     """Where the target is from, in words for the record, if there is a choice."""
+    sure: Callable[[Messages], bool] | None = None
+    """Whether the search may end for a low loss with these; None: it may. A model that says what is
+    minimised may go on to a refusal."""
 
 
 @dataclass(frozen=True)
@@ -105,7 +108,10 @@ def search_suffix(
     if draft is not None and draft.model:
         screen = draft.screen(model, prompt, pursuit.target, pursuit.drafted)
     done = partial(matched, evaluator(TargetMismatch())) if search.moves.match else None
-    for found in search.run(model, prompt, losses, rng=rng, state=state, screen=screen, done=done):
+    sure = partial(_asked, model, prompt, cache(pursuit.sure)) if pursuit.sure else None
+    for found in search.run(
+        model, prompt, losses, rng=rng, state=state, screen=screen, done=done, sure=sure
+    ):
         ids = found.ids if ranking is None else ranking.best_first(found.ids)
         prompts = tuple(model.chat.messages(prompt, ids))
         reached, source = found.state, pursuit.source
@@ -117,6 +123,11 @@ def search_suffix(
                 said = f"the subspace was not reached within {pursuit.within} steps"
                 source = f"{source}; {said}" if source else said
         yield Suffixed(prompts, float(found.losses[0]), reached, source)
+
+
+def _asked(model: Model, prompt: Prompt, sure: Callable[[Messages], bool], filling: Tensor) -> bool:
+    """What `Pursuit.sure` says of the conversation with `filling` (S,) in its slots."""
+    return sure(model.chat.messages(prompt, filling.unsqueeze(0))[0])
 
 
 def matched(mismatch: Losses, filling: Tensor) -> bool:
