@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from tqdm import tqdm
 
@@ -51,7 +51,7 @@ def run(
     suite: Suite,
     out: Path,
     *,
-    workers: int = 1,
+    workers: int | Literal["auto"] = 1,
     artefacts: Path | None = None,
     dry_run: bool = False,
     checkpoint: float = EVERY,
@@ -66,7 +66,7 @@ def run(
     Args:
         suite: what to run.
         out: results folder, made if need be.
-        workers: cells at a time; results do not depend on their number.
+        workers: cells at a time, or "auto"; results do not depend on their number.
         artefacts: a further folder to take fitted artefacts from.
         dry_run: list the cells and estimate the time; writes nothing.
         checkpoint: seconds between two checkpoints of a search.

@@ -307,6 +307,7 @@ def test_a_worker_that_hangs_is_ended(suite: Suite, model: Path, tmp_path: Path)
         ({"deadline": 0.0}, "more than 0"),
         ({"deadline": float("nan")}, "more than 0"),
         ({"gpus": -1.0, "engine": "ray"}, "0 or more"),
+        ({"engine": "ray", "workers": "auto"}, "on a Ray cluster, name a number"),
         ({"engine": "ray", "devices": ("cpu",)}, "--devices is for local workers"),
         ({"address": "auto"}, "for --engine ray"),
     ],
