@@ -74,8 +74,8 @@ def _kill(pid: int) -> bool:
 
 
 @contextmanager
-def two_nodes() -> Iterator[tuple[str, Node, dict[str, str]]]:
-    """The address of a cluster, its second node, and the environment of those who connect."""
+def head() -> Iterator[tuple[str, dict[str, str]]]:
+    """The address of a cluster of one node, and the environment of those who connect."""
     # On a cluster with a token of its own nobody else sends work to it.
     token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
     env = {**os.environ, **token, "RAY_USAGE_STATS_ENABLED": "0", "OMP_NUM_THREADS": "1"}
@@ -83,15 +83,23 @@ def two_nodes() -> Iterator[tuple[str, Node, dict[str, str]]]:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     address = f"127.0.0.1:{port}"
-    nodes = [Node("--head", "--port", str(port), "--include-dashboard", "false", env=env)]
+    node = Node("--head", "--port", str(port), "--include-dashboard", "false", env=env)
     try:
         _await(lambda: _listens(port), "the first node")
-        nodes.append(Node("--address", address, "--node-ip-address", "127.0.0.2", env=env))
-        _await(lambda: _size(address, env) == 2, "the second node")
-        yield address, nodes[1], env
+        yield address, env
     finally:
-        for node in reversed(nodes):
-            node.kill()
+        node.kill()
+
+
+@contextmanager
+def second(address: str, env: dict[str, str]) -> Iterator[Node]:
+    """A node more."""
+    node = Node("--address", address, "--node-ip-address", "127.0.0.2", env=env)
+    try:
+        _await(lambda: _size(address, env) == 2, "the second node")
+        yield node
+    finally:
+        node.kill()
 
 
 def _await(happened: Callable[[], bool], what: str) -> None:
@@ -157,7 +165,7 @@ def lose_a_node(arguments: Sequence[str], scratch: Path) -> dict[str, int | bool
     expected, single = contents(alone), time.monotonic() - begun
     records, checkpoints = out / "records.jsonl", out / "checkpoints"
     found: dict[str, int | bool] = {}
-    with two_nodes() as (address, node, env):
+    with head() as (address, env), second(address, env) as node:
         begun = time.monotonic()
         how = ("--engine", "ray", "--address", address, "--workers", "2", "--checkpoint", "0")
         run = started((*arguments, *how), out, env)
