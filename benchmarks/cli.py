@@ -243,7 +243,13 @@ def _add_run(sub: argparse.ArgumentParser) -> None:
     )
     how = sub.add_argument_group("how to run it")
     how.add_argument("--out", type=Path, metavar="DIR", help="results folder (default: runs/SUITE)")
-    how.add_argument("--workers", type=int, default=1, metavar="W", help="cells to run at a time")
+    how.add_argument(
+        "--workers",
+        type=_workers,
+        default=1,
+        metavar="W",
+        help="cells to run at a time; auto: as many as fit",
+    )
     how.add_argument("--engine", default="local", metavar="E", help="local (default) or ray")
     how.add_argument("--devices", metavar="D,D,...", help="devices of the local workers, in turn")
     how.add_argument("--address", metavar="A", help="of a Ray cluster (default: start one)")
@@ -323,6 +329,14 @@ def _add_tokens(sub: argparse.ArgumentParser) -> None:
     sub.add_argument(
         "--out", type=Path, metavar="DIR", help="folder for the report (default: runs/tokens-M)"
     )
+
+
+def _workers(text: str) -> int | str:
+    """The value of `--workers`."""
+    try:
+        return text if text == "auto" else int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"'{text}'; valid: a number, or auto") from None
 
 
 def _version() -> str:

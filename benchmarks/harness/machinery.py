@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from typing import Literal
 
 from attacks.core.errors import BadInput
 from benchmarks.harness.bench import OnStep
@@ -19,7 +20,8 @@ class Machinery:
     """Which engine, and what it is made of."""
 
     engine: str = "local"
-    workers: int = 1
+    workers: int | Literal["auto"] = 1
+    """Cells at a time; "auto": as many as fit on the devices, by what the first is seen to take."""
     devices: tuple[str, ...] = ()
     """Of the workers, in turn; none: the suite's, for all of them."""
     deadline: float = DEADLINE
@@ -31,8 +33,10 @@ class Machinery:
     def __post_init__(self) -> None:
         if self.engine not in NAMES:
             raise BadInput(f"engine '{self.engine}'; valid: {', '.join(NAMES)}")
-        if self.workers < 1:
-            raise BadInput(f"{self.workers} workers; valid: 1 or more")
+        if self.workers != "auto" and self.workers < 1:
+            raise BadInput(f"{self.workers} workers; valid: 1 or more, or auto")
+        if self.workers == "auto" and self.engine == "ray":
+            raise BadInput("--workers auto is for local workers; on a Ray cluster, name a number")
         if not self.deadline > 0:
             raise BadInput(f"a deadline of {self.deadline} seconds; valid: more than 0")
         if self.gpus is not None and not 0 <= self.gpus < float("inf"):
@@ -44,8 +48,8 @@ class Machinery:
 
     @property
     def size(self) -> int:
-        """Cells that are run at a time: one for each device at least."""
-        return max(self.workers, len(self.devices))
+        """Cells that are run at a time: one for each device at least; "auto" begins with that."""
+        return max(1 if self.workers == "auto" else self.workers, len(self.devices))
 
     def start(
         self,
@@ -61,6 +65,10 @@ class Machinery:
         Raises:
             BadInput: Ray is not installed, or there is no cluster at that address.
         """
+        if self.workers == "auto":
+            from benchmarks.harness.sharing import SharingPool
+
+            return SharingPool(say, devices=self.devices, deadline=self.deadline)
         if self.engine == "ray":
             from benchmarks.harness.ray_engine import RayEngine
 

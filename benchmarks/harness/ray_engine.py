@@ -36,6 +36,10 @@ except ImportError as error:
 BASE = 2**29
 
 
+#: `ray start --head` asks for one as soon as ~/.ray holds one; who connects has to be told so.
+_TOKEN = "set it to token, and RAY_AUTH_TOKEN where ~/.ray/auth_token is not the cluster's"
+
+
 class RayEngine(Engine):
     """Up to `workers` actors, each with one task at a time."""
 
@@ -60,6 +64,9 @@ class RayEngine(Engine):
         except Exception as error:  # Ray raises plain ones too.
             where = f" at '{address}'" if address else ""
             reason = one_line(str(error))[:200]
+            if "AuthenticationError" in f"{error!r} {error.__cause__!r}":
+                mode = os.environ.get("RAY_AUTH_MODE", "disabled")
+                reason = f"it wants a token, and RAY_AUTH_MODE={mode}; {_TOKEN}"
             raise BadInput(f"no Ray cluster{where}: {reason}") from error
 
     def __exit__(self, *_: object) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from tqdm import tqdm
 
@@ -38,7 +38,7 @@ from benchmarks.harness.fitting import Fitted, fit_coherent, fit_openers, fit_un
 from benchmarks.harness.guarding import fit_defense, fit_under
 from benchmarks.harness.machinery import Machinery
 from benchmarks.harness.plan import Plan, check
-from benchmarks.harness.timing import Stopwatch
+from benchmarks.harness.timing import Bar, Stopwatch
 from benchmarks.inputs.suites import Suite, attack_hash
 from benchmarks.judges.context import note_behaviors, note_speech
 from benchmarks.storage.records import Record
@@ -52,7 +52,7 @@ def run(
     suite: Suite,
     out: Path,
     *,
-    workers: int = 1,
+    workers: int | Literal["auto"] = 1,
     artefacts: Path | None = None,
     dry_run: bool = False,
     checkpoint: float = EVERY,
@@ -67,7 +67,7 @@ def run(
     Args:
         suite: what to run.
         out: results folder, made if need be.
-        workers: cells at a time; results do not depend on their number.
+        workers: cells at a time, or "auto"; results do not depend on their number.
         artefacts: a further folder to take fitted artefacts from.
         dry_run: list the cells and estimate the time; writes nothing.
         checkpoint: seconds between two checkpoints of a search.
@@ -98,7 +98,7 @@ def run(
             say(note)
         note_behaviors(out, (*plan.attacked, *plan.answered))
         bar = stack.enter_context(
-            tqdm(total=plan.n_cells, unit="cell", desc=one_line(suite.name), disable=None)
+            Bar(total=plan.n_cells, unit="cell", desc=one_line(suite.name), disable=None)
         )
         folders = (out / "artefacts", *([artefacts] if artefacts else []))
         engine = stack.enter_context(machinery.start(say, partial(_steps, bar)))
@@ -152,7 +152,7 @@ class _Run:
     engine: Engine
     workers: int
     folders: Sequence[Path]
-    bar: tqdm[Any]
+    bar: Bar
     failed: bool = False
     progress: dict[tuple[str, str, str], _Progress] = dataclasses.field(default_factory=dict)
     """By hashes of attack and defence, and adaptivity, for the model at hand."""
@@ -314,10 +314,10 @@ def judge_missing(bench: Bench, store: Store, cell: Cell, record: Record) -> boo
 
 
 @contextmanager
-def _steps(cells: tqdm[Any], task: Task) -> Iterator[OnStep]:
+def _steps(cells: Bar, task: Task) -> Iterator[OnStep]:
     """The inner bar, over the steps of one search, where that over the `cells` is shown."""
     attack = task.attack
-    with tqdm(
+    with Bar(
         total=getattr(attack, "steps", None),
         unit="step",
         desc=one_line(f"{attack.name} {task.cells[0].behavior.id}"),

@@ -1,4 +1,8 @@
-"""The only reader of a clock: wall-clock seconds, apart by phase."""
+"""The only reader of a clock: seconds, apart by phase.
+
+Seconds are those of a clock that nobody sets (`time.perf_counter`): the time of day jumps, by hours
+where a machine learns it late.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +10,9 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
-from typing import Literal
+from typing import Any, Literal
+
+from tqdm import tqdm
 
 from benchmarks.storage.records import Seconds
 
@@ -60,6 +66,17 @@ class Stopwatch:
     def elapsed(self) -> float:
         """Seconds so far."""
         return time.perf_counter() - self._start
+
+
+class Bar(tqdm):  # type: ignore[misc]  # tqdm has no types
+    """A progress bar, whose speed and remaining time do not follow jumps of the time of day."""
+
+    def __init__(self, **options: Any) -> None:
+        """See tqdm."""
+        # A number for `miniters` keeps tqdm's monitor, which reads the time of day, from this bar.
+        super().__init__(**{"miniters": 1, **options})
+        self._time = time.perf_counter
+        self.start_t = self.last_print_t = self._time()
 
 
 def today() -> str:

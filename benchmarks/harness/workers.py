@@ -28,7 +28,9 @@ BEAT = 1.0
 
 
 @dataclass
-class _Worker:
+class Worker:
+    """A process, and what it is at."""
+
     process: SpawnProcess
     pipe: Connection
     device: str | None
@@ -52,7 +54,7 @@ class Pool(Engine):
         self._places = deque(devices[at % len(devices)] if devices else None for at in range(size))
         self._say = say
         self._deadline = deadline
-        self._workers: list[_Worker] = []
+        self._workers: list[Worker] = []
 
     def __exit__(self, *_: object) -> None:
         for worker in self._workers:
@@ -90,9 +92,17 @@ class Pool(Engine):
                     if again:
                         waiting.append(task)
                         continue
-                yield task, result
+                settled = self._settled(worker, task, result)
+                if settled is None:
+                    waiting.append(task)
+                    continue
+                yield task, settled
 
-    def _heard(self) -> Iterator[tuple[_Worker, Result | None]]:
+    def _settled(self, worker: Worker, task: Task, result: Result) -> Result | None:
+        """What becomes of the task in the end; None: it is run again."""
+        return result
+
+    def _heard(self) -> Iterator[tuple[Worker, Result | None]]:
         """Busy workers that are done, with their result, or that are dead or hang, with None."""
         busy = {worker.pipe: worker for worker in self._workers if worker.task}
         longest = max(worker.alive.elapsed for worker in busy.values())
@@ -111,26 +121,30 @@ class Pool(Engine):
             if result is not None:
                 yield worker, result
 
-    def _idle(self, wanted: int) -> list[_Worker]:
+    def _idle(self, wanted: int) -> list[Worker]:
         idle = [worker for worker in self._workers if worker.task is None]
         while len(idle) < wanted and self._places:
             self._workers.append(_start(self._places.popleft()))
             idle.append(self._workers[-1])
         return idle[:wanted]
 
-    def _bury(self, worker: _Worker, task: Task, *, again: bool) -> Failure:
+    def _bury(self, worker: Worker, task: Task, *, again: bool) -> Failure:
         """Removes a worker that is dead or hangs, and says so."""
         reason = f"the worker process gave no sign of life for {self._deadline:g} s"
         if worker.alive.elapsed < self._deadline:
             worker.process.join()
             reason = f"the worker process ended with exit code {worker.process.exitcode}"
+        self._end(worker)
+        self._places.append(worker.device)
+        self._say(f"{reason} during {lost(task)}; {outlook(again=again)}")
+        return Failure("error", reason)
+
+    def _end(self, worker: Worker) -> None:
+        """Ends a worker that is at nothing that would have to be kept."""
         worker.process.kill()
         worker.process.join()
         worker.pipe.close()
         self._workers.remove(worker)
-        self._places.append(worker.device)
-        self._say(f"{reason} during {lost(task)}; {outlook(again=again)}")
-        return Failure("error", reason)
 
 
 def lost(task: Task) -> str:
@@ -144,7 +158,7 @@ def outlook(*, again: bool) -> str:
     return "it is retried once" if again else "given up"
 
 
-def _start(device: str | None) -> _Worker:
+def _start(device: str | None) -> Worker:
     # Spawned, not forked: torch's threads and CUDA do not survive a fork.
     context = mp.get_context("spawn")
     ours, theirs = context.Pipe()
@@ -152,7 +166,7 @@ def _start(device: str | None) -> _Worker:
     process.start()
     # Only the worker holds its end now, so its death reads as the end of the stream.
     theirs.close()
-    return _Worker(process, ours, device)
+    return Worker(process, ours, device)
 
 
 def _serve(pipe: Connection) -> None:

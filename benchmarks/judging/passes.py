@@ -9,10 +9,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from filelock import FileLock, Timeout
-from tqdm import tqdm
 
 from attacks.core.errors import BadInput
 from benchmarks.common.progress import say
+from benchmarks.harness.timing import Bar
 from benchmarks.judges import UNJUDGED, Case, Judge, Said, Verdict, load_judge
 from benchmarks.judges.context import Context
 from benchmarks.storage.records import Judgement, Record, digest
@@ -139,7 +139,7 @@ def _pass(judge: Judge, folders: Sequence[_Folder]) -> bool:
         stack.callback(writer.flush)
         for case in known.keys() & places.keys():
             tally.done += writer.add(places[case], case.answer, known[case])
-        with tqdm(total=len(open_), unit="answer", desc=judge.name, disable=None) as bar:
+        with Bar(total=len(open_), unit="answer", desc=judge.name, disable=None) as bar:
             for at, said in _said(judge, open_):
                 own, answer = places[open_[at]], open_[at].answer
                 if isinstance(said, str):

@@ -8,8 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from attacks.core.behavior import Behavior
 from attacks.core.errors import BadInput
 from attacks.core.lookup.specs import build, split
@@ -23,7 +21,7 @@ from benchmarks.harness.engine import BATCH_SIZE, execute
 from benchmarks.harness.fitting import fit_coherent, fit_openers, fit_unknown
 from benchmarks.harness.plan import split_judges
 from benchmarks.harness.runner import judge_missing
-from benchmarks.harness.timing import Stopwatch
+from benchmarks.harness.timing import Bar, Stopwatch
 from benchmarks.inputs.behaviors import load_behaviors
 from benchmarks.inputs.loading import check_model
 from benchmarks.inputs.models import resolve
@@ -107,7 +105,7 @@ def transfer(options: Options) -> bool:
         )
         for name in options.to:
             own = [record for record in records if record.model != name]
-            with tqdm(total=len(own), unit="cell", desc=name, disable=None) as bar:
+            with Bar(total=len(own), unit="cell", desc=name, disable=None) as bar:
                 going.send(name, own, endpoints.get(name), bar)
     complete = not going.failed
     return judge_folders([out], later, behaviors=options.behaviors) and complete
@@ -145,7 +143,7 @@ class _Sending:
     failed: bool = False
 
     def send(
-        self, name: str, records: Sequence[Record], endpoint: Endpoint | None, bar: tqdm[None]
+        self, name: str, records: Sequence[Record], endpoint: Endpoint | None, bar: Bar
     ) -> None:
         """Everything to one target."""
         told = self.options.max_new_tokens
@@ -190,7 +188,7 @@ class _Sending:
         del model
         release_memory()
 
-    def _to_model(self, bench: Bench, records: Sequence[Record], bar: tqdm[None]) -> None:
+    def _to_model(self, bench: Bench, records: Sequence[Record], bar: Bar) -> None:
         identity, settings = model_id(bench.model), bench.setup.settings
         cells: list[tuple[Cell, Record]] = []
         for record in records:
@@ -214,7 +212,7 @@ class _Sending:
                 self._keep(_as_transferred(outcome, record, cell.attack), bar)
 
     def _to_endpoint(
-        self, endpoint: Endpoint, records: Sequence[Record], tokens: int, bar: tqdm[None]
+        self, endpoint: Endpoint, records: Sequence[Record], tokens: int, bar: Bar
     ) -> None:
         """One request for each candidate."""
         context = Context(self.options.folder, self.options.behaviors)
@@ -254,7 +252,7 @@ class _Sending:
             made = dataclasses.replace(made, seconds=Seconds(generate=said.seconds))
             self._keep(Outcome(made, tuple(rejudge(context, made, self.judges))), bar)
 
-    def _keep(self, outcome: Outcome, bar: tqdm[None]) -> None:
+    def _keep(self, outcome: Outcome, bar: Bar) -> None:
         record = outcome.record
         self.store.add(*outcome)
         bar.update()

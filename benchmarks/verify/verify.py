@@ -7,14 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypeVar
 
-from tqdm import tqdm
-
 from attacks.core.errors import BadInput
 from attacks.core.model import Model, PlainModel
 from attacks.core.template import DATE
 from benchmarks.common.threads import fixed_threads
 from benchmarks.harness.bench import release_memory
 from benchmarks.harness.failures import failure_of
+from benchmarks.harness.timing import Bar
 from benchmarks.inputs.behaviors import load_behaviors
 from benchmarks.inputs.models import resolve
 from benchmarks.judges.context import Context
@@ -96,7 +95,7 @@ def verify(options: Options) -> list[Finding]:
     # One thread: with more, sums may round otherwise.
     with (
         fixed_threads(1),
-        tqdm(total=len(claims) * len(conditions), unit="success", disable=None) as bar,
+        Bar(total=len(claims) * len(conditions), unit="success", disable=None) as bar,
     ):
         for condition in conditions:
             for (name, revision), group in by_model(claims).items():

@@ -290,7 +290,7 @@ def test_a_worker_that_hangs_is_ended(suite: Suite, model: Path, tmp_path: Path)
     ]
     said: list[str] = []
     # Longer than a model takes to load, and far shorter than what hangs.
-    with Pool(1, said.append, devices=["cpu"], deadline=30.0) as pool:
+    with Pool(1, said.append, devices=["cpu"], deadline=600.0) as pool:
         results = {task.cells[0].key: result for task, result in pool.run(setup, tasks[:1])}
         pool._deadline = 1.5
         results |= {task.cells[0].key: result for task, result in pool.run(setup, tasks[1:])}
@@ -307,6 +307,7 @@ def test_a_worker_that_hangs_is_ended(suite: Suite, model: Path, tmp_path: Path)
         ({"deadline": 0.0}, "more than 0"),
         ({"deadline": float("nan")}, "more than 0"),
         ({"gpus": -1.0, "engine": "ray"}, "0 or more"),
+        ({"engine": "ray", "workers": "auto"}, "on a Ray cluster, name a number"),
         ({"engine": "ray", "devices": ("cpu",)}, "--devices is for local workers"),
         ({"address": "auto"}, "for --engine ray"),
     ],

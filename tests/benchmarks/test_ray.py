@@ -19,6 +19,7 @@ from attacks.core.errors import BadInput
 from benchmarks.harness.runner import run
 from benchmarks.inputs.suites import Suite
 from benchmarks.storage.store import read_records
+from nodes import head, lose_a_node, started
 from runs import SEARCH, contents, make_model, make_suite, write_behaviors
 
 
@@ -64,6 +65,26 @@ def test_cells_of_a_lost_node_go_on_elsewhere(suite: Suite, cluster: Any, tmp_pa
     assert {record.status for record in read_records(out)} == {"ok"}
     assert run(suite, tmp_path / "alone")
     assert contents(out) == contents(tmp_path / "alone")
+
+
+def test_a_killed_node_of_a_cluster_of_two(tmp_path: Path) -> None:
+    """What `nodes.py` does to the whole quickstart, with few cells."""
+    arguments = ("--model", "pocket-llama", "--behaviors", "pocket-test", "--limit", "4")
+    found = lose_a_node(
+        (*arguments, "--attack", "gcg:steps=8,width=16", "--max-new-tokens", "8"), tmp_path
+    )
+    assert found["the same"] and found["workers killed"] == 1
+    assert 2 <= found["records at the kill"] < found["cells"] == found["records alike"] == 4
+
+
+def test_a_cluster_that_wants_a_token_is_one_line(suite: Suite, tmp_path: Path) -> None:
+    told = ["--model", suite.models[0], "--behaviors", suite.behaviors, "--attack", "direct"]
+    with head() as (address, env):
+        own = {key: value for key, value in env.items() if not key.startswith("RAY_AUTH")}
+        run = started((*told, "--engine", "ray", "--address", address), tmp_path / "out", own)
+        said = run.communicate()[1].splitlines()[-1]
+    assert run.returncode == 2
+    assert "it wants a token, and RAY_AUTH_MODE=disabled; set it to token" in said
 
 
 def test_no_cluster_there_is_one_line(suite: Suite, tmp_path: Path) -> None:
