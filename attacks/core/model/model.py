@@ -24,6 +24,7 @@ from attacks.core.model.editing import edited
 from attacks.core.model.families import structure_of
 from attacks.core.model.generation import batches, greedy, left_padded, plain_generation
 from attacks.core.model.hooks import by_site, intervening
+from attacks.core.model.lean import make_lean
 from attacks.core.model.loading import load_parts, load_tokenizer
 from attacks.core.model.meter import Meter
 from attacks.core.prompt import SYSTEM, Messages, Prompt, conversation
@@ -63,6 +64,7 @@ class Model(OnDevice):
         dated = f"dated {self.chat.dated}" if self.chat.dated else ""
         self.revision = " ".join(part for part in (revision, dated) if part)
         self.meter = Meter(hf, self.structure.blocks, self.n_layers)
+        make_lean(hf)
         self._envoy = NNsight(hf)
         self.companions = Companions(self.hf, partial(Model.load, date=date))
         self.checks = Checks(self._envoy, self.structure, self.chat, self.n_layers)
