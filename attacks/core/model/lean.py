@@ -23,11 +23,11 @@ from transformers.models.qwen2 import modeling_qwen2 as qwen2
 _ROTATION = ("apply_rotary_pos_emb", "rotate_half")
 
 
-def make_lean(model: nn.Module) -> None:
-    """Give those modules of `model` another `forward` whose own one is, word for word, Llama's.
+def made_lean(model: nn.Module) -> nn.Module:
+    """`model`, with another `forward` in those modules whose own one is, word for word, Llama's.
 
-    Attention may also be Mistral's or Qwen2's, which hand on a window that the mask already holds. All others,
-    and modules whose `forward` somebody else has replaced, are left as they are.
+    Attention may also be Mistral's or Qwen2's, which hand on a window that the mask already holds.
+    All others, and modules whose `forward` somebody else has replaced, are left as they are.
     """
     for module in model.modules():
         if "forward" in vars(module):
@@ -35,11 +35,12 @@ def make_lean(model: nn.Module) -> None:
         for forward, originals in _FORWARDS.items():
             if any(_same(type(module), original) for original in originals):
                 module.forward = MethodType(forward, module)
+    return model
 
 
 def _same(one: type, other: type) -> bool:
     """Whether two modules' classes compute the same in `forward`, and rotate alike."""
-    if _words(getattr(one, "forward", None)) != _words(other.forward):  # type: ignore[attr-defined]
+    if _words(getattr(one, "forward", None)) != _words(vars(other)["forward"]):
         return False
     ours, theirs = (vars(sys.modules[each.__module__]) for each in (one, other))
     return "Attention" not in other.__name__ or all(
@@ -76,7 +77,8 @@ def _layer(self: Any, hidden_states: Tensor, **kwargs: Any) -> Tensor:
     if not _applies(self, hidden_states):
         return type(self).forward(self, hidden_states, **kwargs)  # type: ignore[no-any-return]
     written, _ = self.self_attn(hidden_states=self.input_layernorm(hidden_states), **kwargs)
-    stream = hidden_states + written  # The input may be another's, this is ours.
+    # The input may be another's; the sum is nobody's yet.
+    stream: Tensor = hidden_states + written
     return stream.add_(self.mlp(self.post_attention_layernorm(stream)))
 
 
