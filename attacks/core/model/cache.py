@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import DynamicCache
+from transformers.cache_utils import DynamicLayer
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,15 +55,37 @@ class Prefix:
             parts[0].length,
         )
 
-    def expanded(self, rows: int) -> DynamicCache:
+    def expanded(self, rows: int, *, kept: bool = True) -> DynamicCache:
         """A fresh cache for `rows` sequences, as many as it holds or copies of one: views only.
 
         Made without a configuration it keeps all keys in sliding-window layers too, which is what
-        makes slicing and expanding it exact there; a forward pass extends only this fresh object.
+        makes slicing and expanding it exact there; a forward pass extends only this fresh object,
+        and not even this where what it adds is not `kept`.
         """
-        return DynamicCache(
-            [
-                (keys.expand(rows, -1, -1, -1), values.expand(rows, -1, -1, -1))
-                for keys, values in self.layers
-            ]
-        )
+        cache = DynamicCache()
+        cache.layers = [
+            _Layer(keys.expand(rows, -1, -1, -1), values.expand(rows, -1, -1, -1), kept)
+            for keys, values in self.layers
+        ]
+        return cache
+
+
+class _Layer(DynamicLayer):  # type: ignore[no-untyped-call]
+    """Begins with keys and values (R, H, P, d) as they are; transformers' own layer copies them."""
+
+    def __init__(self, keys: Tensor, values: Tensor, kept: bool) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.lazy_initialization(keys, values)
+        self.keys: Any = keys
+        self.values: Any = values
+        self._kept = kept
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        """All keys and values, those of the positions of a pass (R, H, T, d) at the end."""
+        keys = torch.cat([self.keys, key_states], dim=2)
+        values = torch.cat([self.values, value_states], dim=2)
+        if self._kept:
+            self.keys, self.values = keys, values
+        return keys, values

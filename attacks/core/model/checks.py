@@ -136,9 +136,8 @@ class Checks:
             if len(shared.layers) != self._n_layers or shared.length != start:
                 raise ValueError("positions or layers are missing")
             rest = self._ids[:, start:]
-            cached = self._hf(
-                input_ids=rest, past_key_values=shared.expanded(1), use_cache=True
-            ).logits[0]
+            cache = shared.expanded(1, kept=False)
+            cached = self._hf(input_ids=rest, past_key_values=cache, use_cache=True).logits[0]
         except _FOREIGN_CACHE as error:
             raise self._refuse(
                 "not every block keeps keys and values of every position, so no prefix can be "

@@ -24,6 +24,7 @@ from attacks.core.model.editing import edited
 from attacks.core.model.families import structure_of
 from attacks.core.model.generation import batches, greedy, left_padded, plain_generation
 from attacks.core.model.hooks import by_site, intervening
+from attacks.core.model.lean import made_lean
 from attacks.core.model.loading import load_parts, load_tokenizer
 from attacks.core.model.meter import Meter
 from attacks.core.prompt import SYSTEM, Messages, Prompt, conversation
@@ -63,7 +64,7 @@ class Model(OnDevice):
         dated = f"dated {self.chat.dated}" if self.chat.dated else ""
         self.revision = " ".join(part for part in (revision, dated) if part)
         self.meter = Meter(hf, self.structure.blocks, self.n_layers)
-        self._envoy = NNsight(hf)
+        self._envoy = NNsight(made_lean(hf))
         self.companions = Companions(self.hf, partial(Model.load, date=date))
         self.checks = Checks(self._envoy, self.structure, self.chat, self.n_layers)
         self._changes: tuple[Change, ...] = ()
@@ -99,8 +100,7 @@ class Model(OnDevice):
                 package that is missing, no system role when `system` is given, `Checks.embeddings`.
         """
         hf, words, known = load_parts(name_or_path, device, dtype, device_map)
-        name = name or name_or_path
-        return cls(hf, words, name=name, revision=known, system=system, date=date)
+        return cls(hf, words, name=name or name_or_path, revision=known, system=system, date=date)
 
     @staticmethod
     def check(name_or_path: str, *, name: str, system: str | None = None, date: str = DATE) -> None:
@@ -235,7 +235,7 @@ class Model(OnDevice):
         Returns:
             {site: (B, P, D)}, or (B, P, V) for logits, in the order of each site's positions.
         """
-        cache = prefix.expanded(len(inputs)) if prefix else None
+        cache = prefix.expanded(len(inputs), kept=False) if prefix else None
         return self._trace(inputs, reads, cache, interventions, roles)
 
     def extended(
