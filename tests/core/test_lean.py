@@ -127,9 +127,12 @@ def test_what_does_not_compute_the_same_is_left_as_it_is(monkeypatch: pytest.Mon
     def off(self: Any, x: Tensor) -> Tensor:
         return 3 * type(self).forward(self, x)  # type: ignore[no-any-return]
 
-    monkeypatch.setattr(lean, "_FORWARDS", {off: (llama.LlamaMLP,)})
-    model = fused("llama")
-    assert not any("forward" in vars(module) for module in model.hf.modules())
+    sizes = {"hidden_size": 32, "intermediate_size": 16, "num_hidden_layers": 1, "vocab_size": 40}
+    config = llama.LlamaConfig(**sizes, num_attention_heads=2, num_key_value_heads=1)
+    for forwards, changed in ((lean._FORWARDS, 3), ({off: (llama.LlamaMLP,)}, 0)):
+        monkeypatch.setattr(lean, "_FORWARDS", forwards)
+        model = lean.made_lean(llama.LlamaForCausalLM(config).eval())
+        assert sum("forward" in vars(module) for module in model.modules()) == changed
 
 
 def test_a_cache_begins_with_views_and_keeps_what_it_is_told_to() -> None:
