@@ -38,8 +38,8 @@ def footnotes(board: Sequence[Row]) -> list[str]:
     ]
     notes += [
         f"¶ {text(row.model)}: at least {row.unknown:.2f} of its answers to harmful training "
-        f"prompts seem to be refusals in words of their own, which {text(row.judge)} takes for "
-        "success."
+        f"prompts appear to be refusals in unknown wordings, which {text(row.judge)} counts as "
+        "successes."
         for row in board
         if _doubtful(row)
     ]

@@ -186,7 +186,7 @@ class _Run:
             if unknown >= SHARE:
                 say(
                     f"{name}: at least {unknown:.2f} of its answers to harmful training prompts "
-                    "seem to be refusals in words of their own, which judges by words miss"
+                    "appear to be refusals in unknown wordings, which judges by words miss"
                 )
             coherence = fit_coherent(model, self.plan.train, self.folders)
             speech = note_speech(self.store.folder, openers, model.chat.markers, unknown=unknown)
