@@ -34,8 +34,9 @@ def plain(folder: Path | str, **options: Any) -> Any:
 
 
 def logits(hf: Any, ids: Tensor) -> Tensor:
-    with torch.no_grad():
-        return hf(input_ids=ids).logits
+    """With gradients, where blocks run as transformers has them (see `attacks.core.model.lean`)."""
+    with torch.enable_grad():
+        return hf(input_ids=ids).logits.detach()
 
 
 def request_ids(model: Model) -> Tensor:
@@ -269,7 +270,8 @@ def test_a_model_spread_over_places_gives_what_one_in_one_place_gives() -> None:
         cached = model.trace(ids[:, 7:], reads, prefix=start)
         results.append([*trace.values(), embeds.grad, *cached.values()])
     for one, other in zip(*results, strict=True):
-        assert torch.equal(one, other)
+        # Blocks in several places run as transformers has them, those in one with less in between.
+        torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-5)
     asked = [whole.conversation(REQUEST)]
     answers = [
         model.generate(asked, max_new_tokens=8, interventions=[direction])

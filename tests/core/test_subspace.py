@@ -172,7 +172,7 @@ def test_verdicts_name_each_fault() -> None:
     for change, words in (
         ({"refused": 0.2}, "still refused"),
         ({"garbled": 0.5}, "garbled"),
-        ({"kl": 0.3}, "nats a token"),
+        ({"kl": 0.3}, "nats per token"),
         ({"kl": None, "kept": None, "changed": None}, "damage is unknown"),
         ({"changed": 0.3}, "would not say"),
         ({"kept": 0.5}, "still answered"),
