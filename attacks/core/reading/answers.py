@@ -17,14 +17,16 @@ def completions(
 ) -> list[str]:
     """Greedy completions of plain conversations, long enough for `tokens` tokens of answer.
 
-    In batches of a fixed shape, so that an answer does not depend on the others. A model that
+    In batches of a fixed shape, so that an answer does not depend on the others; a single text is
+    asked alone. A model that
     begins to think gets `thinking.ALLOWANCE` tokens more; `Chat.answer` tells what was said.
     """
     asked = [model.conversation(text) for text in texts]
     markers = model.chat.markers
+    rows = 16 if len(asked) > 1 else 1
     for length in (tokens, tokens + ALLOWANCE):
         found = model.generate(
-            asked, max_new_tokens=length, interventions=interventions, pad_to=32, batch_size=16
+            asked, max_new_tokens=length, interventions=interventions, pad_to=32, batch_size=rows
         )
         if markers is None or not any(markers.open in text for text in found):
             break
