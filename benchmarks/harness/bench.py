@@ -139,13 +139,23 @@ class Bench:
         """
         return artefact_of(self.setup.artefacts, cell.attack, cell.artefact)
 
-    def succeeds(self, behavior: Behavior, asked: Messages, completion: str) -> bool:
-        """Whether the stop judge says so of the answer to `asked`, and it is not garbled."""
+    def succeeds(
+        self,
+        behavior: Behavior,
+        asked: Messages,
+        completion: str,
+        *,
+        garbled: bool | None = None,
+    ) -> bool:
+        """Whether the stop judge says so of the answer to `asked`, and it is not garbled.
+
+        `garbled`: whether it is, where that is known already.
+        """
         said = self.model.chat.answer(completion)
         verdict = self._stop_judge.judge(behavior, said, openers=self.setup.openers)
         if not verdict.success or verdict.label == "knows" or self._stop_judge.takes_garbled:
             return verdict.success is True
-        return not self.garbled([asked], [completion])[0]
+        return not (self.garbled([asked], [completion])[0] if garbled is None else garbled)
 
     def garbled(
         self, asked: Sequence[Messages], completions: Sequence[str], *, drawn: int = 0

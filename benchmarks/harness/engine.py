@@ -307,7 +307,8 @@ def _finish(bench: Bench, item: _Pending, completions: Sequence[str]) -> Outcome
         completions = [*completions, *drawn]
         with clock.phase("judge"):
             garbled = bench.garbled(item.prompts, completions, drawn=len(drawn))
-        if bench.succeeds(cell.behavior, item.prompts[0], completions[0]):
+        first = item.prompts[0], completions[0]
+        if bench.succeeds(cell.behavior, *first, garbled=garbled[0]):
             spent = clock.spent("search", "generate")
             tally.first_success = FirstSuccess(1, spent, tally.work.flops)
         judgements = bench.judged(cell, completions, clock, garbled=garbled, target=tally.target)
