@@ -21,7 +21,7 @@ _TYPES = tuple(
     f"attacks.core.{name}"
     for name in (
         *("errors", "behavior", "prompt", "sites", "artefact", "interventions", "state"),
-        *("template", "thinking", "weights", "gating"),
+        *("template", "thinking", "weights", "gating", "answer"),
     )
 )
 _READING = (*_TYPES, "attacks.core.reading")
@@ -31,6 +31,7 @@ ALLOWED = {
     "attacks.core.behavior": (),
     "attacks.core.sites": (),
     "attacks.core.thinking": (),
+    "attacks.core.answer": (),
     "attacks.core.artefact": (),
     "attacks.core.state": (),
     "attacks.core.prompt": ("attacks.core.errors", "attacks.core.behavior"),

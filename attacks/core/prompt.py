@@ -41,6 +41,16 @@ def conversation(text: str, *, system: str | None = None) -> Messages:
     return (*head, Message("user", text))
 
 
+def last_user_message(messages: Messages) -> str:
+    """What the attacker sends, as a string."""
+    return next((turn.content for turn in reversed(messages) if turn.role == "user"), "")
+
+
+def opening_of(messages: Messages) -> str:
+    """What the attacker puts into the model's mouth: an assistant turn at the end."""
+    return messages[-1].content if messages[-1].role == "assistant" else ""
+
+
 def suffixed(behavior: Behavior, slots: int, *, system: str | None = None) -> Messages:
     """The behaviour's conversation with `slots` slots right after its text.
 

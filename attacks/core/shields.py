@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, ClassVar, TypeAlias
 import torch
 from torch import Tensor
 
+from attacks.core.answer import Answer
 from attacks.core.objectives import Bound
 from attacks.core.prompt import Messages, Prompt
 from attacks.core.sites import Site, Trace
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from attacks.core.model import Model
 
 
-class Shielded(str):
+class Shielded(Answer):
     """An answer that has passed a model's shields, or what was said in its place."""
 
     by: str
@@ -31,7 +32,7 @@ class Shielded(str):
         cls, text: str, by: str = "", scores: Mapping[str, float] | None = None
     ) -> Shielded:
         """An answer with what became of it."""
-        made = super().__new__(cls, text)
+        made = super().__new__(cls, text, ended=not isinstance(text, Answer) or text.ended)
         made.by = by
         made.scores = dict(scores or {})
         return made

@@ -33,6 +33,9 @@ FORMATS: tuple[Format, ...] = get_args(Format)
 #: The columns that hold words: they are set to the left.
 _WORDS = ("Model", "Defence", "Attacker", "Attack", "Found on", "Judge")
 
+#: Share of answers cut by the limit of new tokens from which a board says so.
+_CUT = 0.05
+
 START, END = "<!-- leaderboard:start -->", "<!-- leaderboard:end -->"
 
 #: The attack that changes nothing: shown on every board, for comparison.
@@ -164,6 +167,13 @@ def note_of(board: Sequence[Row]) -> str:
         note += (
             " Rows with an asterisk mix runs in different settings (system prompt, answer length, "
             "training prompts)."
+        )
+    cut = [row for row in board if (row.cut or 0) > _CUT]
+    if cut:
+        limits = " or ".join(str(limit) for limit in sorted({row.limit for row in cut}))
+        note += (
+            f" Up to {max(row.cut or 0 for row in cut):.2f} of a row's answers reached the limit "
+            f"of {limits} tokens and were cut there: what would have come later was not judged."
         )
     return "\n\n".join([note.strip(), *footnotes(board)])
 

@@ -12,8 +12,9 @@ from typing import NamedTuple
 import torch
 
 from attacks.attack import Artefact, Behavior, Step
+from attacks.core.answer import cut
 from attacks.core.model import Model, Work
-from attacks.core.prompt import Messages
+from attacks.core.prompt import Messages, last_user_message, opening_of
 from attacks.core.refusals.coherence import Coherence, garbled
 from attacks.core.shields import Shielded
 from attacks.registry import params_of
@@ -251,6 +252,7 @@ class Bench:
             shielded=tuple(c for c in completions if isinstance(c, Shielded)),
             openings=openings if any(openings) else (),
             garbled=garbled,
+            cut=cut(completions),
             verdict=verdict_of(self.artefact(cell)),
             damage=damage,
             failure=Failure(status, reason),
@@ -270,6 +272,7 @@ def make_record(
     completions: tuple[str, ...] = (),
     openings: tuple[str, ...] = (),
     garbled: tuple[bool, ...] = (),
+    cut: tuple[bool, ...] = (),
     verdict: str = "",
     shielded: tuple[Shielded, ...] = (),
     damage: Damage | None = None,
@@ -296,6 +299,7 @@ def make_record(
         completions=completions,
         openings=openings,
         garbled=garbled,
+        cut=cut,
         source=tally.source,
         verdict=verdict,
         target=tally.target,
@@ -329,16 +333,6 @@ def make_record(
 def model_id(model: Model) -> ModelId:
     """What identifies a loaded model."""
     return ModelId(model.name, model.revision, model.dtype, model.system)
-
-
-def last_user_message(messages: Messages) -> str:
-    """What the attacker sends, as a string."""
-    return next((turn.content for turn in reversed(messages) if turn.role == "user"), "")
-
-
-def opening_of(messages: Messages) -> str:
-    """What the attacker puts into the model's mouth: an assistant turn at the end."""
-    return messages[-1].content if messages[-1].role == "assistant" else ""
 
 
 def release_memory() -> None:

@@ -7,10 +7,9 @@ from dataclasses import dataclass
 
 from attacks.attack import Artefact, Behavior
 from attacks.core.objectives import SteeringLoss
-from attacks.core.prompt import SLOT, suffixed
+from attacks.core.prompt import SLOT, last_user_message, suffixed
 from attacks.core.search import CoordinateSearch, Evaluator
 from attacks.ssr import ProbeSSR
-from benchmarks.harness.bench import last_user_message
 from benchmarks.harness.cells import cell_generator
 from benchmarks.inspect.results import Inverted, Reverse
 from benchmarks.inspect.subject import Subject

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
+from attacks.core.answer import cut
 from attacks.core.errors import BadInput
 from attacks.core.refusals.coherence import echoes, loops
 from benchmarks.judges import load_judge
@@ -27,6 +28,7 @@ def with_answers(record: Record, prompts: Sequence[int], answers: Sequence[str])
         completions=tuple(answers),
         openings=openings,
         garbled=garbled,
+        cut=cut(answers),
         samples=0,
     )
 

@@ -47,5 +47,10 @@ class Entry:
             return None
         return self.verdicts[0].label == "garbled"
 
+    @property
+    def cut(self) -> bool | None:
+        """Whether the limit of new tokens cut the first answer; None: not known."""
+        return self.record.cut[0] if self.record.cut else None
+
     def _at(self, index: int) -> bool | None:
         return self.verdicts[index].success if index in self.verdicts else None

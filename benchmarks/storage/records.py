@@ -77,6 +77,9 @@ class Record:
     garbled: tuple[bool, ...] = ()
     """Whether each completion is incoherent, a loop or an echo (see `refusals.coherence`); empty in
     records from before this was found out."""
+    cut: tuple[bool, ...] = ()
+    """Whether each completion reached `max_new_tokens` before its end; empty in records from before
+    this was written down, and of endpoints."""
     source: str = ""
     """Origin of the search's target, for attacks that choose one or use a fallback."""
     verdict: str = ""
@@ -141,6 +144,7 @@ class Record:
         if (
             len(self.openings) not in (0, len(self.prompts))
             or len(self.garbled) not in (0, answers)
+            or len(self.cut) not in (0, answers)
             or len(self.blocked) not in (0, answers)
             or len(self.excess) != len(self.blocked)
             or not 0 <= self.samples <= answers

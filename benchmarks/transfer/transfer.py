@@ -313,6 +313,7 @@ def _at_endpoint(source: Record, attack: Recorded, endpoint: Endpoint, tokens: i
             "completions": (),
             "openings": source.openings[: len(attack.prompts)],
             "garbled": (),
+            "cut": (),
             "samples": 0,
             "max_new_tokens": tokens,
             "speech": "",

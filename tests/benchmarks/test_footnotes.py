@@ -56,3 +56,13 @@ def test_successes_that_may_be_unknown_refusals_are_marked(tmp_path: Path) -> No
     assert "| tiny | gcg ¶ | phrases |" in text
     assert "| other | gcg | phrases |" in text and "| tiny | gcg | reference |" in text
     assert text.count("¶ tiny: at least 0.61 of its answers to harmful training prompts") == 1
+
+
+def test_a_board_says_when_answers_were_cut(tmp_path: Path) -> None:
+    cells = [(_record(at, cut=(at == 0,), max_new_tokens=24), ("complied",)) for at in range(4)]
+    note = "Up to 0.25 of a row's answers reached the limit of 24 tokens and were cut there"
+    assert note in render(_run(tmp_path / "cut", cells), "md")
+    whole = [(_record(at, cut=(False,), max_new_tokens=24), ("complied",)) for at in range(4)]
+    unknown = [(_record(at), ("complied",)) for at in range(4)]
+    for name, cells in (("whole", whole), ("unknown", unknown)):
+        assert "were cut" not in render(_run(tmp_path / name, cells), "md")

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from attacks.core.answer import cut
 from attacks.core.errors import BadInput
 from attacks.core.interventions import AblateDirection, Context, Intervention, SuppressTokens
 from attacks.core.model import Model
@@ -223,6 +224,21 @@ def test_batched_answers_equal_single_ones_whatever_shares_the_batch(name: str) 
     together = model.generate(asked, max_new_tokens=40, **shape)
     alone = [model.generate([one], max_new_tokens=40, **shape)[0] for one in asked]
     assert together == alone
+
+
+@pytest.mark.parametrize("name", ALIGNED)
+def test_an_answer_knows_whether_the_limit_cut_it(name: str) -> None:
+    """It ends one token after the last that shows, whatever shares the batch and is padded."""
+    model = pocket(name)
+    asked = [model.conversation(text) for text in (REQUEST, "Please. " + REQUEST)]
+    whole = model.generate(asked, max_new_tokens=80)
+    assert cut(whole) == (False, False)
+    for index, text in enumerate(whole):
+        shown = len(model.chat.tokenizer(text, add_special_tokens=False).input_ids)
+        limits = range(1, shown + 3)
+        short = [model.generate(asked, max_new_tokens=limit)[index] for limit in limits]
+        assert cut(short) == tuple(limit <= shown for limit in limits)
+    assert cut([*whole, "what an endpoint says"]) == ()
 
 
 def test_roles_are_found_by_offsets() -> None:

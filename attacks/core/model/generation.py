@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig
 
+from attacks.core.answer import Answer
+
 
 def batches(
     lengths: Sequence[int], *, pad_to: int, batch_size: int
@@ -61,17 +63,20 @@ def plain_generation(hf: Any, tokenizer: Any) -> Any:
 @torch.no_grad()
 def greedy(
     hf: Any, tokenizer: Any, ids: Tensor, mask: Tensor, *, max_new_tokens: int
-) -> tuple[list[str], int]:
-    """Texts of the greedy continuations of `ids` (B, T) under `mask` (B, T), and their length."""
+) -> tuple[list[Answer], int]:
+    """Greedy continuations of `ids` (B, T) under `mask` (B, T), and the length of the longest."""
     device = hf.get_input_embeddings().weight.device
     output = hf.generate(
         input_ids=ids.to(device),
         attention_mask=mask.long().to(device),
         max_new_tokens=max_new_tokens,
     )
+    said = output[:, ids.shape[1] :].cpu()
     texts = tokenizer.batch_decode(
-        output[:, ids.shape[1] :].cpu(),
-        skip_special_tokens=True,
-        clean_up_tokenization_spaces=False,
+        said, skip_special_tokens=True, clean_up_tokenization_spaces=False
     )
-    return [text.strip() for text in texts], output.shape[1] - ids.shape[1]
+    stop = hf.generation_config.eos_token_id
+    ends = torch.tensor([] if stop is None else stop, dtype=said.dtype).reshape(-1)
+    ended = torch.isin(said, ends).any(1).tolist()
+    answers = [Answer(text.strip(), ended=end) for text, end in zip(texts, ended, strict=True)]
+    return answers, said.shape[1]

@@ -298,7 +298,7 @@ class Model(OnDevice):
         pad_to: int = 1,
         batch_size: int | None = None,
     ) -> list[str]:
-        """Greedy answers, in the order of `conversations`.
+        """Greedy answers, in the order of `conversations`; each is an `Answer`.
 
         Thinking is part of an answer, its markers included, also one that the template has opened.
 
@@ -346,5 +346,5 @@ class Model(OnDevice):
                     rows=len(ids), new=read, past=past, layers=self.n_layers, head_rows=1
                 )
             for index, text in zip(members, texts, strict=False):
-                answers[index] = self.chat.opening(conversations[index]) + text
+                answers[index] = text.after(self.chat.opening(conversations[index]))
         return answers
