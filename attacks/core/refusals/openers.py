@@ -114,6 +114,17 @@ def _begins(clause: str, opener: str) -> bool:
     return re.match(" ".join(parts) + r"(?!\w)", clause) is not None
 
 
+def refusal_start(text: str, openers: Sequence[str] = GENERAL_OPENERS) -> int | None:
+    """Where in `text` the first of its first four clauses that opens with a refusal begins.
+
+    None where none does. In any of them every opener counts, so that what comes after small talk or
+    a restatement of the request is found (see `opens_with_refusal`).
+    """
+    anywhere = tuple(opener.removeprefix(_LATER) for opener in openers)
+    starts = [0, *(end.end() for end in islice(_ENDS.finditer(text), _CLAUSES))]
+    return next((at for at in starts if opens_with_refusal(text[at:], anywhere)), None)
+
+
 def refuses_on_the_way(text: str, openers: Sequence[str] = GENERAL_OPENERS) -> bool:
     """Whether a completion turns into a refusal somewhere, by openers that are taken as words."""
     said = f" {normalise(text)}"

@@ -15,9 +15,10 @@ from attacks.core.interventions import AblateSubspace
 from attacks.core.reading.answers import answers
 from attacks.core.reading.dialogues import Dialogue
 from attacks.core.reading.states import last_token
+from attacks.core.refusals.branching import branched_answers
 from attacks.core.refusals.fit_subspace import fit_subspace
 from attacks.core.refusals.independence import dependence
-from attacks.core.refusals.verdicts import TOKENS, Check, Examiner, hold_out
+from attacks.core.refusals.verdicts import LEAST, LEFT, TOKENS, Check, Examiner, hold_out
 from attacks.core.sites import Site
 from attacks.core.weights import Change
 
@@ -29,6 +30,8 @@ DIMENSIONS = (1, 2, 4)
 #: Prompts of a kind that directions are fitted on at most: more than a fit of this length sees.
 FITTED = 128
 SOURCES = ("gradient", "means")
+#: Whose words the targets of a fit are in: the behaviours', or the model's.
+GIVEN, OWN = "given", "own"
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,8 +42,8 @@ class RefusalSubspace:
     """(k, D)"""
     check: Check
     tried: tuple[dict[str, Any], ...]
-    """Each number of directions that was tried, with its check and how the fit went; beyond one
-    direction, `dependence` is the largest effect of ablating one on another
+    """Each number of directions that was tried, with its check, how the fit went, and whether its
+    `targets` were given or the model's own; beyond one direction, `dependence` is the largest effect of ablating one on another
     (`attacks.core.refusals.independence`)."""
 
 
@@ -59,8 +62,9 @@ def find_refusal_subspace(
     """The fewest directions whose ablation undoes refusal and keeps harmless answers.
 
     A quarter of the training behaviours is held out, and each number of directions is checked on
-    it. The first good one is taken (see `Check.good`); where none is, the one with the lowest
-    `Check.cost`.
+    it. The first good one is taken (see `Check.good`). Where the behaviours' targets bring none,
+    the fits are repeated with answers in the model's own words as targets (`branched_answers`);
+    where these bring none either, the one with the lowest `Check.cost` is taken.
 
     Args:
         model: the model.
@@ -93,26 +97,34 @@ def find_refusal_subspace(
     harmful, harmless = fitted_on(fit)
     bad, good = fitting_dialogues(model, harmful, harmless, examiner, who="refusal-subspace")
     tried: list[tuple[Tensor, Check, dict[str, Any]]] = []
-    start = None
-    if source == "means":
-        components = _components(model, harmful, harmless, examiner, max(candidates))
-    for k in candidates:
-        how: dict[str, Any] = {}
-        if source == "means":
-            basis = components[:k]
-        else:
-            found = fit_subspace(
-                model, bad, good, k=k, rng=rng, steps=steps, batch=batch, start=start
-            )
-            basis = start = found.value
-            how = {"steps": found.steps, "target_loss": found.target_loss, "kl": found.kl}
+
+    def attempt(k: int, basis: Tensor, **how: Any) -> bool:
         check = examiner.check([use(basis) if use else AblateSubspace(basis, model.n_layers)])
-        evidence = {"dimensions": k, "fit": how, "check": check.data}
+        evidence = {"dimensions": k, **how, "check": check.data}
         if k > 1:
             evidence["dependence"] = float(dependence(model, basis, examiner.harmful).max())
         tried.append((basis, check, evidence))
-        if check.good:
-            break
+        return check.good
+
+    def fit_in_turn(dialogues: Sequence[Dialogue], targets: str) -> bool:
+        start = None
+        for k in candidates:
+            found = fit_subspace(
+                model, dialogues, good, k=k, rng=rng, steps=steps, batch=batch, start=start
+            )
+            start = found.value
+            how = {"steps": found.steps, "target_loss": found.target_loss, "kl": found.kl}
+            if attempt(k, found.value, targets=targets, fit=how):
+                return True
+        return False
+
+    if source == "means":
+        components = _components(model, harmful, harmless, examiner, max(candidates))
+        any(attempt(k, components[:k], fit={}) for k in candidates)
+    elif not fit_in_turn(bad, GIVEN) and steps and examiner.refused_before > LEFT:
+        own = branched_answers(model, [row.text for row in harmful], examiner)
+        if len(own) >= LEAST:
+            fit_in_turn([Dialogue.of(model, *pair) for pair in own], OWN)
     basis, check, _ = next(
         (one for one in tried if one[1].good), min(tried, key=lambda one: one[1].cost)
     )
