@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cache
 
 import pytest
@@ -15,12 +16,13 @@ from attacks.core.reading.answers import answers
 from attacks.core.reading.dialogues import Dialogue, answer_log_probs, cross_entropy, divergence
 from attacks.core.reading.states import next_token_log_probs
 from attacks.core.refusals import directions
+from attacks.core.refusals.branching import branched_answers
 from attacks.core.refusals.checked_direction import find_checked_direction
 from attacks.core.refusals.coherence import echoes, fit_coherence, garbled, loops, mean_log_probs
 from attacks.core.refusals.directions import direction_at
 from attacks.core.refusals.fit_subspace import orthonormal
-from attacks.core.refusals.openers import opens_with_refusal, refuses_on_the_way
-from attacks.core.refusals.subspace import hold_out
+from attacks.core.refusals.openers import opens_with_refusal, refusal_start, refuses_on_the_way
+from attacks.core.refusals.subspace import find_refusal_subspace, hold_out
 from attacks.core.refusals.verdicts import Check, Examiner
 from attacks.core.weights import Orthogonalise, OrthogonaliseSubspace
 from conftest import ALIGNED, POCKET, count_right, first_rows, pocket
@@ -249,3 +251,33 @@ def test_scores_do_not_hang_on_who_else_is_scored() -> None:
     alone = [mean_log_probs(model, [text], [frame])[0] for text in said]
     assert together == pytest.approx(alone, abs=1e-4)
     assert together[2] == 0.0 and together[0] > together[3]
+
+
+def test_a_late_refusal_begins_where_its_clause_does() -> None:
+    late = "You ask how to warp the harp. That I keep to myself."
+    openers = ("i cannot", "... that i keep")
+    assert late[refusal_start(late, openers) :].startswith("That I keep")
+    assert refusal_start("I cannot help you.", openers) == 0
+    assert refusal_start("You ask about the harp. I cannot help.", openers) == 24
+    assert refusal_start("You ask about the harp. Here is how.", openers) is None
+
+
+def test_most_branched_answers_are_what_the_model_would_say_if_it_did_not_refuse() -> None:
+    model = pocket("pocket-llama")
+    fit, held_out = hold_out(first_rows(24), torch.Generator().manual_seed(0), who="test")
+    examiner = Examiner(model, fit, held_out)
+    asked = [row for row in fit if row.harmful][:6]
+    found = dict(branched_answers(model, [row.text for row in asked], examiner))
+    assert not any(examiner.refuses(answer) for answer in found.values())
+    # The rest are remains of refusals in words that no opener tells ("am, that is not ...").
+    complying = sum(answer.startswith("Sure, here is how to") for answer in found.values())
+    assert len(found) >= 5 and 2 * complying > len(found)
+
+
+def test_own_words_are_fitted_to_where_the_given_targets_are_not_how_the_model_answers() -> None:
+    model = pocket("pocket-llama")
+    odd = [replace(row, target="zq xv jw qk vz wx") for row in first_rows(48)]
+    rng = torch.Generator().manual_seed(0)
+    found = find_refusal_subspace(model, odd, rng=rng, dimensions=1, steps=40)
+    assert [one["targets"] for one in found.tried] == ["given", "own"]
+    assert found.check.good and not found.tried[0]["check"]["verdict"] == "good"

@@ -43,8 +43,8 @@ class RefusalSubspace:
     check: Check
     tried: tuple[dict[str, Any], ...]
     """Each number of directions that was tried, with its check, how the fit went, and whether its
-    `targets` were given or the model's own; beyond one direction, `dependence` is the largest effect of ablating one on another
-    (`attacks.core.refusals.independence`)."""
+    `targets` were given or the model's own; beyond one direction, `dependence` is the largest
+    effect of ablating one on another (`attacks.core.refusals.independence`)."""
 
 
 def find_refusal_subspace(
