@@ -280,4 +280,4 @@ def test_own_words_are_fitted_to_where_the_given_targets_are_not_how_the_model_a
     rng = torch.Generator().manual_seed(0)
     found = find_refusal_subspace(model, odd, rng=rng, dimensions=1, steps=40)
     assert [one["targets"] for one in found.tried] == ["given", "own"]
-    assert found.check.good and not found.tried[0]["check"]["verdict"] == "good"
+    assert found.check.good and found.tried[0]["check"]["verdict"] != "good"
