@@ -13,7 +13,7 @@ from torch import Generator, Tensor
 from attacks.core.artefact import Artefact
 from attacks.core.behavior import Behavior
 from attacks.core.errors import BadInput
-from attacks.core.prompt import Messages, Prompt
+from attacks.core.prompt import Messages, Prompt, last_user_message
 from attacks.core.refusals.openers import GENERAL_OPENERS
 from attacks.core.shields import Exchange, Shield, Shielded, Toll
 from benchmarks.defenses.defense import Defense, settled
@@ -80,7 +80,7 @@ class _Judging(Shield):
         return load_judge(self.of.judge)
 
     def answer(self, exchange: Exchange, asked: Sequence[Messages]) -> list[Shielded]:
-        texts = [_request(turns) for turns in asked]
+        texts = [last_user_message(turns) for turns in asked]
         if self.of.on == "answer":
             answers = exchange.ask(asked)
             said = [exchange.model.chat.answer(answer) for answer in answers]
@@ -111,7 +111,7 @@ class _Judging(Shield):
 
     def toll(self, model: Model, prompt: Prompt) -> Toll:
         def cost(asked: Sequence[Messages]) -> Tensor:
-            texts = [_request(turns) for turns in asked]
+            texts = [last_user_message(turns) for turns in asked]
             said: Iterable[str] = texts
             if self.of.on == "answer":
                 home = model.unguarded()  # type: ignore[attr-defined]
@@ -121,7 +121,3 @@ class _Judging(Shield):
             return self.of.weight * scores.clamp_min(0)
 
         return cost
-
-
-def _request(turns: Messages) -> str:
-    return next(message.content for message in reversed(turns) if message.role == "user")

@@ -112,7 +112,14 @@ def test_what_two_machines_may_differ_in_is_no_contradiction(
 def test_what_is_finished_supersedes_what_failed(
     folders: tuple[Path, Path, Path], tmp_path: Path
 ) -> None:
-    failed = {"status": "error", "error": "no", "completions": [], "prompts": [], "garbled": []}
+    failed = {
+        "status": "error",
+        "error": "no",
+        "completions": [],
+        "prompts": [],
+        "garbled": [],
+        "cut": [],
+    }
     other = edited(folders[1], tmp_path / "other", "records.jsonl", **failed)
     for at, order in enumerate([(other, folders[1]), (folders[1], other)]):
         merge(order, tmp_path / str(at))

@@ -66,4 +66,4 @@ class PlainModel:
             )
         texts, _ = greedy(self._hf, self._tokenizer, ids, mask, max_new_tokens=max_new_tokens)
         openings = map(self._chat.opening, conversations)
-        return [opening + text for opening, text in zip(openings, texts, strict=True)]
+        return [text.after(opening) for opening, text in zip(openings, texts, strict=True)]
