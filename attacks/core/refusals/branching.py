@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 #: Requests that are answered so at most, and next tokens that are tried for each.
 _REQUESTS, _TOKENS = 48, 6
 _ROWS = 16
+#: Of the words of a usual answer; what is as short may be the remains of a refusal.
+_SHORT = 0.5
 
 
 def branched_answers(
@@ -34,10 +36,10 @@ def branched_answers(
     """Requests among the first `_REQUESTS` of `texts` that are refused, with answers to them.
 
     The model's own answer is kept up to where it turns into a refusal, the likeliest tokens there
-    are put in turn, and greedy decoding goes on from each (arXiv 2312.04782, section 3, does this
-    at the beginning of sentences). Of what comes out as neither a refusal nor garbled, the one
-    taken has the highest mean log-probability. Requests for which nothing does are left out, and so
-    are all where the chat template does not let an answer be continued.
+    are put in turn, and greedy decoding goes on from each (arXiv 2312.04782 forces lower-ranked
+    tokens in this way). Of what comes out as neither garbled nor a refusal, nor as short as the
+    remains of one, the one taken has the highest mean log-probability. Requests for which nothing
+    does are left out, and so are all where the chat template does not let an answer be continued.
     """
     texts = texts[:_REQUESTS]
     said = answers(model, texts, tokens=examiner.tokens)
@@ -68,8 +70,11 @@ def branched_answers(
         spoiled = examiner.spoiled(requests, answered)
         scores = mean_log_probs(model, answered, requests)
         for text, answer, bad, score in zip(requests, answered, spoiled, scores, strict=True):
-            refused = examiner.refuses(answer)
-            if not (bad or refused) and score > found.get(text, (float("-inf"), ""))[0]:
+            short = len(answer.split()) <= _SHORT * examiner.usual_words
+            if (
+                not (bad or short or examiner.declines(text, answer))
+                and score > found.get(text, (float("-inf"), ""))[0]
+            ):
                 found[text] = (score, answer)
     return [(text, answer) for text, (_, answer) in found.items()]
 
