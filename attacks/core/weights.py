@@ -30,7 +30,7 @@ class Writer:
     """(D,) of the norm between this output and the stream, in families that have one there."""
 
     def read_along(self, directions: Tensor) -> Tensor:
-        """Directions (..., D) in the output whose parts become those along `directions` in the stream.
+        """Directions (..., D) in the output that become the part along `directions` in the stream.
 
         Of any length, and no longer orthogonal where a norm lies between.
         """
