@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from torch import Generator
 
 from attacks.attack import Artefact, Behavior, Pursuit, SuffixAttack
-from attacks.core.analysis.latents import Autoencoding, aim_at_latents
+from attacks.core.analysis.latent_aim import aim_at_latents
+from attacks.core.analysis.latents import Autoencoding
 from attacks.core.analysis.survey import Survey, choose_heads, choose_layers, reads_sets, survey
+from attacks.core.artefact import join_checks
 from attacks.core.objectives import (
     AttentionLoss,
     LatentLoss,
@@ -90,7 +92,8 @@ class SubspaceRerouting(SuffixAttack):
         """
         aimed = self.aim(model, found, train)
         own = {name: found.tensors[name] for name in OWN if name in found.tensors}
-        check = dict(found.check)
+        parts = {"own answer": found.check, "aim": aimed.check}
+        check = join_checks(parts) if aimed.check else dict(found.check)
         if reads_sets(found):
             note = "the probes separate the training sets as well after the first block as anywhere"
             check["notes"] = [note]
@@ -255,11 +258,14 @@ class LatentSSR(ResidualRerouting):
     latents: Autoencoding = field(default_factory=Autoencoding)
 
     def aim(self, model: Model, found: Survey, train: Sequence[Behavior]) -> Artefact:
-        """The layers, with the latents of each that refuse."""
+        """The layers, with the latents of each that refuse, and the check of each."""
         layers = choose_layers(found, self.layers, who=self.name)
         aims = [aim_at_latents(model, train, layer, self.latents) for layer in layers]
-        tensors = {name: value for aim in aims for name, value in aim.tensors.items()}
-        return Artefact(tensors, {"layers": list(layers), "latents": [aim.data for aim in aims]})
+        return Artefact(
+            {name: value for aim in aims for name, value in aim.tensors.items()},
+            {"layers": list(layers), "latents": [dict(aim.data) for aim in aims]},
+            check=join_checks({f"layer {at}": a.check for at, a in zip(layers, aims, strict=True)}),
+        )
 
     def objective(self, artefact: Artefact) -> Objective:
         """The latents of the layers chosen."""

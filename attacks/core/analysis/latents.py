@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Generator, Tensor
 
 from attacks.core.analysis.autoencoder import Kind, SparseAutoencoder, fit_autoencoder
+from attacks.core.analysis.faithfulness import ReplaceLast
 from attacks.core.behavior import Behavior
 from attacks.core.errors import BadInput
-from attacks.core.interventions import Context, Intervention
 from attacks.core.prompt import INSTRUCTION, Prompt
 from attacks.core.reading.states import equal_lengths, last_token, read
 from attacks.core.refusals.openers import refusal_score, refusal_tokens
@@ -70,9 +70,9 @@ class Attribution:
     whole: float
     """Mean refusal score of harmful prompts less that of harmless ones; `scores` add up to less by
     what latents leave unexplained, and what one mean activation is not all harmless prompts."""
-    refuses: bool
-    """False: no token opens refusals, and `scores` are distances of the mean pre-activations
-    instead, in pooled standard deviations."""
+    openers: Tensor
+    """(K,) tokens that open refusals. Where there are none, `scores` are distances of the mean
+    pre-activations instead, in pooled standard deviations."""
 
     def top(self, count: int) -> list[int]:
         """At most so many latents that raise refusal most, the first first.
@@ -140,119 +140,59 @@ def attribute(
     groups = [[model.plain(row.text) for row in train if row.harmful == flag] for flag in (1, 0)]
     if not all(groups):
         raise BadInput("latents that refuse need harmful and harmless training behaviours")
-    site, logits = Site(autoencoder.layer, "resid_post"), Site(-1, "logits")
-    reads = [last_token(model, prompts, [site, logits]) for prompts in groups]
-    log_probs = [rows[logits].log_softmax(1) for rows in reads]
+    site, reads, log_probs = last_states(model, groups, autoencoder.layer)
     openers = refusal_tokens(*log_probs, most=8)
-    pre = [autoencoder.pre(rows[site]) for rows in reads]
-    codes = [autoencoder.encode(rows[site]) for rows in reads]
+    pre = [autoencoder.pre(states) for states in reads]
+    codes = [autoencoder.encode(states) for states in reads]
     harmful, harmless = (rows.mean(0) for rows in codes)
     means = (pre[0].mean(0), pre[1].mean(0))
     if len(openers):
-        way = reads[1][site].mean(0) - reads[0][site]
-        points = [(at + 0.5) / _POINTS * way for at in range(_POINTS)]
-        slopes = [score_gradients(model, groups[0], site, openers, to) for to in points]
+        way = reads[1].mean(0) - reads[0]
+        points = [reads[0] + (at + 0.5) / _POINTS * way for at in range(_POINTS)]
+        slopes = [scores_at(model, groups[0], site, openers, states)[1] for states in points]
         directions = autoencoder.scale * autoencoder.decoder
         scores = ((codes[0] - harmless) * (torch.stack(slopes).mean(0) @ directions.T)).mean(0)
     else:
         spread = torch.stack([rows.var(0) for rows in pre]).mean(0).sqrt().clamp_min(1e-6)
         scores = (means[0] - means[1]).abs() / spread
     refused, answered = (float(refusal_score(rows, openers).mean()) for rows in log_probs)
-    return Attribution(
-        scores,
-        (harmful, harmless),
-        means,
-        (torch.cat(codes) != 0).float().mean(0),
-        refused - answered,
-        bool(len(openers)),
-    )
+    frequency = (torch.cat(codes) != 0).float().mean(0)
+    return Attribution(scores, (harmful, harmless), means, frequency, refused - answered, openers)
 
 
-def score_gradients(
-    model: Model, prompts: Sequence[Prompt], site: Site, token_ids: Tensor, moved: Tensor
-) -> Tensor:
-    """(N, D) float32 gradients of each prompt's refusal score, by the activation at its last token.
+def last_states(
+    model: Model, groups: Sequence[Sequence[Prompt]], layer: int
+) -> tuple[Site, list[Tensor], list[Tensor]]:
+    """The block's output, each group's activations (N, D) there, and log-probabilities (N, V)."""
+    site, logits = Site(layer, "resid_post"), Site(-1, "logits")
+    reads = [last_token(model, prompts, [site, logits]) for prompts in groups]
+    return site, [rows[site] for rows in reads], [rows[logits].log_softmax(1) for rows in reads]
+
+
+def scores_at(
+    model: Model, prompts: Sequence[Prompt], site: Site, token_ids: Tensor, states: Tensor
+) -> tuple[Tensor, Tensor]:
+    """What refusal scores prompts have whose last tokens have other activations, and their slopes.
 
     Args:
         model: the model.
         prompts: N of them.
         site: a `resid_post`; its positions are not used.
         token_ids: (K,) refusal openers.
-        moved: (N, D) what is added to the activation first.
+        states: (N, D) what the activations at the last tokens become.
+
+    Returns:
+        (N,) float64 scores and (N, D) float32 gradients by `states`.
     """
-    found = torch.zeros(len(prompts), model.width)
+    scores, slopes = torch.zeros(len(prompts)).double(), torch.zeros(len(prompts), model.width)
     for members in equal_lengths(prompts, _BATCH):
         group = [prompts[at] for at in members]
         ids, roles = (torch.stack([getattr(p, name) for p in group]) for name in ("ids", "roles"))
-        read = Site(-1, "logits", (ids.shape[1] - 1,))
-        shift = moved[members].unsqueeze(1).to(model.device).requires_grad_()
+        read, rows = Site(-1, "logits").at(ids.shape[1]), states[members].to(model.device)
+        put = ReplaceLast(site, rows.requires_grad_())
         with torch.enable_grad():
-            trace = model.trace(ids, [read], interventions=[ShiftLast(site, shift)], roles=roles)
-            log_probs = trace[read][:, 0].double().log_softmax(1)
-            score = refusal_score(log_probs, token_ids.to(log_probs.device)).sum()
-            (gradient,) = torch.autograd.grad(score, shift)
-        found[members] = gradient[:, 0].float().cpu()
-    return found
-
-
-@dataclass(frozen=True, eq=False)
-class ShiftLast(Intervention):
-    """Adds a vector to what each row of a batch has at its last position; gradients flow to it."""
-
-    site: Site
-    shift: Tensor
-    """(B, 1, D)"""
-
-    @property
-    def sites(self) -> tuple[Site, ...]:
-        return (self.site,)
-
-    def __call__(self, activation: Tensor, ctx: Context) -> Tensor:
-        moved = activation[:, -1:] + self.shift.to(activation)
-        return torch.cat([activation[:, :-1], moved], dim=1)
-
-
-@dataclass(frozen=True, eq=False)
-class Aim:
-    """The latents that `LatentLoss` reads at one layer, as tensors, and what they are."""
-
-    tensors: dict[str, Tensor] = field(default_factory=dict)
-    data: dict[str, Any] = field(default_factory=dict)
-
-
-def aim_at_latents(model: Model, train: Sequence[Behavior], layer: int, how: Autoencoding) -> Aim:
-    """The latents of a layer that refuse, put so that harmful prompts are at 1, harmless ones at 0.
-
-    Returns:
-        `latents.<layer>` (R, D) and `offsets.<layer>` (R,), with which z = latents e + offsets is a
-        pre-activation on that scale; `shares.<layer>` (R,) of the attribution, which add up to 1;
-        and `rest.<layer>` (), what `LatentLoss` is for harmless training prompts.
-
-    Raises:
-        BadInput: as `autoencoder_of` and `attribute`, or no latent that refuses.
-    """
-    if how.top < 1:
-        raise BadInput(f"ssr-latents: latents.top={how.top}; valid: 1 or more")
-    autoencoder = autoencoder_of(model, train, layer, how)
-    found = attribute(model, autoencoder, train)
-    chosen = found.top(how.top)
-    if not chosen:
-        raise BadInput(f"no sparse latent of layer {layer} tells harmful from harmless prompts")
-    harmful, harmless = (side[chosen] for side in found.pre)
-    unit = harmful - harmless
-    rows = autoencoder.encoder[chosen] / autoencoder.scale / unit.unsqueeze(1)
-    offsets = (autoencoder.bias[chosen] - harmless) / unit - rows @ autoencoder.middle
-    shares = found.scores[chosen] / found.scores[chosen].sum()
-    site = Site(layer, "resid_post")
-    calm = last_token(model, [row.text for row in train if not row.harmful], [site])[site]
-    rest = (shares * (calm @ rows.T + offsets).clamp_min(0).square()).sum(1).mean()
-    tensors = {"latents": rows, "offsets": offsets, "shares": shares, "rest": rest}
-    return Aim(
-        {f"{name}.{layer}": value for name, value in tensors.items()},
-        {
-            "latents": chosen,
-            "attribution": [float(found.scores[at]) for at in chosen],
-            "whole": found.whole,
-            "refuses": found.refuses,
-        },
-    )
+            logits = model.trace(ids, [read], interventions=[put], roles=roles)[read][:, 0]
+            found = refusal_score(logits.double().log_softmax(1), token_ids.to(logits.device))
+            (gradient,) = torch.autograd.grad(found.sum(), rows)
+        scores[members], slopes[members] = found.detach().cpu(), gradient.float().cpu()
+    return scores, slopes
