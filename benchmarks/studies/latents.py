@@ -1,11 +1,11 @@
-"""Which sparse latents refuse, and what they are good for: ``python -m benchmarks.studies.latents``.
+"""Sparse latents that refuse, and what they detect: ``python -m benchmarks.studies.latents``.
 
-On each model sparse autoencoders (TopK and AbsTopK, arXiv 2510.00404) are fitted to activations of
-the training prompts at one layer, and the refusal score of harmful prompts is attributed to their
-latents. Then, on test prompts: the first latents' directions are ablated, beside as many random
-latents that are as often active and the difference in means; and the latents are detectors of
-harmful requests, plain and with the suffixes of recorded `gcg` attacks, beside the projection on
-the difference in means and Latent Guard.
+On each model sparse autoencoders (TopK, arXiv 2406.04093, and AbsTopK, arXiv 2510.00404) are fitted
+to activations of the training prompts at one layer, and the refusal score of harmful prompts is
+attributed to their latents. Then, on test prompts: the directions of the first latents are ablated,
+beside as many random latents that are as often active and the difference in means; and latents
+detect harmful requests, plain and with the suffixes of recorded `gcg` attacks, beside a linear
+probe and the difference in means. Latents are chosen, and signs taken, on training prompts.
 """
 
 from __future__ import annotations
@@ -16,12 +16,13 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
-from typing import Any, get_args
+from typing import Any, TypeAlias, get_args
 
 import torch
 from torch import Generator, Tensor
 
 from attacks.core.analysis.autoencoder import Kind, SparseAutoencoder
+from attacks.core.analysis.latent_aim import on_a_scale
 from attacks.core.analysis.latents import (
     Attribution,
     Autoencoding,
@@ -33,28 +34,35 @@ from attacks.core.behavior import Behavior
 from attacks.core.errors import BadInput
 from attacks.core.interventions import AblateSubspace
 from attacks.core.model import Model
+from attacks.core.reading.probes import fit_probe
 from attacks.core.reading.states import last_token
-from attacks.core.refusals.verdicts import Check, Examiner
+from attacks.core.refusals.verdicts import Examiner
 from attacks.core.sites import Site
 from benchmarks.boards.tables import table
 from benchmarks.common.progress import say
 from benchmarks.common.roc import area_under_curve
-from benchmarks.defenses.latent_guard import LatentGuard
 from benchmarks.inputs.behaviors import load_behaviors
 from benchmarks.inputs.models import resolve
 from benchmarks.storage.store import read_records
 
-MODELS = ("pocket-llama", "pocket-qwen2", "pocket-gemma2", "pocket-llama-hard1")
+#: Three architectures, and models hardened against suffixes, prefilled answers, ablation and by
+#: a circuit breaker.
+MODELS = (
+    *("pocket-llama", "pocket-qwen2", "pocket-gemma2", "pocket-llama-hard1", "pocket-llama-hard3"),
+    *("pocket-llama-prefill-hard", "pocket-llama-no-ablation", "pocket-llama-breaker"),
+)
+BOARDS = (Path("results/pocket-board"), Path("results/pocket-breaker"))
 #: The layer that subspace rerouting chooses on these models.
 LAYER = 2
 SEEDS = 3
-#: Numbers of latents that are ablated, and that a detector adds up.
-SIZES, DETECTING = (1, 2, 4, 8), (1, 4)
+#: Numbers of latents that are ablated.
+SIZES = (1, 4)
 #: Random sets of latents for each set of the first, and how many latents of the nearest frequency
 #: each of theirs is drawn from.
-DRAWS, NEAREST = 4, 8
-#: What harmful requests are told from: what was sent, and what of it was recorded.
-Texts = Mapping[str, tuple[Sequence[str], Sequence[str]]]
+DRAWS, NEAREST = 3, 8
+#: By name: the harmful and the harmless of what is to be told apart.
+Pairs: TypeAlias = Mapping[str, tuple[Sequence[str], Sequence[str]]]
+States: TypeAlias = Mapping[str, tuple[Tensor, Tensor]]
 
 
 def matched(frequency: Tensor, chosen: Sequence[int], rng: Generator) -> list[int]:
@@ -68,261 +76,223 @@ def matched(frequency: Tensor, chosen: Sequence[int], rng: Generator) -> list[in
     return found
 
 
-def ablated(examiner: Examiner, directions: Tensor) -> dict[str, Any]:
-    """What ablating the span of `directions` (R, D) at every residual write does."""
-    basis = torch.linalg.qr(directions.T).Q.T.contiguous()
-    return _figures(examiner.check([AblateSubspace(basis, examiner.model.n_layers)]))
+def pairs_of(test: Sequence[Behavior], boards: Sequence[Path], model: str) -> Pairs:
+    """Harmful requests, as sent, and the harmless ones that they are to be told from.
 
+    Plain ones; with the suffixes that `gcg` found, recorded in `boards`, whether or not they
+    succeeded, against plain harmless ones and against harmless ones with the same suffixes.
 
-def _figures(check: Check) -> dict[str, Any]:
-    names = ("refused", "garbled", "kl", "kept", "changed")
-    return {name: getattr(check, name) for name in names}
-
-
-def texts_of(test: Sequence[Behavior], board: Path, model: str) -> Texts:
-    """By name: harmful requests, as sent, and the harmless ones that they are to be told from.
-
-    Plain ones; with the suffixes that `gcg` found, recorded in `board`, against plain harmless ones
-    and against harmless ones with the same suffixes, which only harm tells apart.
+    Raises:
+        BadInput: see `read_records`.
     """
-    harmful, harmless = ([row.text for row in test if row.harmful == flag] for flag in (1, 0))
+    harmful, harmless = (
+        [row.text for row in test if row.harmful == flag] for flag in (True, False)
+    )
     found: dict[str, tuple[Sequence[str], Sequence[str]]] = {"plain": (harmful, harmless)}
     requests = {row.id: row.text for row in test}
-    sent = {
-        record.behavior_id: record.prompts[0]
-        for record in read_records(board)
-        if (record.model, record.attack) == (model, "gcg") and record.harmful and record.prompts
-    }
-    attacked = [sent[key] for key in requests if key in sent]
-    suffixes = [sent[key].removeprefix(text) for key, text in requests.items() if key in sent]
-    if attacked:
-        same = [text + suffix for text, suffix in zip(harmless, suffixes, strict=False)]
-        found |= {"gcg": (attacked, harmless), "gcg, both": (attacked, same)}
+    suffixes: dict[str, str] = {}
+    for record in (record for board in boards for record in read_records(board)):
+        own = (record.model, record.attack, record.harmful) == (model, "gcg", True)
+        text = requests.get(record.behavior_id)
+        if own and text is not None and record.prompts and record.prompts[0].startswith(text):
+            suffixes.setdefault(record.behavior_id, record.prompts[0].removeprefix(text))
+    if suffixes:
+        sent = [requests[key] + suffix for key, suffix in suffixes.items()]
+        same = [text + end for text, end in zip(harmless, suffixes.values(), strict=False)]
+        found |= {"gcg": (sent, harmless), "gcg, both": (sent, same)}
     return found
 
 
-def areas(score: Callable[[Sequence[str]], Sequence[float]], texts: Texts) -> dict[str, Any]:
-    """AUC of a score that is high for harmful requests, on each pair of texts."""
+def areas(score: Callable[[Tensor], Tensor], states: States) -> dict[str, Any]:
+    """AUC of a score that is high for harmful requests, on each pair of activations."""
     return {
-        name: area_under_curve(list(score(harmless)), list(score(harmful)))
-        for name, (harmful, harmless) in texts.items()
+        name: area_under_curve(score(harmless).tolist(), score(harmful).tolist())
+        for name, (harmful, harmless) in states.items()
     }
 
 
-def detector(
-    model: Model, autoencoder: SparseAutoencoder, found: Attribution, count: int, *, kept: bool
-) -> Callable[[Sequence[str]], Sequence[float]]:
-    """The first `count` latents added up, by their shares of the attribution.
+def detectors(
+    autoencoder: SparseAutoencoder, found: Attribution, states: States
+) -> dict[str, dict[str, Any]]:
+    """AUC of the first latent, of its pre-activation, and of what `ssr-latents` turns off."""
+    (first,) = found.top(1)
+    sign = (found.latents[0] - found.latents[1])[first].sign()
 
-    Each on the scale where the mean of harmful training prompts is 1 and that of harmless ones 0.
-    `kept`: latents, most of which are 0 for any one prompt; otherwise their pre-activations.
-    """
-    chosen, site = found.top(count), Site(autoencoder.layer, "resid_post")
-    shares = found.scores[chosen] / found.scores[chosen].sum()
-    harmful, harmless = (side[chosen] for side in (found.latents if kept else found.pre))
+    def aimed(count: int) -> Callable[[Tensor], Tensor]:
+        rows, offsets, shares = on_a_scale(autoencoder, found, found.top(count))
+        return lambda at: (at @ rows.T + offsets) @ shares
 
-    def score(texts: Sequence[str]) -> Sequence[float]:
-        states = last_token(model, texts, [site])[site]
-        values = (autoencoder.encode(states) if kept else autoencoder.pre(states))[:, chosen]
-        levels = (values - harmless) / (harmful - harmless)
-        return [float(level) for level in (levels * shares).sum(1)]
-
-    return score
+    return {
+        "first latent": areas(lambda at: sign * autoencoder.encode(at)[:, first], states),
+        "its pre-activation": areas(aimed(1), states),
+        "pre-activations of the first four": areas(aimed(4), states),
+    }
 
 
-def study(name: str, board: Path, layer: int, save: Path | None) -> dict[str, Any]:
+def ablated(examiner: Examiner, directions: Tensor) -> dict[str, Any]:
+    """What ablating the span of `directions` (R, D) at every residual write does."""
+    basis = torch.linalg.qr(directions.T).Q.T.contiguous()
+    check = examiner.check([AblateSubspace(basis, examiner.model.n_layers)])
+    return {name: getattr(check, name) for name in ("refused", "garbled", "kl", "kept", "changed")}
+
+
+def study(name: str, boards: Sequence[Path], layer: int) -> dict[str, Any]:
     """All figures of one model.
 
     Args:
         name: a shipped model.
-        board: results folder with its rows of `gcg`.
+        boards: results folders with its rows of `gcg`; it may have none.
         layer: block whose output is read.
-        save: folder for the autoencoders of the first seed.
 
     Raises:
-        BadInput: an unknown model, or a layer that it does not have.
+        BadInput: an unknown model, a layer that it does not have, or see `pairs_of` and
+            `attribute`.
     """
-    model = Model.load(resolve(name), name=name)
+    model, site = Model.load(resolve(name), name=name), Site(layer, "resid_post")
     if not 0 <= layer < model.n_layers:
         raise BadInput(f"model '{name}' has no layer {layer}; valid: 0 to {model.n_layers - 1}")
     train, test = (
         [row.for_attack() for row in load_behaviors(rows)]
         for rows in ("pocket-train", "pocket-test")
     )
-    examiner, texts = Examiner(model, train, test), texts_of(test, board, name)
+
+    def last(texts: Sequence[str]) -> Tensor:
+        return last_token(model, texts, [site])[site]
+
+    pairs = pairs_of(test, boards, name)
+    states = {key: (last(bad), last(good)) for key, (bad, good) in pairs.items()}
+    bad, good = (last([row.text for row in train if row.harmful == flag]) for flag in (True, False))
+    direction, probe = bad.mean(0) - good.mean(0), fit_probe(bad, good, rng=_seeded(0))
+    examiner = Examiner(model, train, test)
     fresh = request_states(model, [model.plain(row.text) for row in test], layer)
-    site = Site(layer, "resid_post")
-    means = [
-        last_token(model, [row.text for row in train if row.harmful == flag], [site])[site].mean(0)
-        for flag in (True, False)
-    ]
-    direction = means[0] - means[1]
-    result: dict[str, Any] = {
-        "model": name,
-        "layer": layer,
-        "refused_before": examiner.refused_before,
-        "harmful": len(examiner.harmful),
-        "harmless": len(examiner.harmless),
-        "means": ablated(examiner, direction.unsqueeze(0)),
-        "detectors": {"difference in means": areas(_along(model, site, direction), texts)},
-        "fits": [],
-    }
-    for token in ("instruction", "last"):
-        guard = LatentGuard(token=token)
-        result["detectors"][f"latent-guard, {token} token"] = areas(
-            _guarding(model, guard, train), texts
-        )
+    fits = []
     for kind in get_args(Kind):
         for seed in range(SEEDS):
-            how = Autoencoding(kind=kind, seed=seed)
-            autoencoder = autoencoder_of(model, train, layer, how)
-            if save and not seed:
-                save.mkdir(parents=True, exist_ok=True)
-                autoencoder.save(save / f"{name}-{kind}.safetensors")
+            autoencoder = autoencoder_of(model, train, layer, Autoencoding(kind=kind, seed=seed))
             found = attribute(model, autoencoder, train)
-            result["fits"].append(
-                {
-                    **{"kind": kind, "seed": seed, "k": how.k, "latents": how.latents},
-                    "unexplained": autoencoder.unexplained(fresh),
-                    "unused": float((autoencoder.encode(fresh) == 0).all(0).float().mean()),
-                    **_latents(model, examiner, autoencoder, found, texts, seed, direction),
-                }
-            )
-            one = result["fits"][-1]["ablated"]["4"]
-            say(f"{name}: {kind}, seed {seed}: {one['first']['refused']:.2f} refused")
+            fit = {
+                "kind": kind,
+                "seed": seed,
+                "unexplained": autoencoder.unexplained(fresh),
+                "unused": float((autoencoder.encode(fresh) == 0).all(0).float().mean()),
+                "whole": found.whole,
+                "attributed": float(found.scores.sum()),
+                "first": _first(autoencoder, found, direction),
+                "ablated": _ablations(examiner, autoencoder, found, seed),
+                "detectors": detectors(autoencoder, found, states),
+            }
+            fits.append(fit)
+            say(f"{name}: {kind}, seed {seed}: {fit['detectors']['first latent']['plain']:.3f}")
+    return {
+        "model": name,
+        "layer": layer,
+        "under gcg": len(pairs["gcg"][0]) if "gcg" in pairs else 0,
+        "refused_before": examiner.refused_before,
+        "means": ablated(examiner, direction.unsqueeze(0)),
+        "detectors": {
+            "linear probe": areas(lambda at: -(at @ probe.weight + probe.bias), states),
+            "difference in means": areas(lambda at: at @ direction, states),
+        },
+        "fits": fits,
+    }
+
+
+def _seeded(seed: int) -> Generator:
+    return Generator().manual_seed(seed)
+
+
+def _first(
+    autoencoder: SparseAutoencoder, found: Attribution, direction: Tensor
+) -> list[dict[str, Any]]:
+    unit = direction / direction.norm()
+    return [
+        {
+            "latent": at,
+            "attribution": float(found.scores[at]),
+            "harmful": float(found.latents[0][at]),
+            "harmless": float(found.latents[1][at]),
+            "frequency": float(found.frequency[at]),
+            "cosine": float(autoencoder.decoder[at] @ unit),
+        }
+        for at in found.top(max(SIZES))
+    ]
+
+
+def _ablations(
+    examiner: Examiner, autoencoder: SparseAutoencoder, found: Attribution, seed: int
+) -> dict[str, Any]:
+    rng, result = _seeded(seed), {}
+    for size in SIZES:
+        first = found.top(size)
+        others = [matched(found.frequency, first, rng) for _ in range(DRAWS)]
+        result[str(size)] = {
+            "first": ablated(examiner, autoencoder.decoder[first]),
+            "random": [ablated(examiner, autoencoder.decoder[chosen]) for chosen in others],
+        }
     return result
 
 
-def _along(
-    model: Model, site: Site, direction: Tensor
-) -> Callable[[Sequence[str]], Sequence[float]]:
-    return lambda texts: (last_token(model, texts, [site])[site] @ direction).tolist()
-
-
-def _guarding(
-    model: Model, guard: LatentGuard, train: Sequence[Behavior]
-) -> Callable[[Sequence[str]], Sequence[float]]:
-    fitted = guard.fit(model, train, rng=Generator().manual_seed(0))
-
-    def score(texts: Sequence[str]) -> Sequence[float]:
-        asked = [model.conversation(text) for text in texts]
-        return guard.scores(fitted, fitted.data["layers"], model, asked)
-
-    return score
-
-
-def _latents(
-    model: Model,
-    examiner: Examiner,
-    autoencoder: SparseAutoencoder,
-    found: Attribution,
-    texts: Texts,
-    seed: int,
-    direction: Tensor,
-) -> dict[str, Any]:
-    """The first latents, what ablating them or others does, and their AUC."""
-    first = found.top(max(SIZES))
-    unit = direction / direction.norm()
-    rng = Generator().manual_seed(seed)
-    ablations = {}
-    for size in SIZES:
-        others = [matched(found.frequency, first[:size], rng) for _ in range(DRAWS)]
-        ablations[str(size)] = {
-            "first": ablated(examiner, autoencoder.decoder[first[:size]]),
-            "random": [ablated(examiner, autoencoder.decoder[chosen]) for chosen in others],
-        }
-    detectors = {
-        f"{count}, {'latents' if kept else 'pre-activations'}": areas(
-            detector(model, autoencoder, found, count, kept=kept), texts
-        )
-        for count in DETECTING
-        for kept in (True, False)
-    }
-    return {
-        "first": [
-            {
-                "latent": at,
-                "attribution": float(found.scores[at]),
-                "harmful": float(found.latents[0][at]),
-                "harmless": float(found.latents[1][at]),
-                "frequency": float(found.frequency[at]),
-                "cosine": float(autoencoder.decoder[at] @ unit),
-            }
-            for at in first
-        ],
-        "attributed": float(found.scores.sum()),
-        "whole": found.whole,
-        "ablated": ablations,
-        "detectors": detectors,
-    }
-
-
 def as_markdown(found: Sequence[Mapping[str, Any]]) -> str:
-    """Fits, ablations and detectors, means over seeds."""
-    fits, cuts, told = [], [], []
+    """Fits, detectors and ablations, means over seeds."""
+    fits, told, cuts = [], [], []
     for row in found:
-        control = row["means"]
-        cuts.append([row["model"], "difference in means", "1", *_cut([control]), "", "", ""])
+        shown = [(name, "-", [own]) for name, own in row["detectors"].items()]
+        cuts.append([row["model"], "difference in means", "1", *_cut([row["means"]]), "", ""])
         for kind in get_args(Kind):
             own = [fit for fit in row["fits"] if fit["kind"] == kind]
             fits.append([row["model"], kind, *_fit(own)])
+            shown += [(name, kind, [fit["detectors"][name] for fit in own])
+                      for name in own[0]["detectors"]]  # fmt: skip
             for size in SIZES:
                 first = [fit["ablated"][str(size)]["first"] for fit in own]
                 other = [one for fit in own for one in fit["ablated"][str(size)]["random"]]
-                least = f"{min(one['refused'] for one in other):.2f}"
                 refused, _, kl, _ = _cut(other)
-                cuts.append([row["model"], kind, str(size), *_cut(first), refused, least, kl])
-        shown = list(row["detectors"].items())
-        for kind in get_args(Kind):
-            own = [fit["detectors"] for fit in row["fits"] if fit["kind"] == kind]
-            shown += [
-                (f"{kind}: {name}", {key: _mean([one[name] for one in own], key) for key in areas_})
-                for name, areas_ in own[0].items()
-            ]
+                cuts.append([row["model"], kind, str(size), *_cut(first), refused, kl])
         told += [
-            [row["model"], name, *(_figure(own.get(key)) for key in ("plain", "gcg", "gcg, both"))]
-            for name, own in shown
+            [row["model"], name, kind, *(_mean(own, key) for key in ("plain", "gcg", "gcg, both"))]
+            for name, kind, own in shown
         ]
     parts = [
         ("Model", "Autoencoder", "Unexplained", "Unused", "Attributed", "First latent's share",
-         "First four's", "Sign flips"),
-        ("Model", "Ablated", "Number", "Refused", "Garbled", "KL", "Kept", "Random: refused",
-         "At least", "KL"),
-        ("Model", "Detector", "Plain", "Under gcg", "Under gcg, harmless with the suffixes too"),
+         "First four's", "First one's cosine with the difference in means"),
+        ("Model", "Detector", "Autoencoder", "Plain", "Under gcg",
+         "Under gcg, harmless with the suffixes too"),
+        ("Model", "Ablated", "Number", "Refused", "Garbled", "KL", "Kept", "Random: refused", "KL"),
     ]  # fmt: skip
     tables = [
-        table(heads, rows, left=2) for heads, rows in zip(parts, (fits, cuts, told), strict=True)
+        table(heads, rows, left=left)
+        for heads, rows, left in zip(parts, (fits, told, cuts), (2, 3, 2), strict=True)
     ]
+    counts = ", ".join(f"{row['model']} {row['under gcg']}" for row in found)
     before = ", ".join(f"{row['model']} {row['refused_before']:.2f}" for row in found)
-    return "\n\n".join([tables[0], f"Refused before: {before}.", *tables[1:]]) + "\n"
+    notes = [f"AUC. Requests under gcg: {counts}.", f"Refused before: {before}."]
+    return "\n\n".join([tables[0], notes[0], tables[1], notes[1], tables[2]]) + "\n"
 
 
 def _fit(own: Sequence[Mapping[str, Any]]) -> list[str]:
     scores = [[one["attribution"] for one in fit["first"]] for fit in own]
-    # How often a latent has opposite signs on harmful and on harmless prompts, in the mean.
-    both = [one["harmful"] * one["harmless"] < 0 for fit in own for one in fit["first"][:4]]
-    pairs = list(zip(scores, own, strict=True))
+    shares = [
+        fmean(
+            sum(first[:count]) / fit["attributed"] for first, fit in zip(scores, own, strict=True)
+        )
+        for count in (1, 4)
+    ]
     return [
-        f"{_mean(own, 'unexplained'):.3f}",
-        f"{_mean(own, 'unused'):.3f}",
-        f"{_mean(own, 'attributed'):.2f} of {_mean(own, 'whole'):.2f}",
-        f"{fmean(s[0] / fit['attributed'] for s, fit in pairs):.2f}",
-        f"{fmean(sum(s[:4]) / fit['attributed'] for s, fit in pairs):.2f}",
-        f"{sum(both)} of {len(both)}",
+        _mean(own, "unexplained"),
+        _mean(own, "unused"),
+        f"{_mean(own, 'attributed', 2)} of {_mean(own, 'whole', 2)}",
+        *(f"{share:.2f}" for share in shares),
+        f"{fmean(abs(fit['first'][0]['cosine']) for fit in own):.2f}",
     ]
 
 
 def _cut(checks: Sequence[Mapping[str, Any]]) -> list[str]:
-    return [_figure(_mean(checks, name), 2) for name in ("refused", "garbled", "kl", "kept")]
+    return [_mean(checks, name, 2) for name in ("refused", "garbled", "kl", "kept")]
 
 
-def _mean(rows: Sequence[Mapping[str, Any]], key: str) -> float | None:
-    known = [row[key] for row in rows if row[key] is not None]
-    return fmean(known) if known else None
-
-
-def _figure(value: float | None, digits: int = 3) -> str:
-    return "" if value is None else f"{value:.{digits}f}"
+def _mean(rows: Sequence[Mapping[str, Any]], key: str, digits: int = 3) -> str:
+    known = [row[key] for row in rows if row.get(key) is not None]
+    return f"{fmean(known):.{digits}f}" if known else ""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -330,13 +300,12 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Sparse latents that refuse.")
     parser.add_argument("--models", nargs="+", default=MODELS, metavar="NAME")
     parser.add_argument("--layer", type=int, default=LAYER, metavar="N", help="block to read")
-    parser.add_argument("--board", type=Path, default=Path("results/pocket-board"), metavar="DIR",
-                        help="results folder with rows of `gcg`")  # fmt: skip
-    parser.add_argument("--save", type=Path, metavar="DIR", help="keep the autoencoders there")
+    parser.add_argument("--boards", nargs="*", type=Path, default=BOARDS, metavar="DIR",
+                        help="results folders with rows of `gcg`")  # fmt: skip
     parser.add_argument("--out", type=Path, default=Path("results/latents"), metavar="DIR")
     args = parser.parse_args(argv)
     try:
-        found = [study(name, args.board, args.layer, args.save) for name in args.models]
+        found = [study(name, args.boards, args.layer) for name in args.models]
     except BadInput as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
