@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -152,7 +153,8 @@ def test_files_that_are_none_are_refused(tmp_path: Path) -> None:
         SparseAutoencoder.load(tmp_path / "none")
     (tmp_path / "text").write_text("text")
     save_file({"encoder": torch.zeros(2, 2)}, tmp_path / "other")
-    for name in ("text", "other"):
+    replace(some_autoencoder("topk"), k=13).save(tmp_path / "too many")
+    for name in ("text", "other", "too many"):
         with pytest.raises(BadInput, match=f"{name}' is not a file that"):
             SparseAutoencoder.load(tmp_path / name)
 

@@ -258,11 +258,18 @@ def test_a_model_that_never_refuses_has_latents_that_differ_and_says_so() -> Non
     assert len(aim.data["latents"]) == QUICK.top
     assert aim.check["effect"] is None and aim.check["verdict"] == "failed"
     assert any("no token opens refusals" in fault for fault in aim.check["faults"])
+
+
+def test_what_cannot_be_aimed_at_is_refused(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match=r"latents\.top=0; valid: 1 or more"):
         aim_at_latents(pocket("pocket-llama"), train(), LAYER, Autoencoding(top=0))
     fitted = autoencoder_of(pocket("pocket-llama"), train(), LAYER, QUICK)
     with pytest.raises(BadInput, match="harmful and harmless training behaviours"):
         attribute(pocket("pocket-llama"), fitted, train()[:16])
+    replace(fitted, encoder=torch.zeros_like(fitted.encoder)).save(tmp_path / "blind")
+    with pytest.raises(BadInput, match=f"no sparse latent of layer {LAYER} raises refusal"):
+        blind = Autoencoding(path=str(tmp_path / "blind"))
+        aim_at_latents(pocket("pocket-llama"), train(), LAYER, blind)
 
 
 def test_a_saved_autoencoder_serves_the_attack_as_the_one_it_fits(tmp_path: Path) -> None:

@@ -91,6 +91,7 @@ class SparseAutoencoder:
                 tensors = {name: file.get_tensor(name).float() for name in _TENSORS}
             found = cls(**tensors, **about)
             whole = found.encoder.shape == found.decoder.shape and found.kind in get_args(Kind)
+            whole = whole and 1 <= found.k <= len(found.bias) == len(found.encoder)
         except (SafetensorError, OSError, KeyError, TypeError, ValueError):
             whole = False
         if not whole:

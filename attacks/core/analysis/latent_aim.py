@@ -90,7 +90,10 @@ def check_latents(
     chosen: Sequence[int],
     held_out: Sequence[Behavior],
 ) -> LatentCheck:
-    """Try the chosen latents on behaviours of both kinds that they were not fitted on."""
+    """Try the chosen latents on behaviours of both kinds that they were not fitted on.
+
+    An autoencoder that was read from a file may know them all the same.
+    """
     groups = [[model.plain(row.text) for row in held_out if row.harmful == flag] for flag in (1, 0)]
     site, reads, log_probs = last_states(model, groups, autoencoder.layer)
     rows, offsets, shares = on_a_scale(autoencoder, found, chosen)
@@ -148,7 +151,10 @@ def aim_at_latents(
     found = attribute(model, autoencoder, fit)
     chosen = found.top(how.top)
     if not chosen:
-        raise BadInput(f"ssr-latents: no sparse latent of layer {layer} raises refusal")
+        raise BadInput(
+            f"ssr-latents: no sparse latent of layer {layer} raises refusal; choose other `layers` "
+            "or another autoencoder (`latents`)"
+        )
     rows, offsets, shares = on_a_scale(autoencoder, found, chosen)
     site = Site(layer, "resid_post")
     calm = last_token(model, [row.text for row in fit if not row.harmful], [site])[site]
