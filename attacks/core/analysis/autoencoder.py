@@ -24,9 +24,6 @@ Kind = Literal["abs-topk", "topk"]
 
 #: Adam's learning rate, and how many activations are drawn for a step.
 _RATE, _BATCH = 1e-3, 256
-#: A latent that was kept for no activation in so many steps is started anew, and how often that is
-#: looked at; never in the last third of the steps, so that what is new can settle.
-_DEAD, _SETTLE = 100, 2 / 3
 _TENSORS = ("encoder", "bias", "decoder", "middle", "scale")
 
 
@@ -125,8 +122,8 @@ def fit_autoencoder(
 ) -> SparseAutoencoder:
     """Fit an autoencoder to activations (N, D) by Adam on the squared error.
 
-    The decoder starts at random activations, the encoder at its transpose. Latents that are never
-    kept are started anew at the activations that are reconstructed worst.
+    The decoder starts at random activations, so that few latents are never kept, and the encoder
+    at its transpose.
 
     Args:
         states: activations at block `layer`'s output.
@@ -157,26 +154,16 @@ def fit_autoencoder(
         part.requires_grad_()
     encoder, bias, decoder = parts
     optimiser = torch.optim.Adam(parts, lr=_RATE)
-    last_kept = torch.zeros(latents, dtype=torch.long)
     with torch.enable_grad():
-        for step in range(1, steps + 1):
+        for _ in range(steps):
             batch = _drawn(rows, _BATCH, rng)
-            codes = sparse(batch @ encoder.T + bias, k, kind)
-            rest = batch - codes @ decoder
+            rest = batch - sparse(batch @ encoder.T + bias, k, kind) @ decoder
             loss = rest.square().sum() / batch.square().sum()
             for part, gradient in zip(parts, torch.autograd.grad(loss, parts), strict=True):
                 part.grad = gradient
             optimiser.step()
             with torch.no_grad():
                 decoder.copy_(normalize(decoder, dim=1))
-                last_kept[(codes != 0).any(0)] = step
-                if step % _DEAD == 0 and step <= _SETTLE * steps:
-                    dead = (last_kept <= step - _DEAD).nonzero().flatten()
-                    worst = rest.norm(dim=1).argsort(descending=True)[: len(dead)]
-                    dead = dead[: len(worst)]
-                    decoder[dead] = encoder[dead] = normalize(rest[worst], dim=1)
-                    bias[dead] = 0.0
-                    last_kept[dead] = step
     return SparseAutoencoder(
         encoder.detach(), bias.detach(), decoder.detach(), middle, scale, kind, k, layer
     )
