@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Generator, Tensor
 
+from attacks.core.answer import Answer
 from attacks.core.artefact import Artefact
 from attacks.core.behavior import Behavior
 from attacks.core.interventions import AblateDirection, AblateSubspace
@@ -26,10 +27,12 @@ from attacks.core.weights import Change
 if TYPE_CHECKING:
     from attacks.core.model import Model
 
-#: Where a target may be from, in the order in which they are tried; the last is the behaviour's.
 #: The tensors of an artefact that bring own answers.
 OWN = ("subspace", "ablation")
+#: Where a target may be from, in the order in which they are tried; the last is the behaviour's.
 SUBSPACE, DIRECTION, GIVEN = "own answer, subspace", "own answer, direction", "given target"
+#: Of the words of a usual answer; what is as short may be a refusal in words that no opener tells.
+_SHORT = 0.5
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,6 +45,8 @@ class OwnAnswers:
     """Refusal openers, normalised."""
     coherence: Coherence | None = None
     """None: only texts themselves are looked at, for loops and echoes."""
+    usual_words: float = 0.0
+    """Of the median answer to a harmless prompt; 0 where that is not known."""
 
     @classmethod
     def of(
@@ -55,13 +60,14 @@ class OwnAnswers:
             changes.append((DIRECTION, AblateDirection(tensors["ablation"], n_layers)))
         own = data.get("own", {})
         coherence = Coherence(**own["coherence"]) if "coherence" in own else None
-        return cls(tuple(changes), tuple(own.get("openers", GENERAL_OPENERS)), coherence)
+        openers = tuple(own.get("openers", GENERAL_OPENERS))
+        return cls(tuple(changes), openers, coherence, float(own.get("usual_words", 0)))
 
     def target(self, model: Model, behavior: Behavior, *, tokens: int) -> tuple[str, str]:
         """What the answer is to begin with, and which of the sources it is from.
 
         The first of the model's own answers, of at most `tokens` tokens, that is neither a refusal,
-        be it on the way, nor garbled, or the behaviour's target.
+        be it on the way, nor garbled, nor as short as a refusal, or the behaviour's target.
         """
         for source, change in self.changes:
             answer = own_answer(model, behavior.text, change, tokens)
@@ -83,6 +89,9 @@ class OwnAnswers:
         """Whether `answer` to `text` is worth pursuing; see `target`."""
         said = model.chat.answer(answer)
         if not said.strip() or opens_with_refusal(said, self.openers) or refuses_on_the_way(said):
+            return False
+        ended = not isinstance(answer, Answer) or answer.ended
+        if ended and len(said.split()) <= _SHORT * self.usual_words:
             return False
         return not garbled(model, self.coherence, [said], [text])[0]
 
@@ -114,7 +123,10 @@ def fit_own_answers(
         fitted = find_refusal_subspace(model, train, rng=rng)
         tensors["subspace"], check = fitted.basis, fitted.check
     examiner = best.examiner
-    own: dict[str, Any] = {"openers": list(examiner.openers)}
+    own: dict[str, Any] = {
+        "openers": list(examiner.openers),
+        "usual_words": examiner.usual_words,
+    }
     if examiner.coherence is not None:
         own["coherence"] = examiner.coherence.data
     return Artefact(tensors, {"own": own}, check=check.data)
