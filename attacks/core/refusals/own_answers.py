@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from torch import Generator, Tensor
 
@@ -17,6 +17,7 @@ from attacks.core.artefact import Artefact
 from attacks.core.behavior import Behavior
 from attacks.core.interventions import AblateDirection, AblateSubspace
 from attacks.core.prompt import Messages
+from attacks.core.refusals.branching import branched_answers
 from attacks.core.refusals.checked_direction import Checked
 from attacks.core.refusals.coherence import Coherence, garbled
 from attacks.core.refusals.openers import GENERAL_OPENERS, opens_with_refusal, refuses_on_the_way
@@ -26,11 +27,13 @@ from attacks.core.weights import Change
 
 if TYPE_CHECKING:
     from attacks.core.model import Model
+    from attacks.core.refusals.verdicts import Examiner
 
 #: The tensors of an artefact that bring own answers.
 OWN = ("subspace", "ablation")
 #: Where a target may be from, in the order in which they are tried; the last is the behaviour's.
-SUBSPACE, DIRECTION, GIVEN = "own answer, subspace", "own answer, direction", "given target"
+SUBSPACE, DIRECTION = "own answer, subspace", "own answer, direction"
+BRANCHED, GIVEN = "own answer, decoded past its refusal", "given target"
 #: Of the words of a usual answer; what is as short may be a refusal in words that no opener tells.
 _SHORT = 0.5
 
@@ -67,12 +70,18 @@ class OwnAnswers:
         """What the answer is to begin with, and which of the sources it is from.
 
         The first of the model's own answers, of at most `tokens` tokens, that is neither a refusal,
-        be it on the way, nor garbled, nor as short as a refusal, or the behaviour's target.
+        be it on the way, nor garbled, nor as short as a refusal. Where no change brings one, the
+        plain model's answer is decoded anew from where it refuses (`branched_answers`). The
+        behaviour's target is the last resort: a model that opens its answers otherwise, or with
+        small talk, finds it unlikely although it answers.
         """
         for source, change in self.changes:
             answer = own_answer(model, behavior.text, change, tokens)
             if self.usable(model, behavior.text, answer):
                 return answer, source
+        standards = cast("Examiner", _Standards(self, model, tokens))
+        for _, answer in branched_answers(model, [behavior.text], standards):
+            return answer, BRANCHED
         return behavior.affirmative, GIVEN
 
     def answered(
@@ -88,12 +97,43 @@ class OwnAnswers:
     def usable(self, model: Model, text: str, answer: str) -> bool:
         """Whether `answer` to `text` is worth pursuing; see `target`."""
         said = model.chat.answer(answer)
-        if not said.strip() or opens_with_refusal(said, self.openers) or refuses_on_the_way(said):
-            return False
         ended = not isinstance(answer, Answer) or answer.ended
-        if ended and len(said.split()) <= _SHORT * self.usual_words:
+        if not said.strip() or self.refuses(said, ended=ended):
             return False
         return not garbled(model, self.coherence, [said], [text])[0]
+
+    def refuses(self, said: str, *, ended: bool = True) -> bool:
+        """Whether an answer refuses, or ends after as few words as a refusal."""
+        if opens_with_refusal(said, self.openers) or refuses_on_the_way(said):
+            return True
+        return ended and len(said.split()) <= _SHORT * self.usual_words
+
+
+@dataclass(frozen=True, eq=False)
+class _Standards:
+    """What `branched_answers` asks of an `Examiner`, for one request."""
+
+    own: OwnAnswers
+    model: Model
+    tokens: int
+
+    @property
+    def openers(self) -> tuple[str, ...]:
+        return self.own.openers
+
+    @property
+    def usual_words(self) -> float:
+        return self.own.usual_words
+
+    def refuses(self, answer: str) -> bool:
+        return self.own.refuses(answer)
+
+    def declines(self, prompt: str, answer: str) -> bool:
+        return self.own.refuses(answer)
+
+    def spoiled(self, prompts: Sequence[str], said: Sequence[str]) -> list[bool]:
+        marks = garbled(self.model, self.own.coherence, said, prompts)
+        return [mark or not text.strip() for mark, text in zip(marks, said, strict=True)]
 
 
 def own_answer(model: Model, text: str, change: Change, tokens: int) -> str:
