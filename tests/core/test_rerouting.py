@@ -10,6 +10,7 @@ import torch
 from attacks import Behavior, load
 from attacks.attack import State, Step
 from attacks.core.analysis.survey import LayerReport, Survey, choose_heads, choose_layers, survey
+from attacks.core.answer import Answer
 from attacks.core.artefact import EMPTY, Artefact
 from attacks.core.errors import BadInput
 from attacks.core.interventions import AblateDirection
@@ -198,6 +199,19 @@ def test_heads_that_the_model_does_not_have_are_refused() -> None:
         choose_heads(model, train[:4], [])
 
 
+def test_a_family_whose_attention_cannot_be_read_is_refused_before_any_search() -> None:
+    """Its attention does not go through transformers' interface; what heads write is read."""
+    harmful, harmless = _twins()
+    train = [*harmful[:4], *harmless[:4]]
+    model = tiny("falcon")
+    for kind in ("dazzle", "ablation"):
+        attack = load("ssr-attention", heads=((0, 0),), kind=kind)
+        with pytest.raises(BadInput, match="cannot be read"):
+            attack.aim(model, reports((1.0, 1.0)), train)  # type: ignore[attr-defined]
+    silent = load("ssr-attention", heads=((0, 0),), kind="full-ablation")
+    assert silent.aim(model, reports((1.0, 1.0)), train).data == {"heads": [[0, 0]]}  # type: ignore[attr-defined]
+
+
 def _twins() -> tuple[list[Behavior], list[Behavior]]:
     rows = [(f"{n}", f"{verb} the {thing}.") for n, (verb, thing) in enumerate(_PAIRS)]
     harmful = [Behavior(f"h{n}", text, twin=f"g{n}") for n, text in rows]
@@ -286,6 +300,15 @@ def test_an_own_answer_as_short_as_a_refusal_is_not_pursued(behavior: Behavior) 
     assert not own.usable(model, text, silence)
     assert not own.refuses(silence, ended=False), "what the limit cut may go on"
     assert not replace(own, usual_words=0.0).refuses(silence)
+    (plain,) = model.generate([model.conversation(text)], max_new_tokens=40)
+    assert replace(own, usual_words=0.0).refuses(plain)
+    # Spoiled where openers are looked for, and padded to the length of an answer.
+    mangled = plain.replace("I'm sorry, but I", "Umbrella, but Ixx")
+    assert mangled != plain and not own.refuses(mangled, ended=False)
+    assert own.mangles(text, mangled, plain)
+    assert not own.usable(model, text, Answer(mangled, ended=False))
+    assert not own.mangles(text, answer, plain)
+    assert not own.mangles(text, answer, answer), "what is answered anyway is no refusal"
     # The target is the last resort: where the model does not refuse, there is nothing to go past.
     unchanged = replace(own, changes=())
     assert unchanged.target(model, replace(behavior, text=text), tokens=40)[1] == BRANCHED

@@ -14,13 +14,19 @@ from torch import Generator, Tensor
 
 from attacks.core.answer import Answer
 from attacks.core.artefact import Artefact
-from attacks.core.behavior import Behavior
+from attacks.core.behavior import Behavior, content_words
 from attacks.core.interventions import AblateDirection, AblateSubspace
 from attacks.core.prompt import Messages
+from attacks.core.reading.answers import answers
 from attacks.core.refusals.branching import branched_answers
 from attacks.core.refusals.checked_direction import Checked
 from attacks.core.refusals.coherence import Coherence, garbled
-from attacks.core.refusals.openers import GENERAL_OPENERS, opens_with_refusal, refuses_on_the_way
+from attacks.core.refusals.openers import (
+    GENERAL_OPENERS,
+    LATER_TOKENS,
+    opens_with_refusal,
+    refuses_on_the_way,
+)
 from attacks.core.refusals.subspace import find_refusal_subspace
 from attacks.core.refusals.verdicts import LEFT
 from attacks.core.weights import Change
@@ -36,6 +42,9 @@ SUBSPACE, DIRECTION = "own answer, subspace", "own answer, direction"
 BRANCHED, GIVEN = "own answer, decoded past its refusal", "given target"
 #: Of the words of a usual answer; what is as short may be a refusal in words that no opener tells.
 _SHORT = 0.5
+#: Of the words that either says beyond the prompt: an answer that shares as many with the refusal
+#: is that refusal, mangled.
+_SAME = 0.5
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,16 +79,17 @@ class OwnAnswers:
         """What the answer is to begin with, and which of the sources it is from.
 
         The first of the model's own answers, of at most `tokens` tokens, that is neither a refusal,
-        be it on the way, nor garbled, nor as short as a refusal. Where no change brings one, the
-        plain model's answer is decoded anew from where it refuses (`branched_answers`). The
-        behaviour's target is the last resort: a model that opens its answers otherwise, or with
-        small talk, finds it unlikely although it answers.
+        be it on the way or mangled, nor garbled, nor as short as a refusal. Where no change brings
+        one, the plain model's answer is decoded anew, by up to `tokens` tokens, from where it
+        refuses (`branched_answers`). The behaviour's target is the last resort: a model that opens
+        its answers otherwise, or with small talk, finds it unlikely although it answers.
         """
         for source, change in self.changes:
             answer = own_answer(model, behavior.text, change, tokens)
             if self.usable(model, behavior.text, answer):
                 return answer, source
-        standards = cast("Examiner", _Standards(self, model, tokens))
+        (plain,) = answers(model, [behavior.text], tokens=LATER_TOKENS)
+        standards = cast("Examiner", _Standards(self, model, tokens, plain))
         for _, answer in branched_answers(model, [behavior.text], standards):
             return answer, BRANCHED
         return behavior.affirmative, GIVEN
@@ -100,6 +110,9 @@ class OwnAnswers:
         ended = not isinstance(answer, Answer) or answer.ended
         if not said.strip() or self.refuses(said, ended=ended):
             return False
+        (plain,) = answers(model, [text], tokens=LATER_TOKENS)
+        if self.mangles(text, said, plain):
+            return False
         return not garbled(model, self.coherence, [said], [text])[0]
 
     def refuses(self, said: str, *, ended: bool = True) -> bool:
@@ -107,6 +120,14 @@ class OwnAnswers:
         if opens_with_refusal(said, self.openers) or refuses_on_the_way(said):
             return True
         return ended and len(said.split()) <= _SHORT * self.usual_words
+
+    def mangles(self, text: str, said: str, plain: str) -> bool:
+        """Whether an answer to `text` says what the plain model does, which is a refusal.
+
+        A change may spoil the opening of a refusal, by which it is told, and leave the rest.
+        """
+        here, there = (content_words(one) - content_words(text) for one in (said, plain))
+        return self.refuses(plain) and len(here & there) >= _SAME * max(len(here | there), 1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -116,6 +137,8 @@ class _Standards:
     own: OwnAnswers
     model: Model
     tokens: int
+    plain: str
+    """The plain model's answer."""
 
     @property
     def openers(self) -> tuple[str, ...]:
@@ -129,7 +152,7 @@ class _Standards:
         return self.own.refuses(answer)
 
     def declines(self, prompt: str, answer: str) -> bool:
-        return self.own.refuses(answer)
+        return self.own.refuses(answer) or self.own.mangles(prompt, answer, self.plain)
 
     def spoiled(self, prompts: Sequence[str], said: Sequence[str]) -> list[bool]:
         marks = garbled(self.model, self.own.coherence, said, prompts)
