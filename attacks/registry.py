@@ -31,6 +31,7 @@ ATTACKS: Registry[Attack] = Registry(
         "pgd": "attacks.pgd:PGD",
         "ssr-probe": "attacks.ssr:ProbeSSR",
         "ssr-steering": "attacks.ssr:SteeringSSR",
+        "ssr-latents": "attacks.ssr:LatentSSR",
         "ssr-attention": "attacks.ssr:AttentionSSR",
         "soft-prompt": "attacks.soft_prompt:SoftPrompt",
         "refusal-tokens": "attacks.refusal_tokens:RefusalTokens",

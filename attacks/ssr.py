@@ -11,9 +11,13 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from torch import Generator
 
 from attacks.attack import Artefact, Behavior, Pursuit, SuffixAttack
+from attacks.core.analysis.latent_aim import aim_at_latents
+from attacks.core.analysis.latents import Autoencoding
 from attacks.core.analysis.survey import Survey, choose_heads, choose_layers, reads_sets, survey
+from attacks.core.artefact import join_checks
 from attacks.core.objectives import (
     AttentionLoss,
+    LatentLoss,
     Objective,
     ProbeLoss,
     SteeringLoss,
@@ -90,7 +94,8 @@ class SubspaceRerouting(SuffixAttack):
         """
         aimed = self.aim(model, found, train)
         own = {name: found.tensors[name] for name in OWN if name in found.tensors}
-        check = dict(found.check)
+        parts = {"own answer": found.check, "aim": aimed.check}
+        check = join_checks(parts) if aimed.check else dict(found.check)
         if reads_sets(found):
             note = "the probes separate the training sets as well after the first block as anywhere"
             check["notes"] = [note]
@@ -219,10 +224,7 @@ class SteeringSSR(ResidualRerouting):
         ones = (1.0,) * len(layers)
         total = 0.0
         if self.form == "subspace":
-            rests = [float(artefact.tensors[f"rest.{layer}"]) for layer in layers]
-            weights = self.alphas or ones
-            # Squared: what is left of the way, and what harmless prompts scatter by.
-            return sum(w * ((1 - _FAR) ** 2 + r) for w, r in zip(weights, rests, strict=True))
+            return _near_harmless(artefact, self.alphas or ones)
         for layer, weight, target in zip(
             layers, self.alphas or ones, self.targets or ones, strict=True
         ):
@@ -231,6 +233,51 @@ class SteeringSSR(ResidualRerouting):
             passed = harmful + _FAR * (harmless - harmful)
             total += weight * (goal - passed) ** 2
         return total
+
+
+def _near_harmless(artefact: Artefact, weights: Sequence[float]) -> float:
+    """The loss with `_FAR` of the way gone: squared, what is left of it and harmless scatter."""
+    rests = [float(artefact.tensors[f"rest.{layer}"]) for layer in artefact.data["layers"]]
+    return sum(w * ((1 - _FAR) ** 2 + rest) for w, rest in zip(weights, rests, strict=True))
+
+
+@dataclass(frozen=True)
+class LatentSSR(ResidualRerouting):
+    """SSR with the sparse latents that refuse, of an autoencoder fitted on the training prompts.
+
+    The latents are those that the refusal score of harmful prompts is attributed to, and the suffix
+    drives their pre-activations to where harmless prompts have them (`LatentLoss`). An AbsTopK
+    latent (arXiv 2510.00404) may stand for refusal with either sign.
+    """
+
+    name: ClassVar[str] = "ssr-latents"
+    summary: ClassVar[str] = (
+        "subspace rerouting (SSR): a suffix that turns off the sparse latents that refuse"
+    )
+
+    enough: float | None = None
+    """None: the loss of an activation `_FAR` of the way from harmful to harmless prompts."""
+    latents: Autoencoding = field(default_factory=Autoencoding)
+
+    def aim(self, model: Model, found: Survey, train: Sequence[Behavior]) -> Artefact:
+        """The layers, with the latents of each that refuse, and the check of each."""
+        layers = choose_layers(found, self.layers, who=self.name)
+        aims = [aim_at_latents(model, train, layer, self.latents) for layer in layers]
+        return Artefact(
+            {name: value for aim in aims for name, value in aim.tensors.items()},
+            {"layers": list(layers), "latents": [dict(aim.data) for aim in aims]},
+            check=join_checks({f"layer {at}": a.check for at, a in zip(layers, aims, strict=True)}),
+        )
+
+    def objective(self, artefact: Artefact) -> Objective:
+        """The latents of the layers chosen."""
+        return LatentLoss(tuple(artefact.data["layers"]), self.alphas)
+
+    def threshold(self, artefact: Artefact) -> float:
+        """Harmless prompts scatter about 0, and so have a loss of their own."""
+        if self.enough is not None:
+            return self.enough
+        return _near_harmless(artefact, self.alphas or (1.0,) * len(artefact.data["layers"]))
 
 
 @dataclass(frozen=True)

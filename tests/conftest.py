@@ -54,6 +54,11 @@ def first_rows(count: int, *, name: str = "pocket-train") -> list[Behavior]:
     return [row for kind in kinds for row in kind]
 
 
+def normal(*shape: int, seed: int = 0) -> torch.Tensor:
+    """Standard normal draws."""
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
 def count_right(asked: Sequence[Behavior], said: Sequence[str]) -> int:
     """How many answers hold all facts of their behaviour's reference."""
     pairs = zip(asked, said, strict=True)

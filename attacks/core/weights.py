@@ -29,6 +29,13 @@ class Writer:
     gain: Tensor | None
     """(D,) of the norm between this output and the stream, in families that have one there."""
 
+    def read_along(self, directions: Tensor) -> Tensor:
+        """Directions (..., D) in the output that become the part along `directions` in the stream.
+
+        Of any length, and no longer orthogonal where a norm lies between.
+        """
+        return directions if self.gain is None else directions * self.gain.to(directions)
+
 
 class WeightEdit(ABC):
     """Maps each writer's matrix to a new one; never edits in place."""
@@ -85,10 +92,7 @@ class Orthogonalise(WeightEdit):
     """(D,) of any norm."""
 
     def __call__(self, weight: Tensor, writer: Writer) -> Tensor:
-        direction = self.direction.to(weight)
-        return take_out(
-            weight, direction if writer.gain is None else direction * writer.gain.to(weight)
-        )
+        return take_out(weight, writer.read_along(self.direction.to(weight)))
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,9 +103,9 @@ class OrthogonaliseSubspace(WeightEdit):
     """(k, D) orthonormal rows."""
 
     def __call__(self, weight: Tensor, writer: Writer) -> Tensor:
-        basis = self.basis.to(weight)
+        basis = writer.read_along(self.basis.to(weight))
         if writer.gain is not None:
-            basis = torch.linalg.qr((basis * writer.gain.to(weight)).T).Q.T
+            basis = torch.linalg.qr(basis.T).Q.T
         return weight - basis.T @ (basis @ weight)
 
 
@@ -110,6 +114,7 @@ class Abliterate(WeightEdit):
     """Takes a direction out of the output projections, block by block and by degrees.
 
     The common operation of the tools compared in arXiv 2512.13655; embeddings and biases stay.
+    Unlike these tools it goes by what reaches the stream where a norm follows (`Orthogonalise`).
     """
 
     directions: Tensor
@@ -127,5 +132,5 @@ class Abliterate(WeightEdit):
         strength = (self.attention if writer.part == "attention" else self.mlp)[writer.layer]
         if strength == 0:
             return None
-        direction = self.directions[writer.layer]
+        direction = writer.read_along(self.directions[writer.layer].to(weight))
         return take_out(weight, direction, strength=strength, keep_norms=self.keep_norms)

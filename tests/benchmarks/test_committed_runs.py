@@ -15,8 +15,9 @@ from conftest import ALIGNED, ROOT
 RESULTS = ROOT / "results"
 RECIPES = "pocket-recipes-search"
 BREAKER = "pocket-breaker"
+LATENTS = "pocket-latents"
 GCG = ("pocket-gcg-options", "pocket-gcg-best", "pocket-gcg-long")
-RUNS = (*GCG, "pocket-continuous", RECIPES, BREAKER)
+RUNS = (*GCG, "pocket-continuous", RECIPES, BREAKER, LATENTS)
 RUNGS = tuple(f"pocket-llama-hard{number}" for number in (1, 2, 3))
 
 

@@ -76,7 +76,7 @@ def test_the_law_holds_in_the_model_and_only_where_the_kernel_reaches() -> None:
             if writer.layer < 0:
                 assert new is old
                 continue
-            r = directions[writer.layer]
+            r = writer.read_along(directions[writer.layer])
             attention = 0.8 if writer.layer >= 3 else 0.0
             strength = attention if writer.part == "attention" else 0.3 * (writer.layer == 0)
             torch.testing.assert_close(r @ new, (1 - strength) * (r @ old), atol=1e-5, rtol=1e-4)

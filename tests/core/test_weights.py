@@ -47,6 +47,14 @@ def test_norm_preserving_edits_keep_the_length_of_every_row(rng: torch.Generator
     torch.testing.assert_close(same, weight, atol=1e-6, rtol=1e-6)
 
 
+def test_abliteration_takes_out_what_reaches_the_stream_behind_a_norm(rng: torch.Generator) -> None:
+    weight, gain = torch.randn((8, 5), generator=rng), torch.rand(8, generator=rng) + 0.5
+    r = torch.randn(8, generator=rng)
+    after = Abliterate(r[None], (1.0,), (0.0,))(weight, Writer("w", 0, "attention", False, gain))
+    assert after is not None
+    torch.testing.assert_close(r @ (gain[:, None] * after), torch.zeros(5), atol=1e-5, rtol=0)
+
+
 def test_abliteration_leaves_embeddings_biases_and_layers_of_strength_zero(
     rng: torch.Generator,
 ) -> None:

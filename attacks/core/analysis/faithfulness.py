@@ -236,7 +236,7 @@ def mlp_faithfulness(
                 ids[-1:].expand(len(rows), 1),
                 [read],
                 prefix=prefixes[index],
-                interventions=[_Replace(site, rows)],
+                interventions=[ReplaceLast(site, rows)],
             )
             return refusal_score(trace[read][:, 0].float().cpu().log_softmax(1), token_ids)
 
@@ -252,12 +252,12 @@ def mlp_faithfulness(
 
 
 @dataclass(frozen=True, eq=False)
-class _Replace(Intervention):
+class ReplaceLast(Intervention):
     """Puts a row into the last position of each sequence."""
 
     site: Site
     rows: Tensor
-    """(B, D)"""
+    """(B, D); gradients flow to it."""
 
     @property
     def sites(self) -> tuple[Site, ...]:

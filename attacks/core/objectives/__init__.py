@@ -1,6 +1,7 @@
 """Objectives that a search can minimise; they can be combined: `a + 0.5 * b`."""
 
 from attacks.core.objectives.activations import (
+    LatentLoss,
     ProbeLoss,
     RefusalProjection,
     SteeringLoss,
@@ -21,6 +22,7 @@ from attacks.core.objectives.target import LossOptions
 __all__ = [
     "AttentionLoss",
     "Bound",
+    "LatentLoss",
     "LossOptions",
     "Objective",
     "ProbeLoss",

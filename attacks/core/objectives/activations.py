@@ -203,6 +203,56 @@ class _BoundNorm(_AtSites):
 
 
 @dataclass(frozen=True)
+class LatentLoss(Objective):
+    """Weighted sum over layers of sum_r s_r max(0, z_r)^2, over sparse latents that refuse.
+
+    z = F e + o are pre-activations of an autoencoder's latents on a scale where the mean of harmful
+    training prompts is 1 and that of harmless ones 0, whichever sign refuses, and e is `resid_post`
+    at the last token. What lies beyond 0 is on the side of acceptance and costs nothing. The
+    artefact holds `latents.<layer>` (R, D) for F, `offsets.<layer>` (R,) for o, and
+    `shares.<layer>` (R,) for s for each layer.
+    """
+
+    layers: tuple[int, ...]
+    weights: tuple[float, ...] = ()
+    """One for each layer, or none: all 1."""
+
+    def bind(self, model: Model, prompt: Prompt, artefact: Artefact) -> Bound:
+        """Bind to the latents of `layers`.
+
+        Raises:
+            BadInput: not as many weights as layers.
+            KeyError: the artefact lacks a layer's latents.
+        """
+        rows, offsets, shares = (
+            tuple(artefact.tensors[f"{name}.{layer}"].to(model.device) for layer in self.layers)
+            for name in ("latents", "offsets", "shares")
+        )
+        weights = _each(self.weights, self.layers, "weights").to(model.device)
+        return _BoundLatents(_sites(self.layers, prompt.roles), rows, offsets, shares, weights)
+
+
+@dataclass(frozen=True, eq=False)
+class _BoundLatents(_AtSites):
+    rows: tuple[Tensor, ...]
+    """(R, D) each"""
+    offsets: tuple[Tensor, ...]
+    """(R,) each"""
+    shares: tuple[Tensor, ...]
+    """(R,) each"""
+    weights: Tensor
+    """(K,)"""
+
+    def __call__(self, trace: Trace) -> Tensor:
+        states = _states(trace, self.sites)
+        total = torch.zeros(len(states), device=states.device)
+        for at, rows in enumerate(self.rows):
+            refusing = (states[:, at] @ rows.T + self.offsets[at]).clamp_min(0)
+            total = total + self.weights[at] * (self.shares[at] * refusing.square()).sum(1)
+        return total
+
+
+@dataclass(frozen=True)
 class RefusalProjection(Objective):
     """max(0, <h, r> - m): how far the prompt goes along the refusal direction beyond harmless ones.
 
