@@ -20,6 +20,7 @@ from attacks.core.refusals.own_answers import (
     OwnAnswers,
     fit_own_answers,
 )
+from attacks.core.refusals.remains import mangles
 from conftest import first_rows, pocket
 
 
@@ -70,10 +71,8 @@ def test_an_own_answer_as_short_as_a_refusal_is_not_pursued(behavior: Behavior) 
     # Spoiled where openers are looked for, and padded to the length of an answer.
     mangled = plain.replace("I'm sorry, but I", "Umbrella, but Ixx")
     assert mangled != plain and not own.refuses(mangled, ended=False)
-    assert own.mangles(text, mangled, plain)
+    assert mangles(mangled, text, plain) and not mangles(answer, text, plain)
     assert not own.usable(model, text, Answer(mangled, ended=False))
-    assert not own.mangles(text, answer, plain)
-    assert not own.mangles(text, answer, answer), "what is answered anyway is no refusal"
     # The target is the last resort: where the model does not refuse, there is nothing to go past.
     unchanged = replace(own, changes=())
     assert unchanged.target(model, replace(behavior, text=text), tokens=40)[1] == BRANCHED

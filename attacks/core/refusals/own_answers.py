@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from torch import Generator, Tensor
 
 from attacks.core.answer import Answer
 from attacks.core.artefact import Artefact
-from attacks.core.behavior import Behavior, content_words
+from attacks.core.behavior import Behavior
 from attacks.core.interventions import AblateDirection, AblateSubspace
 from attacks.core.prompt import Messages
 from attacks.core.reading.answers import answers
@@ -27,24 +27,19 @@ from attacks.core.refusals.openers import (
     opens_with_refusal,
     refuses_on_the_way,
 )
+from attacks.core.refusals.remains import mangles, short_for_an_answer
 from attacks.core.refusals.subspace import find_refusal_subspace
 from attacks.core.refusals.verdicts import LEFT
 from attacks.core.weights import Change
 
 if TYPE_CHECKING:
     from attacks.core.model import Model
-    from attacks.core.refusals.verdicts import Examiner
 
 #: The tensors of an artefact that bring own answers.
 OWN = ("subspace", "ablation")
 #: Where a target may be from, in the order in which they are tried; the last is the behaviour's.
 SUBSPACE, DIRECTION = "own answer, subspace", "own answer, direction"
 BRANCHED, GIVEN = "own answer, decoded past its refusal", "given target"
-#: Of the words of a usual answer; what is as short may be a refusal in words that no opener tells.
-_SHORT = 0.5
-#: Of the words that either says beyond the prompt: an answer that shares as many with the refusal
-#: is that refusal, mangled.
-_SAME = 0.5
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,12 +79,12 @@ class OwnAnswers:
         refuses (`branched_answers`). The behaviour's target is the last resort: a model that opens
         its answers otherwise, or with small talk, finds it unlikely although it answers.
         """
+        plain = self.plain(model, behavior.text)
         for source, change in self.changes:
             answer = own_answer(model, behavior.text, change, tokens)
-            if self.usable(model, behavior.text, answer):
+            if self._passes(model, behavior.text, answer, plain):
                 return answer, source
-        (plain,) = answers(model, [behavior.text], tokens=LATER_TOKENS)
-        standards = cast("Examiner", _Standards(self, model, tokens, plain))
+        standards = _Standards(self, model, tokens)
         for _, answer in branched_answers(model, [behavior.text], standards):
             return answer, BRANCHED
         return behavior.affirmative, GIVEN
@@ -106,12 +101,14 @@ class OwnAnswers:
 
     def usable(self, model: Model, text: str, answer: str) -> bool:
         """Whether `answer` to `text` is worth pursuing; see `target`."""
+        return self._passes(model, text, answer, self.plain(model, text))
+
+    def _passes(self, model: Model, text: str, answer: str, plain: str) -> bool:
         said = model.chat.answer(answer)
         ended = not isinstance(answer, Answer) or answer.ended
         if not said.strip() or self.refuses(said, ended=ended):
             return False
-        (plain,) = answers(model, [text], tokens=LATER_TOKENS)
-        if self.mangles(text, said, plain):
+        if self.refuses(plain) and mangles(said, text, plain):
             return False
         return not garbled(model, self.coherence, [said], [text])[0]
 
@@ -119,26 +116,21 @@ class OwnAnswers:
         """Whether an answer refuses, or ends after as few words as a refusal."""
         if opens_with_refusal(said, self.openers) or refuses_on_the_way(said):
             return True
-        return ended and len(said.split()) <= _SHORT * self.usual_words
+        return ended and short_for_an_answer(said, self.usual_words)
 
-    def mangles(self, text: str, said: str, plain: str) -> bool:
-        """Whether an answer to `text` says what the plain model does, which is a refusal.
-
-        A change may spoil the opening of a refusal, by which it is told, and leave the rest.
-        """
-        here, there = (content_words(one) - content_words(text) for one in (said, plain))
-        return self.refuses(plain) and len(here & there) >= _SAME * max(len(here | there), 1)
+    def plain(self, model: Model, text: str) -> str:
+        """What the model says to `text` as it is, long enough to see whether it refuses."""
+        (said,) = answers(model, [text], tokens=LATER_TOKENS)
+        return said
 
 
 @dataclass(frozen=True, eq=False)
 class _Standards:
-    """What `branched_answers` asks of an `Examiner`, for one request."""
+    """`OwnAnswers` as what `branched_answers` goes by."""
 
     own: OwnAnswers
     model: Model
     tokens: int
-    plain: str
-    """The plain model's answer."""
 
     @property
     def openers(self) -> tuple[str, ...]:
@@ -150,9 +142,6 @@ class _Standards:
 
     def refuses(self, answer: str) -> bool:
         return self.own.refuses(answer)
-
-    def declines(self, prompt: str, answer: str) -> bool:
-        return self.own.refuses(answer) or self.own.mangles(prompt, answer, self.plain)
 
     def spoiled(self, prompts: Sequence[str], said: Sequence[str]) -> list[bool]:
         marks = garbled(self.model, self.own.coherence, said, prompts)
