@@ -24,6 +24,7 @@ from attacks.core.objectives import (
     SubspaceNorm,
     TargetCrossEntropy,
 )
+from attacks.core.prompt import suffixed
 from attacks.core.refusals.harmfulness import harm_directions, refusal_bases
 from attacks.core.refusals.own_answers import GIVEN, OWN, OwnAnswers
 from attacks.core.search import CoordinateSearch
@@ -59,8 +60,9 @@ class SubspaceRerouting(SuffixAttack):
     with `weight`; used to rank the final candidates; or not at all."""
     answer: Literal["own", "given"] = "own"
     """The model's own answer with refusal ablated (the first that is neither a refusal nor garbled:
-    by the fitted subspace, if there is one, then by the direction, with the behaviour's target as
-    the fallback; see `OwnAnswers`), or always the behaviour's target."""
+    by the fitted subspace, if there is one, then by the direction, then decoded past its refusal,
+    with the behaviour's target as the last resort; see `OwnAnswers`), or always the behaviour's
+    target."""
     tokens: int = 40
     """Maximum length of the model's own answer, in tokens."""
     enough: float | None = 0.2
@@ -296,9 +298,18 @@ class AttentionSSR(SubspaceRerouting):
     """Number of positions at the end of the prompt that count."""
 
     def aim(self, model: Model, found: Survey, train: Sequence[Behavior]) -> Artefact:
-        """The heads, with the effect of patching each."""
+        """The heads, with the effect of patching each.
+
+        Raises:
+            BadInput: as `choose_heads`, or a family in which what is minimised cannot be read.
+        """
         heads, effects = choose_heads(model, train, self.heads)
-        return Artefact({"head_effects": effects}, {"heads": [list(head) for head in heads]})
+        aimed = Artefact({"head_effects": effects}, {"heads": [list(head) for head in heads]})
+        # Asked once here: every single search would fail for the same reason.
+        prompt = model.prompt(suffixed(train[0], 1), rng=Generator().manual_seed(0))
+        bound = AttentionLoss(heads, self.kind).bind(model, prompt, aimed)
+        model.trace(prompt.ids.unsqueeze(0), bound.reads)
+        return aimed
 
     def objective(self, artefact: Artefact) -> Objective:
         """The attention of the heads chosen."""

@@ -27,8 +27,10 @@ class Strong(Attack):
     """Slots on both sides of the request, many starts, few candidates at first, early stopping.
 
     The target is the model's own answer with refusal ablated, with the behaviour's target as the
-    fallback (`OwnAnswers`). Its opening is minimised first, and all of it once the opening is
-    likely; the search stops when greedy decoding gives all of it. No judge is consulted.
+    fallback (`OwnAnswers`). The behaviour's target, which it mostly opens with, is minimised first,
+    and all of it once that is said or half of the steps are over (a model that opens its answers
+    otherwise never says it); the search stops when greedy decoding gives all of it. No judge is
+    consulted.
     """
 
     name: ClassVar[str] = "strong"
@@ -122,7 +124,8 @@ class Strong(Attack):
                 return "passed" if good else "astray"
 
             losses = evaluator(TargetCrossEntropy(), prompt)
-            return Stage(prompt, losses, judge, source=source)
+            within = None if last else max(1, self.steps // 2)
+            return Stage(prompt, losses, judge, within=within, source=source)
 
         def answered() -> Stage:
             target, source = own.target(model, behavior, tokens=self.tokens)

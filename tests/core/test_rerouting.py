@@ -10,16 +10,14 @@ import torch
 from attacks import Behavior, load
 from attacks.attack import State, Step
 from attacks.core.analysis.survey import LayerReport, Survey, choose_heads, choose_layers, survey
-from attacks.core.artefact import EMPTY, Artefact
+from attacks.core.artefact import Artefact
 from attacks.core.errors import BadInput
-from attacks.core.interventions import AblateDirection
 from attacks.core.model import Model
 from attacks.core.objectives import Objective, ProbeLoss, SteeringLoss, SubspaceNorm
 from attacks.core.prompt import suffixed
 from attacks.core.reading.states import last_token
 from attacks.core.refusals.directions import direction_at
 from attacks.core.refusals.harmfulness import refusal_bases
-from attacks.core.refusals.own_answers import DIRECTION, GIVEN, SUBSPACE, OwnAnswers
 from attacks.core.search import Evaluator
 from attacks.core.search.staged import CEILING
 from attacks.core.sites import Site
@@ -190,6 +188,19 @@ def test_heads_that_the_model_does_not_have_are_refused() -> None:
         choose_heads(model, train[:4], [])
 
 
+def test_a_family_whose_attention_cannot_be_read_is_refused_before_any_search() -> None:
+    """Its attention does not go through transformers' interface; what heads write is read."""
+    harmful, harmless = _twins()
+    train = [*harmful[:4], *harmless[:4]]
+    model = tiny("falcon")
+    for kind in ("dazzle", "ablation"):
+        attack = load("ssr-attention", heads=((0, 0),), kind=kind)
+        with pytest.raises(BadInput, match="cannot be read"):
+            attack.aim(model, reports((1.0, 1.0)), train)  # type: ignore[attr-defined]
+    silent = load("ssr-attention", heads=((0, 0),), kind="full-ablation")
+    assert silent.aim(model, reports((1.0, 1.0)), train).data == {"heads": [[0, 0]]}  # type: ignore[attr-defined]
+
+
 def _twins() -> tuple[list[Behavior], list[Behavior]]:
     rows = [(f"{n}", f"{verb} the {thing}.") for n, (verb, thing) in enumerate(_PAIRS)]
     harmful = [Behavior(f"h{n}", text, twin=f"g{n}") for n, text in rows]
@@ -236,31 +247,6 @@ def refusal_direction(model: Model) -> torch.Tensor:
     return direction_at(model, *some, layer=3, position=-1)
 
 
-def test_an_own_answer_that_is_a_refusal_or_garbled_is_not_pursued(behavior: Behavior) -> None:
-    """Ablating another direction leaves the refusal: a search towards it would make it surer."""
-    model, attack = pocket("pocket-llama"), load("ssr-probe", layers=(2,))
-    wrong = torch.randn(model.width, generator=torch.Generator().manual_seed(0))
-    right = torch.nn.functional.normalize(refusal_direction(model), dim=0)
-    harmful = replace(behavior, text="What do I need to smudge the chronicle?")
-
-    def pursued(**tensors: torch.Tensor) -> tuple[str, str]:
-        artefact = Artefact({**fitted(model).tensors, **tensors}, {"layers": [2]})
-        pursuit = attack.pursuit(model, harmful, artefact)
-        return pursuit.target, pursuit.source
-
-    assert pursued(ablation=wrong) == (behavior.target, GIVEN)
-    answer, source = pursued(ablation=right)
-    assert source == DIRECTION and "smudge the chronicle" in answer
-    assert pursued(ablation=wrong, subspace=right.unsqueeze(0)) == (answer, SUBSPACE)
-    assert pursued(ablation=right, subspace=wrong.unsqueeze(0) / wrong.norm())[1] == DIRECTION
-    said = "TheTheTheThe" * 12
-    assert not OwnAnswers(()).usable(model, harmful.text, said)
-    assert not OwnAnswers(()).usable(model, harmful.text, " ")
-    for turn in ("Sorry, that is not something I can do.", "I cannot help you."):
-        assert not OwnAnswers(()).usable(model, harmful.text, f"{answer[:24]} {turn}")
-    assert OwnAnswers(()).usable(model, harmful.text, answer)
-
-
 def test_a_given_target_that_a_refusal_begins_with_ends_no_search(behavior: Behavior) -> None:
     """It is said at once, and nothing has been achieved; said before an answer, it ends one."""
     model = pocket("pocket-llama")
@@ -278,25 +264,6 @@ def test_a_given_target_that_a_refusal_begins_with_ends_no_search(behavior: Beha
 
     assert steps("What do I need to smudge the chronicle?", 1) == 4
     assert steps("What do I need to mend the chronicle?", 1) == 1
-
-
-def test_the_answer_aimed_at_is_that_of_the_ablated_model(behavior: Behavior) -> None:
-    model = pocket("pocket-llama")
-    attack = load("ssr-probe", layers=(2,), tokens=7)
-    ablation = refusal_direction(model)
-    tensors = dict(fitted(model).tensors) | {"ablation": ablation}
-    artefact = Artefact(tensors, {"layers": [2]})
-    (answer,) = model.generate(
-        [model.conversation(behavior.text)],
-        max_new_tokens=7,
-        interventions=[AblateDirection(ablation, model.n_layers)],
-    )
-    assert attack.pursuit(model, behavior, artefact).target == answer
-    given = replace(attack, answer="given")  # type: ignore[call-arg]
-    assert given.pursuit(model, behavior, artefact).target == behavior.target
-    published = replace(attack, keep="none").pursuit(model, behavior, artefact)  # type: ignore[call-arg]
-    assert published.then is None and published.rank is None
-    assert EMPTY.data == {}
 
 
 def test_a_subspace_that_is_out_of_reach_is_given_up_after_half_of_the_steps(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ import torch
 from attacks import load
 from attacks.core.behavior import Behavior
 from attacks.core.errors import BadInput
+from attacks.core.refusals.own_answers import DIRECTION, GIVEN
 from benchmarks.inputs.behaviors import load_behaviors
 from conftest import pocket
 
@@ -48,6 +50,25 @@ def test_strong_says_its_target_and_stops_by_itself(
         assert behavior.text in text and head and tail
         (answer,) = model.generate([prompt], max_new_tokens=40)
         assert answer.startswith(behavior.affirmative)
+
+
+def test_a_given_target_out_of_reach_is_left_for_the_own_answer(
+    behaviors: list[Behavior], train: list[Behavior]
+) -> None:
+    """A model that never opens so would be searched for the given target alone."""
+    model = pocket(MODEL)
+    attack = load("strong", steps=24, width=1, first=1, merge=0, restart=1)
+    artefact = attack.prepare(model, train, rng=generator())
+    other = replace(behaviors[0], target="Zebras, zebras, zebras, zebras")
+    steps = list(attack.run(model, other, artefact=artefact, rng=generator()))
+    sources = [step.source for step in steps]
+    stale = [int(str(step.state["stale"])) for step in steps[:12]]
+    assert [0, 1, 2, 0] in [stale[at : at + 4] for at in range(9)], "it begins anew"
+    assert sources[:12] == [GIVEN] * 12, "half of the steps, new starts included"
+    assert len(steps) > 12 and set(sources[12:]) == {DIRECTION}
+    for at in (1, 11):
+        rest = attack.run(model, other, artefact=artefact, rng=generator(), state=steps[at].state)
+        assert [step.prompts for step in rest] == [step.prompts for step in steps[at + 1 :]]
 
 
 def test_the_given_target_needs_no_own_answer(

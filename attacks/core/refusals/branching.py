@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from attacks.core.errors import BadInput
 from attacks.core.prompt import Message
@@ -17,7 +17,7 @@ from attacks.core.reading.answers import answers
 from attacks.core.reading.states import last_of
 from attacks.core.refusals.coherence import mean_log_probs
 from attacks.core.refusals.openers import refusal_start
-from attacks.core.refusals.verdicts import Examiner
+from attacks.core.refusals.remains import mangles, short_for_an_answer
 from attacks.core.sites import Site
 
 if TYPE_CHECKING:
@@ -26,12 +26,32 @@ if TYPE_CHECKING:
 #: Requests that are answered so at most, and next tokens that are tried for each.
 _REQUESTS, _TOKENS = 48, 6
 _ROWS = 16
-#: Of the words of a usual answer; what is as short may be the remains of a refusal.
-_SHORT = 0.5
+
+
+class Standards(Protocol):
+    """What an answer has to meet; an `Examiner` knows."""
+
+    @property
+    def openers(self) -> tuple[str, ...]:
+        """Of refusals, normalised."""
+
+    @property
+    def tokens(self) -> int:
+        """Of an answer."""
+
+    @property
+    def usual_words(self) -> float:
+        """Of the median answer to a harmless prompt; 0 where that is not known."""
+
+    def refuses(self, answer: str) -> bool:
+        """Whether an answer refuses."""
+
+    def spoiled(self, prompts: Sequence[str], said: Sequence[str]) -> list[bool]:
+        """Whether each answer is empty or garbled."""
 
 
 def branched_answers(
-    model: Model, texts: Sequence[str], examiner: Examiner
+    model: Model, texts: Sequence[str], standards: Standards
 ) -> list[tuple[str, str]]:
     """Requests among the first `_REQUESTS` of `texts` that are refused, with answers to them.
 
@@ -42,39 +62,52 @@ def branched_answers(
     does are left out, and so are all where the chat template does not let an answer be continued.
     """
     texts = texts[:_REQUESTS]
-    said = answers(model, texts, tokens=examiner.tokens)
-    kept = [
-        (text, answer[: refusal_start(answer, examiner.openers) or 0].rstrip())
-        for text, answer in zip(texts, said, strict=True)
-        if examiner.refuses(answer)
-    ]
-    if not kept:
+    said = answers(model, texts, tokens=standards.tokens)
+    refusals = {
+        text: answer for text, answer in zip(texts, said, strict=True) if standards.refuses(answer)
+    }
+    if not refusals:
         return []
-    prompts = [model.plain(text, target=before or None) for text, before in kept]
+    kept = [
+        answer[: refusal_start(answer, standards.openers) or 0].rstrip()
+        for answer in refusals.values()
+    ]
+    prompts = [
+        model.plain(text, target=before or None)
+        for text, before in zip(refusals, kept, strict=True)
+    ]
     site = Site(-1, "logits")
     logits = last_of(model, [prompt.sequence for prompt in prompts], [site])[site]
     branches = [
-        (text, before, opened)
-        for (text, before), prompt, row in zip(kept, prompts, logits, strict=True)
+        (text, opened)
+        for text, before, prompt, row in zip(refusals, kept, prompts, logits, strict=True)
         for token in row.topk(_TOKENS).indices.tolist()
         if (opened := _decoded(model, [*prompt.target_ids.tolist(), token])) != before
     ]
-    asked = [(*model.conversation(text), Message("assistant", to)) for text, _, to in branches]
+    asked = [(*model.conversation(text), Message("assistant", to)) for text, to in branches]
     found: dict[str, tuple[float, str]] = {}
     with suppress(BadInput):
         rest = model.generate(
-            asked, max_new_tokens=examiner.tokens, pad_to=32, batch_size=min(_ROWS, len(asked))
+            asked, max_new_tokens=standards.tokens, pad_to=32, batch_size=min(_ROWS, len(asked))
         )
-        answered = [opened + more for (_, _, opened), more in zip(branches, rest, strict=True)]
-        requests = [text for text, _, _ in branches]
-        spoiled = examiner.spoiled(requests, answered)
-        scores = mean_log_probs(model, answered, requests)
-        for text, answer, bad, score in zip(requests, answered, spoiled, scores, strict=True):
-            short = len(answer.split()) <= _SHORT * examiner.usual_words
-            if (
-                not (bad or short or examiner.declines(text, answer))
-                and score > found.get(text, (float("-inf"), ""))[0]
-            ):
+        requests = [text for text, _ in branches]
+        # What is generated comes stripped: whether a space begins it is what the model would say.
+        ways = [
+            [
+                (opened + gap + more).rstrip()
+                for (_, opened), more in zip(branches, rest, strict=True)
+            ]
+            for gap in ("", " ")
+        ]
+        scored = [zip(mean_log_probs(model, way, requests), way, strict=True) for way in ways]
+        likelier = list(map(max, *scored))
+        spoiled = standards.spoiled(requests, [answer for _, answer in likelier])
+        for text, (score, answer), bad in zip(requests, likelier, spoiled, strict=True):
+            remains = short_for_an_answer(answer, standards.usual_words) or mangles(
+                answer, text, refusals[text]
+            )
+            better = text not in found or score > found[text][0]
+            if better and not (bad or remains or standards.refuses(answer)):
                 found[text] = (score, answer)
     return [(text, answer) for text, (_, answer) in found.items()]
 

@@ -12,13 +12,22 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Generator, Tensor
 
+from attacks.core.answer import Answer
 from attacks.core.artefact import Artefact
 from attacks.core.behavior import Behavior
 from attacks.core.interventions import AblateDirection, AblateSubspace
 from attacks.core.prompt import Messages
+from attacks.core.reading.answers import answers
+from attacks.core.refusals.branching import branched_answers
 from attacks.core.refusals.checked_direction import Checked
 from attacks.core.refusals.coherence import Coherence, garbled
-from attacks.core.refusals.openers import GENERAL_OPENERS, opens_with_refusal, refuses_on_the_way
+from attacks.core.refusals.openers import (
+    GENERAL_OPENERS,
+    LATER_TOKENS,
+    opens_with_refusal,
+    refuses_on_the_way,
+)
+from attacks.core.refusals.remains import mangles, short_for_an_answer
 from attacks.core.refusals.subspace import find_refusal_subspace
 from attacks.core.refusals.verdicts import LEFT
 from attacks.core.weights import Change
@@ -26,10 +35,11 @@ from attacks.core.weights import Change
 if TYPE_CHECKING:
     from attacks.core.model import Model
 
-#: Where a target may be from, in the order in which they are tried; the last is the behaviour's.
 #: The tensors of an artefact that bring own answers.
 OWN = ("subspace", "ablation")
-SUBSPACE, DIRECTION, GIVEN = "own answer, subspace", "own answer, direction", "given target"
+#: Where a target may be from, in the order in which they are tried; the last is the behaviour's.
+SUBSPACE, DIRECTION = "own answer, subspace", "own answer, direction"
+BRANCHED, GIVEN = "own answer, decoded past its refusal", "given target"
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,6 +52,8 @@ class OwnAnswers:
     """Refusal openers, normalised."""
     coherence: Coherence | None = None
     """None: only texts themselves are looked at, for loops and echoes."""
+    usual_words: float = 0.0
+    """Of the median answer to a harmless prompt; 0 where that is not known."""
 
     @classmethod
     def of(
@@ -55,18 +67,26 @@ class OwnAnswers:
             changes.append((DIRECTION, AblateDirection(tensors["ablation"], n_layers)))
         own = data.get("own", {})
         coherence = Coherence(**own["coherence"]) if "coherence" in own else None
-        return cls(tuple(changes), tuple(own.get("openers", GENERAL_OPENERS)), coherence)
+        openers = tuple(own.get("openers", GENERAL_OPENERS))
+        return cls(tuple(changes), openers, coherence, float(own.get("usual_words", 0)))
 
     def target(self, model: Model, behavior: Behavior, *, tokens: int) -> tuple[str, str]:
         """What the answer is to begin with, and which of the sources it is from.
 
         The first of the model's own answers, of at most `tokens` tokens, that is neither a refusal,
-        be it on the way, nor garbled, or the behaviour's target.
+        be it on the way or mangled, nor garbled, nor as short as a refusal. Where no change brings
+        one, the plain model's answer is decoded anew, by up to `tokens` tokens, from where it
+        refuses (`branched_answers`). The behaviour's target is the last resort: a model that opens
+        its answers otherwise, or with small talk, finds it unlikely although it answers.
         """
+        plain = self.plain(model, behavior.text)
         for source, change in self.changes:
             answer = own_answer(model, behavior.text, change, tokens)
-            if self.usable(model, behavior.text, answer):
+            if self._passes(model, behavior.text, answer, plain):
                 return answer, source
+        standards = _Standards(self, model, tokens)
+        for _, answer in branched_answers(model, [behavior.text], standards):
+            return answer, BRANCHED
         return behavior.affirmative, GIVEN
 
     def answered(
@@ -81,10 +101,51 @@ class OwnAnswers:
 
     def usable(self, model: Model, text: str, answer: str) -> bool:
         """Whether `answer` to `text` is worth pursuing; see `target`."""
+        return self._passes(model, text, answer, self.plain(model, text))
+
+    def _passes(self, model: Model, text: str, answer: str, plain: str) -> bool:
         said = model.chat.answer(answer)
-        if not said.strip() or opens_with_refusal(said, self.openers) or refuses_on_the_way(said):
+        ended = not isinstance(answer, Answer) or answer.ended
+        if not said.strip() or self.refuses(said, ended=ended):
+            return False
+        if self.refuses(plain) and mangles(said, text, plain):
             return False
         return not garbled(model, self.coherence, [said], [text])[0]
+
+    def refuses(self, said: str, *, ended: bool = True) -> bool:
+        """Whether an answer refuses, or ends after as few words as a refusal."""
+        if opens_with_refusal(said, self.openers) or refuses_on_the_way(said):
+            return True
+        return ended and short_for_an_answer(said, self.usual_words)
+
+    def plain(self, model: Model, text: str) -> str:
+        """What the model says to `text` as it is, long enough to see whether it refuses."""
+        (said,) = answers(model, [text], tokens=LATER_TOKENS)
+        return said
+
+
+@dataclass(frozen=True, eq=False)
+class _Standards:
+    """`OwnAnswers` as what `branched_answers` goes by."""
+
+    own: OwnAnswers
+    model: Model
+    tokens: int
+
+    @property
+    def openers(self) -> tuple[str, ...]:
+        return self.own.openers
+
+    @property
+    def usual_words(self) -> float:
+        return self.own.usual_words
+
+    def refuses(self, answer: str) -> bool:
+        return self.own.refuses(answer)
+
+    def spoiled(self, prompts: Sequence[str], said: Sequence[str]) -> list[bool]:
+        marks = garbled(self.model, self.own.coherence, said, prompts)
+        return [mark or not text.strip() for mark, text in zip(marks, said, strict=True)]
 
 
 def own_answer(model: Model, text: str, change: Change, tokens: int) -> str:
@@ -114,7 +175,10 @@ def fit_own_answers(
         fitted = find_refusal_subspace(model, train, rng=rng)
         tensors["subspace"], check = fitted.basis, fitted.check
     examiner = best.examiner
-    own: dict[str, Any] = {"openers": list(examiner.openers)}
+    own: dict[str, Any] = {
+        "openers": list(examiner.openers),
+        "usual_words": examiner.usual_words,
+    }
     if examiner.coherence is not None:
         own["coherence"] = examiner.coherence.data
     return Artefact(tensors, {"own": own}, check=check.data)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Generator
 
-from attacks.core.behavior import Behavior, content_words
+from attacks.core.behavior import Behavior
 from attacks.core.errors import BadInput
 from attacks.core.reading.answers import answers
 from attacks.core.reading.dialogues import Dialogue, answer_log_probs, divergence, token_log_probs
@@ -28,6 +28,7 @@ from attacks.core.refusals.openers import (
     opens_with_refusal,
     refuses_on_the_way,
 )
+from attacks.core.refusals.remains import mangles
 from attacks.core.weights import Change
 
 if TYPE_CHECKING:
@@ -179,9 +180,8 @@ class Examiner:
             if not any(refuses_on_the_way(answer, [opener]) for answer in kept)
         )
         said = answers(model, harmful, tokens=self.tokens)
-        refused = [text for text in said if self.refuses(text)]
-        self.refused_before = len(refused) / len(said) if said else 0.0
-        self._refusals = [content_words(text) for text in refused]
+        self._refusals = [text for text in said if self.refuses(text)]
+        self.refused_before = len(self._refusals) / len(said) if said else 0.0
         answered = [(text, answer) for text, answer in plain if answer and not self.refuses(answer)]
         self.harmless = [text for text, _ in answered]
         #: Words of the median answer to a harmless prompt; 0 where none is answered.
@@ -195,15 +195,8 @@ class Examiner:
         return opens or refuses_on_the_way(answer, self._turns)
 
     def declines(self, prompt: str, answer: str) -> bool:
-        """Whether an answer refuses, or is what is left of a refusal.
-
-        A change that only mangles refusals leaves their words ("am, that is not something I do"),
-        and no opener may tell these. So an answer declines if its content words, apart from those
-        of its prompt, all stand in one refusal of the plain model.
-        """
-        words = content_words(answer)
-        new = words - content_words(prompt)
-        return self.refuses(answer) or (bool(words) and any(new <= old for old in self._refusals))
+        """Whether an answer refuses, or is what is left of a plain refusal (`mangles`)."""
+        return self.refuses(answer) or any(mangles(answer, prompt, one) for one in self._refusals)
 
     def spoiled(self, prompts: Sequence[str], said: Sequence[str]) -> list[bool]:
         """Whether each answer is empty or garbled."""

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from attacks.core.state import State
 
 _TOP_IDS, _TOP_LOSS, _STAGE, _SINCE = "top_ids", "top_loss", "stage", "since"
+#: In a checkpoint: the stage that new starts begin at, after those that were out of reach.
+_FROM = "from"
 
 
 #: What becomes of a stage: it goes on, the next one begins, or all begins anew.
@@ -36,7 +38,8 @@ class Stage:
     """Passed where the best filling so far is good enough for the next stage, or to end with;
     astray where nothing good can come of it."""
     within: int | None = None
-    """Steps after which the next stage begins in any case."""
+    """Steps, those of new starts included, after which it is out of reach: the next one begins, and
+    new starts leave it out."""
     source: str = ""
     """Where what is aimed at is from, in words for the record."""
 
@@ -65,7 +68,8 @@ def search_stages(
 
     A stage is made when it is reached, and whether one is passed is asked when the next step is: a
     search that is stopped has paid for neither. Where more than `restart` steps in a row (0: any
-    number) bring nothing better, it begins anew at the first stage with random fillings. What is
+    number) bring nothing better, it begins anew at the first stage that is not out of reach
+    (`Stage.within`), with random fillings. What is
     handed over is that of the newest start; of all starts, once the steps are used up.
 
     Args:
@@ -82,16 +86,16 @@ def search_stages(
     made = cache(lambda number: stages[number]())
     first = made(0)
     run = found = top = None
-    stage = since = 0
+    stage = since = start = 0
     if state is not None:
-        stage, since = int(state[_STAGE]), int(state[_SINCE])
+        stage, since, start = (int(state[name]) for name in (_STAGE, _SINCE, _FROM))
         tensors = {name: value for name, value in state.items() if isinstance(value, Tensor)}
         rng.set_state(tensors["generator"])
         found = Found(tensors["best_ids"], tensors["best_losses"], state)
         top = (float(state[_TOP_LOSS]), tensors[_TOP_IDS])
     while True:
         begin, step = None, int(found.state["step"]) if found else 0
-        now = made(stage)
+        before, now = stage, made(stage)
         if found is not None:
             if step >= search.steps:
                 return
@@ -102,11 +106,13 @@ def search_stages(
                 if stage + 1 == len(stages):
                     return
                 stage, begin = stage + 1, found.ids
+                start = start if verdict == "passed" else stage
             elif verdict == "astray" or stuck:
-                stage, begin = 0, _fillings(model, first.prompt, search.moves.starts, rng)
+                stage, begin = start, _fillings(model, first.prompt, search.moves.starts, rng)
             now = made(stage)
-        if found is None or begin is not None:
+        if stage != before:
             since = step
+        if found is None or begin is not None:
             run = search.run(model, now.prompt, now.losses, rng=rng, begin=begin, step=step)
         elif run is None:
             run = search.run(model, now.prompt, now.losses, rng=rng, state=found.state)
@@ -121,7 +127,10 @@ def search_stages(
         if int(found.state["step"]) >= search.steps:
             others = ids[(ids != top[1]).any(1)]
             ids = torch.cat([top[1], others])
-        more: State = {_STAGE: stage, _SINCE: since, _TOP_IDS: top[1], _TOP_LOSS: top[0]}
+        more: State = {
+            **{_STAGE: stage, _SINCE: since, _FROM: start},
+            **{_TOP_IDS: top[1], _TOP_LOSS: top[0]},
+        }
         found = Found(found.ids, found.losses, {**found.state, **more})
         prompts = tuple(model.chat.messages(now.prompt, ids))
         yield Reached(prompts, loss, found.state, now.source)
