@@ -126,4 +126,9 @@ def defense_notes(rows: Sequence[Row]) -> list[str]:
                 f"{text(names[row.defense_hash])} on {text(row.model)}: the fit "
                 f"{text(row.defense_verdict)}."
             )
+        elif row.defense_verdict.startswith("good: "):
+            notes.append(
+                f"{text(names[row.defense_hash])} on {text(row.model)}: "
+                f"{text(row.defense_verdict.removeprefix('good: '))}."
+            )
     return list(dict.fromkeys(notes))

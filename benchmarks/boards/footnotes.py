@@ -19,6 +19,9 @@ _BROKEN = 0.1
 #: Share of unknown refusals from which it is, and the judge that knows refusals by words only.
 _UNKNOWN, _BY_WORDS = 0.1, "phrases"
 
+#: How the verdict of a fit begins that is good with a reservation.
+_GOOD = "good: "
+
 
 def footnotes(board: Sequence[Row]) -> list[str]:
     """What a reader must know of single rows.
@@ -35,6 +38,11 @@ def footnotes(board: Sequence[Row]) -> list[str]:
         f"† {named(row)}: the fit {text(row.verdict)}."
         for row in board
         if row.verdict.startswith("failed")
+    ]
+    notes += [
+        f"{named(row)}: {text(row.verdict.removeprefix(_GOOD))}."
+        for row in board
+        if row.verdict.startswith(_GOOD)
     ]
     notes += [
         f"¶ {text(row.model)}: at least {row.unknown:.2f} of its answers to harmful training "

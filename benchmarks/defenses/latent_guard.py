@@ -1,4 +1,4 @@
-"""Latent Guard and erase-and-check: block what the model itself represents as harmful."""
+"""Latent Guard: block what the model itself represents as harmful."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from attacks.core.artefact import Artefact
 from attacks.core.behavior import Behavior
 from attacks.core.errors import BadInput
 from attacks.core.objectives import Bound
-from attacks.core.prompt import INSTRUCTION, Messages, Prompt
-from attacks.core.reading.states import at_last, at_last_instruction, read, read_at
-from attacks.core.shields import BlackBox, Check, excesses
+from attacks.core.prompt import Messages, Prompt
+from attacks.core.reading.states import at_last, at_last_instruction, read
+from attacks.core.shields import Check, excesses
 from attacks.core.sites import Site, Trace
 from attacks.core.weights import Change
 from benchmarks.common.roc import area_under_curve
@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 
 #: What is fitted, for each layer.
 _TENSORS = ("direction", "centre")
+#: An AUC that is lower by this much at most is as good.
+_AS_GOOD = 0.005
 
 
 @dataclass(frozen=True)
@@ -77,6 +79,12 @@ class LatentCheck(Defense):
     ) -> list[float]:
         """Of each conversation, in units of cosine."""
 
+    @abstractmethod
+    def by_layer(
+        self, artefact: Artefact, layers: Sequence[int], model: Model, texts: Sequence[str]
+    ) -> Tensor:
+        """(N, K) scores of plain requests at each of K layers, read in the same passes."""
+
     def fit(self, model: Model, train: Sequence[Behavior], *, rng: Generator) -> Artefact:
         """Directions from a third, layer and threshold from another third, and a check on the rest.
 
@@ -90,14 +98,33 @@ class LatentCheck(Defense):
         chosen, last = halves(rest, rng=rng)
         layers = self.layers or tuple(range(model.n_layers))
         tensors = self._directions(model, rows, layers)
-        choices = [layers] if self.layers else [(layer,) for layer in layers]
-        scored = {at: self._on(model, Artefact(tensors), at, chosen) for at in choices}
-        best = max(choices, key=lambda at: area_under_curve(*scored[at]) or 0.0)
-        threshold = threshold_between(*scored[best], self.budget)
+        best, notes = layers, []
+        if not self.layers:
+            areas = self._areas(model, Artefact(tensors), layers, chosen)
+            best = (layers[areas.index(max(areas))],)
+            if areas[0] >= max(areas) - _AS_GOOD:
+                notes.append(
+                    "after the first block the training sets are told apart as well as anywhere "
+                    f"(AUC {areas[0]:.3f}), which may be how they differ in style: harmless "
+                    "requests of other sets may be blocked"
+                )
         kept = {f"{what}.{at}": tensors[f"{what}.{at}"] for what in _TENSORS for at in best}
+        threshold = threshold_between(*self._on(model, Artefact(kept), best, chosen), self.budget)
         harmless, harmful = self._on(model, Artefact(kept), best, last)
         check = checked([s - threshold for s in harmless], [s - threshold for s in harmful])
+        if notes:
+            check["notes"] = notes
         return Artefact(kept, {"threshold": threshold, "layers": list(best)}, check=check)
+
+    def _areas(
+        self, model: Model, artefact: Artefact, layers: Sequence[int], rows: Sequence[Behavior]
+    ) -> list[float]:
+        """How well each layer's scores separate the harmful of `rows` from the harmless (AUC)."""
+        harmless, harmful = (
+            self.by_layer(artefact, layers, model, texts_of(rows, harmful=kind)).T.tolist()
+            for kind in (False, True)
+        )
+        return [area_under_curve(*pair) or 0.0 for pair in zip(harmless, harmful, strict=True)]
 
     def _on(
         self, model: Model, artefact: Artefact, layers: Sequence[int], rows: Sequence[Behavior]
@@ -165,6 +192,15 @@ class LatentGuard(LatentCheck):
         """One pass for each conversation."""
         return excesses(model, asked, partial(self._excess, artefact, layers, 0.0), interventions)
 
+    def by_layer(
+        self, artefact: Artefact, layers: Sequence[int], model: Model, texts: Sequence[str]
+    ) -> Tensor:
+        """In batches."""
+        sites = [Site(layer, "resid_post") for layer in layers]
+        states = read(model, texts, sites, locate=self.token_of)
+        own = torch.stack([states[site] for site in sites], dim=2).to(model.device)
+        return cosines(own, *fitted_rows(artefact, layers, model))[:, 0]
+
     def around(self, model: Model, artefact: Artefact) -> Model:
         """A check in front of the model."""
         from attacks.core.model import ShieldedModel
@@ -183,103 +219,17 @@ class LatentGuard(LatentCheck):
         prompt: Prompt,
     ) -> Bound:
         sites = tuple(Site(layer, "resid_post", self.token_of(prompt)) for layer in layers)
-        return _Harmful(sites, *_rows(artefact, layers, model), threshold)
-
-
-@dataclass(frozen=True)
-class EraseAndCheck(LatentCheck):
-    """Blocks a request if it, or what is left after erasing its last tokens, looks harmful.
-
-    Erase-and-check in suffix mode (arXiv 2309.02705, section 3): a suffix of up to `erased` tokens
-    hides nothing that the filter finds without it. The filter is Latent Guard's score at the
-    prompt's last token instead of a trained classifier, and the threshold applies to the highest
-    score of the whole request and all that is left of it. An adaptive attack adds the score of its
-    best candidates to their loss.
-    """
-
-    name: ClassVar[str] = "erase-and-check"
-    summary: ClassVar[str] = "blocks requests that look harmful after erasing up to N last tokens"
-    adapts: ClassVar = "search"
-
-    erased: int = 20
-    """Maximum number of tokens erased; the first of a request is always left."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.erased < 1:
-            raise BadInput(f"erase-and-check: erased={self.erased}: must be at least 1")
-
-    def token_of(self, prompt: Prompt) -> tuple[int]:
-        """The prompt's last token."""
-        return at_last(prompt)
-
-    def scores(
-        self,
-        artefact: Artefact,
-        layers: Sequence[int],
-        model: Model,
-        asked: Sequence[Messages],
-        interventions: Sequence[Change] = (),
-    ) -> list[float]:
-        """All that is left of a request in one batch."""
-        sites = [Site(layer, "resid_post") for layer in layers]
-        directions, centres = _rows(artefact, layers, model)
-        found = []
-        for turns in asked:
-            left = beginnings(*model.chat.tokens(turns), self.erased)
-            states = read_at(
-                model,
-                [ids for ids, _ in left],
-                sites,
-                [(len(ids) - 1,) for ids, _ in left],
-                roles=[roles for _, roles in left],
-                interventions=interventions,
-            )
-            own = torch.stack([states[site] for site in sites], dim=2).to(model.device)
-            found.append(float(cosines(own, directions, centres).max()))
-        return found
-
-    def around(self, model: Model, artefact: Artefact) -> Model:
-        """A check in front of the model."""
-        from attacks.core.model import ShieldedModel
-
-        layers, threshold = artefact.data["layers"], artefact.data["threshold"]
-
-        def measure(
-            model: Model, asked: Sequence[Messages], interventions: Sequence[Change]
-        ) -> list[float]:
-            scores = self.scores(artefact, layers, model, asked, interventions)
-            return [score - threshold for score in scores]
-
-        check = BlackBox(self.name, REFUSAL, self.weight, self.margin, measure)
-        return ShieldedModel(model, [check])
-
-
-def beginnings(ids: Tensor, roles: Tensor, most: int) -> list[tuple[Tensor, Tensor]]:
-    """A prompt's ids and roles (T,), and those with 1 to `most` last tokens of the request erased.
-
-    Raises:
-        BadInput: no token of the request.
-    """
-    own = (roles == INSTRUCTION).nonzero().flatten()
-    if not len(own):
-        raise BadInput("no token of the prompt lies within the request; it is empty")
-    found = [(ids, roles)]
-    for count in range(1, min(most, len(own) - 1) + 1):
-        kept = torch.ones_like(ids, dtype=torch.bool)
-        kept[own[-count:]] = False
-        found.append((ids[kept], roles[kept]))
-    return found
+        return _Harmful(sites, *fitted_rows(artefact, layers, model), threshold)
 
 
 def cosines(states: Tensor, directions: Tensor, centres: Tensor) -> Tensor:
-    """(B, P) scores of residual streams (B, P, K, D) by directions and centres (K, D)."""
+    """(B, P, K) of residual streams (B, P, K, D) with directions, from centres, both (K, D)."""
     states = states.to(torch.promote_types(states.dtype, torch.float32))
     away = states - centres.to(states.dtype)
-    return cosine_similarity(away, directions.to(states.dtype), dim=-1).mean(2)
+    return cosine_similarity(away, directions.to(states.dtype), dim=-1)
 
 
-def _rows(artefact: Artefact, layers: Sequence[int], model: Model) -> tuple[Tensor, Tensor]:
+def fitted_rows(artefact: Artefact, layers: Sequence[int], model: Model) -> tuple[Tensor, Tensor]:
     """(K, D) directions and (K, D) centres, on the model's device."""
     directions, centres = (
         torch.stack([artefact.tensors[f"{what}.{layer}"] for layer in layers]).to(model.device)
@@ -303,4 +253,4 @@ class _Harmful(Bound):
 
     def __call__(self, trace: Trace) -> Tensor:
         states = torch.stack([trace[site] for site in self.sites], dim=2)
-        return cosines(states, self.directions, self.centres)[:, 0] - self.threshold
+        return cosines(states, self.directions, self.centres).mean(2)[:, 0] - self.threshold

@@ -21,7 +21,7 @@ DEFENSES: Registry[Defense] = Registry(
     {
         "perplexity": "benchmarks.defenses.perplexity:Perplexity",
         "latent-guard": "benchmarks.defenses.latent_guard:LatentGuard",
-        "erase-and-check": "benchmarks.defenses.latent_guard:EraseAndCheck",
+        "erase-and-check": "benchmarks.defenses.erase_and_check:EraseAndCheck",
         "smooth-llm": "benchmarks.defenses.smooth_llm:SmoothLLM",
         "system-prompt": "benchmarks.defenses.reminders:SystemPrompt",
         "steering": "benchmarks.defenses.steering:ConditionalSteering",

@@ -27,7 +27,7 @@ def test_a_failed_fit_a_fall_back_and_broken_answers_are_footnotes(tmp_path: Pat
         for at in range(4)
     ]
     cells += [
-        (_record(at, source=source, garbled=(False,), verdict="good"), ("knows",))
+        (_record(at, source=source, garbled=(False,), verdict="good: reads | sets"), ("knows",))
         for at, source in enumerate(["own answer, direction", "given target", "given target"])
     ]
     rows = _run(tmp_path, cells)
@@ -36,6 +36,7 @@ def test_a_failed_fit_a_fall_back_and_broken_answers_are_footnotes(tmp_path: Pat
     assert "† ablate on tiny: the fit failed: 0.50 still \\| refused." in text
     assert "‡ ablate on tiny: 1.00 of the answers are garbled" in text
     assert "gcg on tiny aimed at: own answer, direction (1), given target (2)." in text
+    assert "gcg on tiny: reads \\| sets." in text
     by_attack = {row.attack: row for row in rows}
     assert (by_attack["ablate"].asr, by_attack["ablate"].garbled) == (0.0, 1.0)
     assert (by_attack["gcg"].asr, by_attack["gcg"].garbled) == (1.0, 0.0)

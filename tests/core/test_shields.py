@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import string
+from dataclasses import replace
 
 import pytest
 import torch
@@ -16,7 +17,8 @@ from attacks.core.search import Evaluator
 from attacks.core.shields import BlackBox, Exchange, Shield, Shielded
 from benchmarks.common.roc import area_under_curve
 from benchmarks.defenses import REFUSAL, load_defense
-from benchmarks.defenses.latent_guard import beginnings
+from benchmarks.defenses.erase_and_check import beginnings
+from benchmarks.defenses.latent_guard import LatentCheck
 from benchmarks.defenses.smooth_llm import copies, perturbed, target_losses, voted
 from benchmarks.defenses.thresholds import halves, threshold_between
 from benchmarks.inputs.behaviors import load_behaviors
@@ -67,6 +69,33 @@ def test_latent_guard_is_a_cosine_at_one_token(token: str, back: int | None) -> 
     cosine = float(cosine_similarity(away, made.tensors["direction.3"], dim=0))
     (found,) = model.shields[0].scores(model, [plain.conversation(REQUEST)], ())  # type: ignore[attr-defined]
     assert found == pytest.approx(cosine - made.data["threshold"], abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    "spec", ["latent-guard", 'latent-guard:token="last"', "erase-and-check:erased=3"]
+)
+def test_scores_of_all_layers_in_one_pass_are_those_of_each_alone(spec: str) -> None:
+    model, layers, texts = pocket("pocket-llama"), (0, 2, 5), [REQUEST, "Paint the harp."]
+    defense = load_defense(spec)
+    assert isinstance(defense, LatentCheck)
+    rng = torch.Generator().manual_seed(0)
+    made = replace(defense, layers=layers).fit(model, SOME, rng=rng)
+    asked = [model.conversation(text) for text in texts]
+    alone = [defense.scores(made, (layer,), model, asked) for layer in layers]
+    together = defense.by_layer(made, layers, model, texts)
+    torch.testing.assert_close(together, torch.tensor(alone).T, atol=1e-5, rtol=0)
+
+
+def test_a_guard_that_may_read_the_training_sets_says_so() -> None:
+    """Words of a prompt are known after one block; so are sets that differ in style."""
+    train = [*SOME[:48], *load_behaviors("everyday-train[0:48]")]
+    told = fitted('latent-guard:token="last"', pocket("pocket-llama"))[1].check
+    assert told["verdict"] == "good" and "notes" not in told
+    model = pocket("pocket-llama")
+    styles = load_defense('latent-guard:token="last"').fit(
+        model, train, rng=torch.Generator().manual_seed(0)
+    )
+    assert "style" in styles.check["notes"][0] and styles.check["auc"] == 1.0
 
 
 def test_latent_guard_s_direction_is_a_difference_of_means() -> None:
