@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from torch import Generator
 
@@ -12,6 +12,7 @@ from attacks.attack import Artefact, Attack, Behavior, State, Step, ThreatModel
 from attacks.core.artefact import EMPTY, join_checks
 from attacks.core.errors import BadInput
 from attacks.core.prompt import Message, Messages
+from attacks.core.refusals.verdicts import LEFT
 from attacks.core.weights import Change
 
 if TYPE_CHECKING:
@@ -129,7 +130,7 @@ class Composed(Attack):
             {f"{part.name}/{key}": value for part, a in pairs for key, value in a.tensors.items()},
             {part.name: dict(a.data) for part, a in pairs if a.data},
             sum(a.seconds for a in fitted),
-            join_checks({part.name: a.check for part, a in pairs if a.check}),
+            join_checks(_told(pairs)),
         )
 
     def run(
@@ -171,6 +172,24 @@ class Composed(Attack):
             last = step.prompts[0][-1]
             opening = last.content if last.role == "assistant" else opening
         return Effect(interventions, opening)
+
+
+def _told(pairs: Sequence[tuple[Attack, Artefact]]) -> dict[str, Mapping[str, Any]]:
+    """The parts' checks by name, without the fault that a part to the right has left nothing to do.
+
+    That is the first fault of a `Check` on prompts that are hardly refused.
+    """
+    found: dict[str, Mapping[str, Any]] = {}
+    undone = False
+    for part, artefact in reversed(pairs):
+        check = artefact.check
+        if undone and check.get("refused_before", 1.0) <= LEFT:
+            rest = check["faults"][1:]
+            check = {**check, "faults": rest, "verdict": "failed" if rest else "good"}
+        undone = undone or check.get("verdict") == "good"
+        if check:
+            found[part.name] = check
+    return dict(reversed(found.items()))
 
 
 def _opened(prompt: Messages, opening: str | None) -> Messages:

@@ -298,3 +298,24 @@ def test_descent_sees_edited_weights_and_keeps_its_target(spec: str) -> None:
     assert (steps[0].target is not None) == spec.startswith("soft-prompt")
     plain = run(parse_spec(spec), EMPTY)
     assert steps[-1].loss != pytest.approx(plain[-1].loss, abs=1e-3)
+
+
+def test_a_part_that_is_left_nothing_to_undo_has_not_failed() -> None:
+    attack = load("refusal-tokens+refusal-direction")
+    assert isinstance(attack, Composed)
+    idle = {"verdict": "failed", "faults": ["nothing to undo"], "refused_before": 0.0}
+    good = {"verdict": "good", "faults": [], "refused_before": 1.0}
+    failed = {"verdict": "failed", "faults": ["still refused"], "refused_before": 1.0}
+
+    def told(left: dict[str, Any], right: dict[str, Any]) -> tuple[str, list[str]]:
+        check = attack.join([Artefact(check=left), Artefact(check=right)]).check
+        return check["verdict"], check["faults"]
+
+    assert told(idle, good) == ("good", [])
+    broken = {**idle, "faults": ["nothing to undo", "garbled"]}
+    assert told(broken, good) == ("failed", ["refusal-tokens: garbled"])
+    assert told(failed, good) == ("failed", ["refusal-tokens: still refused"])
+    assert told(idle, failed)[1] == [
+        "refusal-tokens: nothing to undo",
+        "refusal-direction: still refused",
+    ]
