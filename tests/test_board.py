@@ -50,7 +50,8 @@ def test_every_cell_of_the_suite_is_there_once_and_judged(folder) -> None:  # ty
     assert len({record.key for record in records}) == len(records)
     judged = {judgement.key for judgement in read_judgements(folder)}
     assert judged >= {record.key for record in records}
-    assert {record.concurrency for record in records} == {2}
+    alike = {record.concurrency for record in records}
+    assert len(alike) == 1, "times of a board are compared"
 
 
 def test_the_page_shows_these_boards(rows: list[Row]) -> None:
