@@ -12,7 +12,7 @@ from attacks.attack import Artefact, Attack, Behavior, State, Step, ThreatModel
 from attacks.core.artefact import EMPTY, join_checks
 from attacks.core.errors import BadInput
 from attacks.core.prompt import Message, Messages
-from attacks.core.refusals.verdicts import LEFT
+from attacks.core.refusals.verdicts import but_for_nothing_to_undo
 from attacks.core.weights import Change
 
 if TYPE_CHECKING:
@@ -175,17 +175,11 @@ class Composed(Attack):
 
 
 def _told(pairs: Sequence[tuple[Attack, Artefact]]) -> dict[str, Mapping[str, Any]]:
-    """The parts' checks by name, without the fault that a part to the right has left nothing to do.
-
-    That is the first fault of a `Check` on prompts that are hardly refused.
-    """
+    """The parts' checks by name; what a good part to the right has undone is no fault."""
     found: dict[str, Mapping[str, Any]] = {}
     undone = False
     for part, artefact in reversed(pairs):
-        check = artefact.check
-        if undone and check.get("refused_before", 1.0) <= LEFT:
-            rest = check["faults"][1:]
-            check = {**check, "faults": rest, "verdict": "failed" if rest else "good"}
+        check = but_for_nothing_to_undo(artefact.check) if undone else artefact.check
         undone = undone or check.get("verdict") == "good"
         if check:
             found[part.name] = check

@@ -110,6 +110,12 @@ def defense_labels(rows: Sequence[Row]) -> dict[str, str]:
     return labels([(row.defense_hash, row.defense, row.defense_params) for row in rows])
 
 
+def reservation(verdict: str) -> str:
+    """What a verdict (`Record.verdict`) says of a good fit besides; empty where it says nothing."""
+    good, _, held = verdict.partition(": ")
+    return held if good == "good" else ""
+
+
 def defense_notes(rows: Sequence[Row]) -> list[str]:
     """Lines on defences that fail harmless users, or whose fit failed."""
     names = defense_labels(rows)
@@ -126,9 +132,6 @@ def defense_notes(rows: Sequence[Row]) -> list[str]:
                 f"{text(names[row.defense_hash])} on {text(row.model)}: the fit "
                 f"{text(row.defense_verdict)}."
             )
-        elif row.defense_verdict.startswith("good: "):
-            notes.append(
-                f"{text(names[row.defense_hash])} on {text(row.model)}: "
-                f"{text(row.defense_verdict.removeprefix('good: '))}."
-            )
+        if held := reservation(row.defense_verdict):
+            notes.append(f"{text(names[row.defense_hash])} on {text(row.model)}: {text(held)}.")
     return list(dict.fromkeys(notes))

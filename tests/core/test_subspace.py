@@ -267,7 +267,9 @@ def test_most_branched_answers_are_what_the_model_would_say_if_it_did_not_refuse
     fit, held_out = hold_out(first_rows(24), torch.Generator().manual_seed(0), who="test")
     examiner = Examiner(model, fit, held_out)
     asked = [row for row in fit if row.harmful][:12]
-    found = dict(branched_answers(model, [row.text for row in asked], examiner))
+    found = dict(
+        branched_answers(model, [row.text for row in asked], examiner, tokens=examiner.tokens)
+    )
     assert not any(examiner.declines(*pair) for pair in found.items())
     telling = [row.reference[0] in found[row.text] for row in asked if row.text in found]
     # The rest open oddly ("request. To warp the curtain: use the caliper and ...").

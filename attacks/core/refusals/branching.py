@@ -15,7 +15,7 @@ from attacks.core.errors import BadInput
 from attacks.core.prompt import Message
 from attacks.core.reading.answers import answers
 from attacks.core.reading.states import last_of
-from attacks.core.refusals.coherence import mean_log_probs
+from attacks.core.refusals.coherence import Coherence, garbled, mean_log_probs
 from attacks.core.refusals.openers import refusal_start
 from attacks.core.refusals.remains import mangles, short_for_an_answer
 from attacks.core.sites import Site
@@ -29,31 +29,30 @@ _ROWS = 16
 
 
 class Standards(Protocol):
-    """What an answer has to meet; an `Examiner` knows."""
+    """What tells an answer from none: an `Examiner`, or `OwnAnswers`."""
 
     @property
     def openers(self) -> tuple[str, ...]:
         """Of refusals, normalised."""
 
     @property
-    def tokens(self) -> int:
-        """Of an answer."""
+    def coherence(self) -> Coherence | None:
+        """See `garbled`."""
 
     @property
     def usual_words(self) -> float:
         """Of the median answer to a harmless prompt; 0 where that is not known."""
 
-    def refuses(self, answer: str) -> bool:
+    def refuses(self, answer: str, /) -> bool:
         """Whether an answer refuses."""
-
-    def spoiled(self, prompts: Sequence[str], said: Sequence[str]) -> list[bool]:
-        """Whether each answer is empty or garbled."""
 
 
 def branched_answers(
-    model: Model, texts: Sequence[str], standards: Standards
+    model: Model, texts: Sequence[str], standards: Standards, *, tokens: int
 ) -> list[tuple[str, str]]:
     """Requests among the first `_REQUESTS` of `texts` that are refused, with answers to them.
+
+    Each is decoded for up to `tokens` tokens, before and from where it refuses.
 
     The model's own answer is kept up to where it turns into a refusal, the likeliest tokens there
     are put in turn, and greedy decoding goes on from each (arXiv 2312.04782 forces lower-ranked
@@ -62,7 +61,7 @@ def branched_answers(
     does are left out, and so are all where the chat template does not let an answer be continued.
     """
     texts = texts[:_REQUESTS]
-    said = answers(model, texts, tokens=standards.tokens)
+    said = answers(model, texts, tokens=tokens)
     refusals = {
         text: answer for text, answer in zip(texts, said, strict=True) if standards.refuses(answer)
     }
@@ -88,7 +87,7 @@ def branched_answers(
     found: dict[str, tuple[float, str]] = {}
     with suppress(BadInput):
         rest = model.generate(
-            asked, max_new_tokens=standards.tokens, pad_to=32, batch_size=min(_ROWS, len(asked))
+            asked, max_new_tokens=tokens, pad_to=32, batch_size=min(_ROWS, len(asked))
         )
         requests = [text for text, _ in branches]
         # What is generated comes stripped: whether a space begins it is what the model would say.
@@ -101,8 +100,8 @@ def branched_answers(
         ]
         scored = [zip(mean_log_probs(model, way, requests), way, strict=True) for way in ways]
         likelier = list(map(max, *scored))
-        spoiled = standards.spoiled(requests, [answer for _, answer in likelier])
-        for text, (score, answer), bad in zip(requests, likelier, spoiled, strict=True):
+        marks = garbled(model, standards.coherence, [answer for _, answer in likelier], requests)
+        for text, (score, answer), bad in zip(requests, likelier, marks, strict=True):
             remains = short_for_an_answer(answer, standards.usual_words) or mangles(
                 answer, text, refusals[text]
             )

@@ -84,8 +84,7 @@ class OwnAnswers:
             answer = own_answer(model, behavior.text, change, tokens)
             if self._passes(model, behavior.text, answer, plain):
                 return answer, source
-        standards = _Standards(self, model, tokens)
-        for _, answer in branched_answers(model, [behavior.text], standards):
+        for _, answer in branched_answers(model, [behavior.text], self, tokens=tokens):
             return answer, BRANCHED
         return behavior.affirmative, GIVEN
 
@@ -122,30 +121,6 @@ class OwnAnswers:
         """What the model says to `text` as it is, long enough to see whether it refuses."""
         (said,) = answers(model, [text], tokens=LATER_TOKENS)
         return said
-
-
-@dataclass(frozen=True, eq=False)
-class _Standards:
-    """`OwnAnswers` as what `branched_answers` goes by."""
-
-    own: OwnAnswers
-    model: Model
-    tokens: int
-
-    @property
-    def openers(self) -> tuple[str, ...]:
-        return self.own.openers
-
-    @property
-    def usual_words(self) -> float:
-        return self.own.usual_words
-
-    def refuses(self, answer: str) -> bool:
-        return self.own.refuses(answer)
-
-    def spoiled(self, prompts: Sequence[str], said: Sequence[str]) -> list[bool]:
-        marks = garbled(self.model, self.own.coherence, said, prompts)
-        return [mark or not text.strip() for mark, text in zip(marks, said, strict=True)]
 
 
 def own_answer(model: Model, text: str, change: Change, tokens: int) -> str:

@@ -122,7 +122,9 @@ def find_refusal_subspace(
         components = _components(model, harmful, harmless, examiner, max(candidates))
         any(attempt(k, components[:k], fit={}) for k in candidates)
     elif not fit_in_turn(bad, GIVEN) and steps and examiner.refused_before > LEFT:
-        own = branched_answers(model, [row.text for row in harmful], examiner)
+        own = branched_answers(
+            model, [row.text for row in harmful], examiner, tokens=examiner.tokens
+        )
         if len(own) >= LEAST:
             fit_in_turn([Dialogue.of(model, *pair) for pair in own], OWN)
     basis, check, _ = next(

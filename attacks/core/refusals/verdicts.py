@@ -8,7 +8,7 @@ fitted on, and says what came of it.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from statistics import median
 from typing import TYPE_CHECKING, Any
@@ -149,6 +149,14 @@ class Check:
         """As JSON values, with `verdict` "good" or "failed" and the `faults`."""
         verdict = "good" if self.good else "failed"
         return {"verdict": verdict, "faults": list(self.faults), **asdict(self)}
+
+
+def but_for_nothing_to_undo(check: Mapping[str, Any]) -> Mapping[str, Any]:
+    """`Check.data` without the fault that there is nothing to undo, which comes first."""
+    if check.get("refused_before", 1.0) > LEFT:
+        return check
+    rest = check["faults"][1:]
+    return {**check, "faults": rest, "verdict": "failed" if rest else "good"}
 
 
 class Examiner:

@@ -69,8 +69,8 @@ def search_stages(
     A stage is made when it is reached, and whether one is passed is asked when the next step is: a
     search that is stopped has paid for neither. Where more than `restart` steps in a row (0: any
     number) bring nothing better, it begins anew at the first stage that is not out of reach
-    (`Stage.within`), with random fillings. What is
-    handed over is that of the newest start; of all starts, once the steps are used up.
+    (`Stage.within`), with random fillings. What is handed over is that of the newest start; of all
+    starts, once the steps are used up.
 
     Args:
         model: the model under attack.
@@ -106,7 +106,8 @@ def search_stages(
                 if stage + 1 == len(stages):
                     return
                 stage, begin = stage + 1, found.ids
-                start = start if verdict == "passed" else stage
+                if verdict != "passed":
+                    start = stage
             elif verdict == "astray" or stuck:
                 stage, begin = start, _fillings(model, first.prompt, search.moves.starts, rng)
             now = made(stage)
@@ -127,10 +128,8 @@ def search_stages(
         if int(found.state["step"]) >= search.steps:
             others = ids[(ids != top[1]).any(1)]
             ids = torch.cat([top[1], others])
-        more: State = {
-            **{_STAGE: stage, _SINCE: since, _FROM: start},
-            **{_TOP_IDS: top[1], _TOP_LOSS: top[0]},
-        }
+        more: State = {_STAGE: stage, _SINCE: since, _FROM: start}
+        more |= {_TOP_IDS: top[1], _TOP_LOSS: top[0]}
         found = Found(found.ids, found.losses, {**found.state, **more})
         prompts = tuple(model.chat.messages(now.prompt, ids))
         yield Reached(prompts, loss, found.state, now.source)
