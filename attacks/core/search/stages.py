@@ -128,9 +128,9 @@ def search_stages(
         if int(found.state["step"]) >= search.steps:
             others = ids[(ids != top[1]).any(1)]
             ids = torch.cat([top[1], others])
-        more: State = {_STAGE: stage, _SINCE: since, _FROM: start}
-        more |= {_TOP_IDS: top[1], _TOP_LOSS: top[0]}
-        found = Found(found.ids, found.losses, {**found.state, **more})
+        where: State = {_STAGE: stage, _SINCE: since, _FROM: start}
+        best: State = {_TOP_IDS: top[1], _TOP_LOSS: top[0]}
+        found = Found(found.ids, found.losses, {**found.state, **where, **best})
         prompts = tuple(model.chat.messages(now.prompt, ids))
         yield Reached(prompts, loss, found.state, now.source)
 
