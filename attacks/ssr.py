@@ -98,7 +98,7 @@ class SubspaceRerouting(SuffixAttack):
         check = join_checks(parts) if aimed.check else dict(found.check)
         if reads_sets(found):
             note = "the probes separate the training sets as well after the first block as anywhere"
-            check["notes"] = [note]
+            check["notes"] = [*check.get("notes", ()), note]
         return Artefact({**aimed.tensors, **own}, {**found.data, **aimed.data}, check=check)
 
     def search(self) -> CoordinateSearch:

@@ -38,11 +38,17 @@ class Artefact:
 
 
 def join_checks(checks: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """The checks of several parts, by name, as one: failed if one of them is."""
+    """The checks of several parts, by name, as one: failed if one of them is; notes are kept."""
     if not checks:
         return {}
     faults = [f"{name}: {fault}" for name, one in checks.items() for fault in one["faults"]]
-    return {"verdict": "failed" if faults else "good", "faults": faults, "parts": dict(checks)}
+    notes = [f"{name}: {note}" for name, one in checks.items() for note in one.get("notes", ())]
+    return {
+        "verdict": "failed" if faults else "good",
+        "faults": faults,
+        **({"notes": notes} if notes else {}),
+        "parts": dict(checks),
+    }
 
 
 EMPTY = Artefact()

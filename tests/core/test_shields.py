@@ -92,10 +92,13 @@ def test_a_guard_that_may_read_the_training_sets_says_so() -> None:
     told = fitted('latent-guard:token="last"', pocket("pocket-llama"))[1].check
     assert told["verdict"] == "good" and "notes" not in told
     model = pocket("pocket-llama")
-    styles = load_defense('latent-guard:token="last"').fit(
+    spec = 'latent-guard:token="last"'
+    styles = load_defense(spec).fit(model, train, rng=torch.Generator().manual_seed(0))
+    assert "style" in styles.check["notes"][0] and styles.check["auc"] == 1.0
+    joined = load_defense(f"perplexity+{spec}").fit(
         model, train, rng=torch.Generator().manual_seed(0)
     )
-    assert "style" in styles.check["notes"][0] and styles.check["auc"] == 1.0
+    assert joined.check["notes"][0].startswith("latent-guard: after the first block")
 
 
 def test_latent_guard_s_direction_is_a_difference_of_means() -> None:
