@@ -50,7 +50,7 @@ def model_for(name: str) -> Model:
 @cache
 def train() -> tuple[Behavior, ...]:
     rows = load_behaviors("pocket-train")
-    groups = ([b for b in rows if b.harmful == harmful][:48] for harmful in (True, False))
+    groups = ([b for b in rows if b.harmful == harmful][:20] for harmful in (True, False))
     return tuple(behavior.for_attack() for group in groups for behavior in group)
 
 

@@ -61,14 +61,13 @@ def test_it_lists_what_it_ships(installed: Path, tmp_path: Path) -> None:
 
 
 def test_quickstart_runs_from_it(installed: Path, tmp_path: Path) -> None:
-    """One behaviour and one step of every cell of the demo."""
-    done = reroute(
-        installed, "run", "quickstart", "--limit", "1", "--steps", "1", "--out", "out", cwd=tmp_path
-    )
+    """One behaviour and one step of every attack of the demo, on two of its models."""
+    few = ["--limit", "1", "--steps", "1", "--model", "pocket-llama", "--model", "pocket-llama-raw"]
+    done = reroute(installed, "run", "quickstart", *few, "--out", "out", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     records = [json.loads(line) for line in (tmp_path / "out/records.jsonl").open()]
     assert {record["status"] for record in records} == {"ok"}
-    assert len({(record["model"], record["attack"]) for record in records}) == 4 * 8
+    assert len({(record["model"], record["attack"]) for record in records}) == 2 * 8
     assert "gcg" in done.stdout and "|" in done.stdout
 
 

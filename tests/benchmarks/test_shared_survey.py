@@ -21,7 +21,7 @@ def test_attacks_that_start_from_a_survey_share_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = pocket("pocket-llama")
-    train = [row.for_attack() for row in load_behaviors("pocket-train")[::7]]
+    train = [row.for_attack() for row in load_behaviors("pocket-train")[::10]]
     made: list[Survey] = []
     original = fitting.survey
 
@@ -47,7 +47,7 @@ def test_attacks_that_start_from_a_survey_share_one(
 
 def test_attacks_that_look_for_one_direction_split_the_prompts_alike(tmp_path: Path) -> None:
     model = pocket("pocket-llama")
-    train = [row.for_attack() for row in load_behaviors("pocket-train")[::7]]
+    train = [row.for_attack() for row in load_behaviors("pocket-train")[::10]]
     found = []
     for attack in (load("refusal-direction"), load("refusal-direction-weights")):
         kept = artefacts.load(tmp_path, fitting.fit_attack(model, attack, train, 0, [tmp_path])[0])

@@ -5,9 +5,13 @@ from __future__ import annotations
 import copy
 
 import pytest
+import torch
 
+from attacks.core.behavior import Behavior
+from attacks.core.errors import BadInput
+from attacks.core.layout import Layout
 from attacks.core.model import Model
-from attacks.core.prompt import Message
+from attacks.core.prompt import SLOT, Message
 from attacks.core.reading.dialogues import Dialogue
 from conftest import POCKET, pocket, tiny
 
@@ -65,3 +69,26 @@ def test_a_target_goes_on_where_an_answer_is_opened() -> None:
 @pytest.mark.parametrize("name", sorted(path.name for path in POCKET.iterdir() if path.is_dir()))
 def test_shipped_templates_ask_right_before_the_answer(name: str) -> None:
     assert pocket(name).chat.lead == ""
+
+
+def test_a_template_that_strips_contents_sends_the_first_filling_as_it_stands() -> None:
+    """A filling that opens with a space would lose it, and with it its first token."""
+    model, rng = pocket("pocket-llama"), torch.Generator().manual_seed(0)
+    asked = Layout("both").conversation(model, Behavior("b", "Paint the harp."), 4)
+    for _ in range(40):
+        prompt = model.prompt(asked, target="Sure", rng=rng)
+        assert prompt.trims and bool(model.chat.survives(prompt, prompt.slot_ids.unsqueeze(0)))
+        (sent,) = model.chat.messages(prompt, prompt.slot_ids.unsqueeze(0))
+        assert torch.equal(model.chat.tokens(sent)[0], prompt.ids)
+    spaced = next(at for at in model.chat.allowed.nonzero() if model.chat.decode([at])[0][0] == " ")
+    with pytest.raises(BadInput, match="the given filling"):
+        model.prompt(asked, rng=rng, init=spaced.expand(prompt.n_slots))
+
+
+def test_what_a_template_strips_of_the_rest_stands_in_no_filling_s_way() -> None:
+    model, rng = pocket("pocket-llama"), torch.Generator().manual_seed(0)
+    asked = (Message("system", "Be kind.\n"), Message("user", f"  Paint the harp. {SLOT * 4}"))
+    prompt = model.prompt(asked, rng=rng)
+    assert bool(model.chat.survives(prompt, prompt.slot_ids.unsqueeze(0)))
+    (sent,) = model.chat.messages(prompt, prompt.slot_ids.unsqueeze(0))
+    assert torch.equal(model.chat.tokens(sent)[0], prompt.ids)

@@ -35,7 +35,7 @@ def deep() -> Model:
 def test_preparing_a_refusal_direction(benchmark: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """All of it, on 96 prompts of a kind: `times_less` than with every direction scored exactly."""
     model, rows = deep(), load_behaviors("pocket-train")
-    count = 8 if benchmark.disabled else 96
+    count = 4 if benchmark.disabled else 96
     some = [[row.text for row in rows if row.harmful == flag][:count] for flag in (True, False)]
 
     def run() -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
@@ -229,37 +230,31 @@ class Chat:
         sizes = tuple(len(run) for run in re.findall(f"{SLOT}+", text))
         if sum(sizes) != sum(message.content.count(SLOT) for message in messages):
             raise BadInput(f"model '{self.name}': its chat template drops or repeats the slots")
-        choices = self.allowed.nonzero().squeeze(1)
+        choices, trims = self.allowed.nonzero().squeeze(1), self._trims(messages)
         for _ in range(_DRAWS if sizes and init is None else 1):
             drawn = init
             if drawn is None:
                 drawn = choices[torch.randint(len(choices), (sum(sizes),), generator=rng)]
             found = self._locate(pieces, sizes, drawn)
-            if found is not None:
+            if found is None:
+                continue
+            ids, slots, full, offsets = found
+            filled = Prompt(messages, ids, slots, ids[:0], ids, pieces, sizes, trims)
+            if self.survives(filled, drawn.unsqueeze(0)):
                 break
         else:
-            raise BadInput(f"model '{self.name}': no filling of the slots re-tokenises to itself")
-        if found is None:
-            raise BadInput(f"model '{self.name}': the given filling does not re-tokenise to itself")
-        ids, slots, full, offsets = found
+            what = "no" if init is None else "the given"
+            raise BadInput(
+                f"model '{self.name}': {what} filling of the slots re-tokenises to itself"
+            )
         target_ids = self._target(messages, full, ids, target)
         if len(ids) + len(target_ids) > self.context:
             raise BadInput(
                 f"prompt of {len(ids) + len(target_ids)} tokens is longer than the context of "
                 f"model '{self.name}' ({self.context})"
             )
-        filled = Prompt(messages, ids, slots, target_ids, ids, pieces, sizes)
         plain = filled.fill_text(self._groups(filled, drawn.unsqueeze(0))[0]) if sizes else messages
-        return Prompt(
-            messages=messages,
-            ids=ids,
-            slots=slots,
-            target_ids=target_ids,
-            roles=self._roles(plain, full, offsets),
-            pieces=pieces,
-            group_sizes=sizes,
-            trims=self._trims(messages),
-        )
+        return replace(filled, target_ids=target_ids, roles=self._roles(plain, full, offsets))
 
     def _locate(
         self, pieces: tuple[str, ...], sizes: tuple[int, ...], drawn: Tensor
@@ -325,23 +320,25 @@ class Chat:
         """(B,) true where the whole conversation, written out, re-tokenises to the same ids."""
         if prompt.n_slots == 0:
             return torch.ones(len(candidates), dtype=torch.bool)
-        texts, unstripped = [], []
-        groups = self._groups(prompt, candidates)
-        for row in groups:
+        texts, whole = [], []
+        for row in self._groups(prompt, candidates):
             parts = [prompt.pieces[0]]
             for group, piece in zip(row, prompt.pieces[1:], strict=True):
                 parts += (group, piece)
             texts.append("".join(parts))
             # A template that strips contents would not send this filling as it stands.
-            unstripped.append(
-                not prompt.trims
-                or all(m.content == m.content.strip() for m in prompt.fill_text(row))
-            )
+            turns = zip(prompt.messages, prompt.fill_text(row), strict=True)
+            whole.append(not prompt.trims or all(_strips(a) == _strips(b) for a, b in turns))
         wanted = prompt.fill(candidates).tolist()
         same = [
             encoding.ids == ids for encoding, ids in zip(self.encode(texts), wanted, strict=True)
         ]
-        return torch.tensor(same) & torch.tensor(unstripped)
+        return torch.tensor(same) & torch.tensor(whole)
+
+
+def _strips(message: Message) -> int:
+    """How many characters stripping its content takes."""
+    return len(message.content) - len(message.content.strip())
 
 
 def context_of(config: Any) -> int:
