@@ -34,7 +34,7 @@ ATTACKS = [*sorted(available()), *COMPOSED]
 
 def small(name: str) -> Attack:
     """The attack with few steps and candidates, where it has such parameters."""
-    wanted = {"steps": STEPS, "width": 16, "topk": 16, "slots": 4}
+    wanted = {"steps": STEPS, "width": 16, "topk": 16, "slots": 4, "fit_steps": 10}
     params = {}
     for part in name.split("+"):
         fields = {field.name for field in dataclasses.fields(available()[part])}

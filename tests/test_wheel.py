@@ -62,7 +62,8 @@ def test_it_lists_what_it_ships(installed: Path, tmp_path: Path) -> None:
 
 def test_quickstart_runs_from_it(installed: Path, tmp_path: Path) -> None:
     """One behaviour and one step of every attack of the demo, on two of its models."""
-    few = ["--limit", "1", "--steps", "1", "--model", "pocket-llama", "--model", "pocket-llama-raw"]
+    few = ["--limit", "1", "--steps", "1", "--train", "pocket-train[0:24]"]
+    few += ["--model", "pocket-llama", "--model", "pocket-llama-raw"]
     done = reroute(installed, "run", "quickstart", *few, "--out", "out", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     records = [json.loads(line) for line in (tmp_path / "out/records.jsonl").open()]

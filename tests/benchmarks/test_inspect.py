@@ -22,14 +22,22 @@ from benchmarks.harness import fitting
 from benchmarks.inputs.behaviors import load_behaviors
 from benchmarks.inspect import Options, inspect, linear, page
 from benchmarks.inspect.results import GROUPS, plain
-from benchmarks.paths import data_dir
 from conftest import ROOT, pocket, tiny
 from runs import write_behaviors
 
 LIMIT, LAYERS, HEADS = 12, 6, 4
 PICTURES = ("layers", "cosines", "plane", "heads", "depth", "curves", "angles")
+#: What directions and probes are fitted on: a quarter of the set is enough.
+TRAIN = "pocket-train[0:28]"
 #: As short as the searches can be.
-QUICK = {"limit": LIMIT, "steps": 2, "attacked": 2, "restarts": 2, "reverse_steps": 2}
+QUICK = {
+    "train": TRAIN,
+    "limit": LIMIT,
+    "steps": 2,
+    "attacked": 2,
+    "restarts": 2,
+    "reverse_steps": 2,
+}
 
 
 @pytest.fixture(scope="module")
@@ -97,7 +105,7 @@ def test_the_numbers_agree_with_direct_formulas(data: dict[str, Any]) -> None:
     drawn = np.array(data["plane"]["harmful"] + data["plane"]["harmless"])
     assert (np.linalg.norm(drawn[0] - drawn, axis=1) <= distances + 1e-4).all()
     # The directions are fitted on all training prompts, whatever the random numbers.
-    train = [row.for_attack() for row in load_behaviors("pocket-train")]
+    train = [row.for_attack() for row in load_behaviors(TRAIN)]
     means = []
     for flag in (True, False):
         texts_of = [row.text for row in train if row.harmful == flag]
@@ -139,11 +147,7 @@ def test_a_second_inspection_reuses_what_was_fitted(
 
 
 def test_a_model_that_does_not_refuse(tmp_path: Path) -> None:
-    # Every seventh behaviour: enough of either kind, and quicker to fit on.
-    lines = (data_dir() / "behaviors" / "pocket-train.jsonl").read_text().splitlines()
-    train = tmp_path / "train.jsonl"
-    train.write_text("\n".join(lines[::7]))
-    options = Options("pocket-llama-raw", train=str(train), out=tmp_path, **QUICK)
+    options = Options("pocket-llama-raw", out=tmp_path, **QUICK)
     text = inspect(options).read_text()
     assert "does not seem to refuse" in text and "Left out" in text
     assert "Verdict" not in text
