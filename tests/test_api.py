@@ -32,6 +32,13 @@ def test_an_old_name_gives_the_same_module_and_warns(old: str) -> None:
     assert new.__spec__.name == MOVED[old]
 
 
+def test_an_old_name_of_the_harness_needs_no_import_of_attacks() -> None:
+    code = "import benchmarks.store; print(benchmarks.store.Store.__module__)"
+    command = [sys.executable, "-W", "ignore", "-c", code]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.stdout.strip() == "benchmarks.storage.store", done.stderr
+
+
 def test_the_suite_itself_uses_no_old_name() -> None:
     names = "attacks.api, benchmarks.cli, benchmarks.harness.runner, benchmarks.commands.basic"
     code = f"import sys, {names}; from attacks.moved import MOVED; "
