@@ -101,7 +101,7 @@ def make_setup(source: str, artefacts: Path, **fields: Any) -> Setup:
 def plain(record: Record) -> dict[str, Any]:
     """A record without what may differ between two runs."""
     values = dataclasses.asdict(record)
-    for name in ("seconds", "peak_memory_bytes", "concurrency", "versions"):
+    for name in ("seconds", "peak_memory_bytes", "concurrency", "versions", "hardware", "suite"):
         del values[name]
     if values["first_success"]:
         del values["first_success"]["seconds"]
