@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -71,6 +72,31 @@ def test_importing_attacks_needs_no_torch() -> None:
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
 
 
+def described(fields: tuple[Field, ...], prefix: str = "") -> dict[str, str]:
+    """The text of each parameter, those of groups one by one."""
+    found: dict[str, str] = {}
+    for field in fields:
+        name = f"{prefix}{field.name}"
+        found |= described(field.group, f"{name}.") if field.group else {name: field.doc}
+    return found
+
+
+@pytest.mark.parametrize(
+    ("registry", "name"),
+    [(registry, name) for registry in (ATTACKS, JUDGES, DEFENSES) for name in registry.built_in],
+    ids=lambda value: value if isinstance(value, str) else value.kind,
+)
+def test_every_parameter_has_a_text(registry: Registry, name: str) -> None:
+    texts = described(declared(registry.built_in[name]).fields)
+    assert not [name for name, text in texts.items() if not text.strip()]
+
+
+@pytest.mark.parametrize("name", ATTACKS.built_in)
+def test_every_attack_names_its_source(name: str) -> None:
+    doc = declared(ATTACKS.built_in[name]).doc
+    assert name == "direct" or re.search(r"arXiv \d{4}\.\d{4,5}", doc)
+
+
 PLUGIN = '''
 from dataclasses import dataclass, field
 from typing import ClassVar
@@ -110,6 +136,7 @@ class Options:
 class Mother:
     first: int = 1
     inherited: float = 0.0
+    '''What it is of.'''
 """
 
 
@@ -126,6 +153,7 @@ def test_reading_follows_imports_and_refuses_what_is_computed(
         *(("first", 1), ("inherited", -2.5), ("constant", ("a", (1, 2))), ("imported", 7)),
         *(("group", {"deep": "x"}), ("same", {"deep": "x"})),
     ]
+    assert [field.doc for field in found.fields][:2] == ["", "What it is of."]
     assert found.fields[-1].doc == "Of the same."
     assert declared("plugin_of_a_test:Needed").params == {}
     for name in ("Computed", "Unknown", "Nothing"):
