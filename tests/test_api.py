@@ -27,8 +27,9 @@ def aliases() -> dict[str, str]:
     for path in (ROOT / "attacks" / "core").glob("*.py"):
         body = ast.parse(path.read_text("utf-8")).body
         for node, after in pairwise(body):
-            if isinstance(node, ast.Assign) and isinstance(after, ast.Expr):
-                found[ast.unparse(node.targets[0])] = ast.unparse(after)
+            if isinstance(node, ast.Assign | ast.AnnAssign) and isinstance(after, ast.Expr):
+                name = node.targets[0] if isinstance(node, ast.Assign) else node.target
+                found[ast.unparse(name)] = ast.unparse(after)
     return found
 
 

@@ -135,6 +135,7 @@ class Blocking(Shield):
     """Blocks prompts by a score; what passes is asked."""
 
     title: str
+    """Name of the defence, for records."""
     refusal: str
     """What a blocked prompt is answered."""
     weight: float
