@@ -134,7 +134,7 @@ class ChangeAttack(Attack):
     ) -> Artefact:
         """`artefact` with what the change does to behaviours that it was not fitted on.
 
-        For changes that are to undo refusals: see `attacks.core.refusals.verdicts`.
+        For changes that are to remove refusals: see `attacks.core.refusals.verdicts`.
         """
         examiner = Examiner(model, fit, held_out)
         return replace(artefact, check=examiner.check([self.change(model, artefact)]).data)

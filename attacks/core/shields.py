@@ -50,7 +50,7 @@ Toll: TypeAlias = Callable[[Sequence[Messages]], Tensor]
 
 @dataclass(frozen=True, eq=False)
 class Exchange:
-    """What a shield is given beside the conversations."""
+    """What a shield is given in addition to the conversations."""
 
     model: Model
     """The model behind all shields, to read from."""
