@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import dataclasses
 import inspect
+import re
 import subprocess
 import sys
 import warnings
@@ -54,6 +55,13 @@ def test_all_public_names_are_documented(name: str) -> None:
         fields = declared(f"{value.__module__}:{value.__name__}").fields
         bare += [field.name for field in fields if not field.doc]
     assert not bare
+
+
+def test_the_reference_covers_what_is_public_and_nothing_of_the_core() -> None:
+    listed = re.findall(r"^::: (\S+)", (ROOT / "docs" / "reference.md").read_text("utf-8"), re.M)
+    public = {"attacks.registry", "attacks.api", "benchmarks.judges", "benchmarks.defenses"}
+    assert public <= set(listed)
+    assert not [name for name in listed if name.startswith("attacks.core")]
 
 
 @pytest.mark.parametrize("old", MOVED)
