@@ -1,6 +1,7 @@
 """Attacks on chat models; `attacks.load("gcg", steps=100)` makes one.
 
-The names below are imported on first use, because most of them import torch.
+One file for each technique; a loop or a loss is not one and belongs in `core`. The names below are
+imported on first use, because most of them import torch.
 """
 
 from importlib import import_module

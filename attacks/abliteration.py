@@ -59,7 +59,9 @@ class Abliteration(ChangeAttack):
     """With one direction: the block whose output gives it, from 0 to 1 of the depth; none: chosen
     among those of the first four fifths, as with trials."""
     attention: Kernel = _EVEN
+    """Strength by layer on attention's output projections."""
     mlp: Kernel = _EVEN
+    """Strength by layer on the MLPs' down projections."""
     trials: int = 0
     """Trials of the search for depth and strengths, which needs optuna; 0: no search."""
     max_kl: float = 0.5

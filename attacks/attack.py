@@ -53,7 +53,9 @@ class Step:
     interventions: tuple[Change, ...] = ()
     """Changes to the model while it answers: to activations, or to weights."""
     loss: float | None = None
+    """Of the best prompt, the lower the better; None: the attack has none."""
     state: State = field(default_factory=dict)
+    """What `Attack.run` needs to go on from here: tensors and plain values."""
     target: str | None = None
     """How the answer should begin, if not with the behaviour's own target."""
     source: str = ""
@@ -70,9 +72,11 @@ class Attack(ABC):
     """
 
     name: ClassVar[str]
+    """What `--attack` takes."""
     summary: ClassVar[str]
     """One line for `reroute attacks`."""
     threat_model: ClassVar[ThreatModel]
+    """What the attacker may change."""
     needs_train: ClassVar[bool] = False
     """Whether `prepare` needs training behaviours."""
     searches: ClassVar[bool] = True
@@ -130,7 +134,7 @@ class ChangeAttack(Attack):
     ) -> Artefact:
         """`artefact` with what the change does to behaviours that it was not fitted on.
 
-        For changes that are to undo refusals: see `attacks.core.refusals.verdicts`.
+        For changes that are to remove refusals: see `attacks.core.refusals.verdicts`.
         """
         examiner = Examiner(model, fit, held_out)
         return replace(artefact, check=examiner.check([self.change(model, artefact)]).data)
@@ -160,6 +164,7 @@ class SuffixAttack(Attack):
     """False: tokens are drawn uniformly from all allowed ones."""
 
     steps: int = 32
+    """Rounds of candidates and choice."""
     width: int = 128
     """Candidates drawn in each step."""
     topk: int = 64
@@ -169,11 +174,17 @@ class SuffixAttack(Attack):
     n_replace: int = 1
     """Tokens changed in each candidate."""
     buffer: int = 1
-    """For this and the following see `CoordinateSearch`."""
+    """0: move to the best candidate of a step even if it is worse, as nanoGCG does; 1 or more: keep
+    that many and go on from the best (`CoordinateSearch`)."""
     replace_coefficient: float = 0.0
+    """Above 0: the number of tokens changed falls with the loss, to `n_replace` (SSR, arXiv
+    2503.06269)."""
     patience: int = 0
+    """Above 0: steps without improvement after which the search jumps to a worse buffered entry."""
     early_stop: float | None = None
+    """The search ends once the loss is at most this; none: it takes all steps."""
     layout: Layout = field(default_factory=Layout)
+    """Where the tokens that are searched for stand."""
 
     @abstractmethod
     def pursuit(self, model: Model, behavior: Behavior, artefact: Artefact) -> Pursuit:

@@ -24,7 +24,7 @@ _BEHIND = (ThreatModel.PREFILL, ThreatModel.INTERVENTION, ThreatModel.WEIGHTS)
 
 @dataclass(frozen=True, eq=False)
 class Effect:
-    """What parts of a combination do beside the prompt of the first."""
+    """What parts of a combination do in addition to the prompt of the first."""
 
     interventions: tuple[Change, ...] = ()
     """Those of the rightmost part first, as they are applied."""

@@ -39,8 +39,11 @@ class GCG(SuffixAttack):
     )
 
     loss: LossOptions = field(default_factory=LossOptions)
+    """Which loss of the target is minimised."""
     moves: Moves = field(default_factory=Moves)
+    """How candidates are drawn and merged."""
     draft: ProbeSampling = field(default_factory=ProbeSampling)
+    """A smaller model that chooses which candidates are evaluated."""
 
     def __post_init__(self) -> None:
         self.search()  # Numbers that do not go together are refused before anything runs.
@@ -68,8 +71,9 @@ class GCG(SuffixAttack):
 
 @dataclass(frozen=True)
 class RefusalGCG(GCG):
-    """GCG that also targets the model's own way of refusing.
+    """GCG (arXiv 2307.15043) that also targets the model's own way of refusing.
 
+    The refusal direction is that of arXiv 2406.11717; the combination is this suite's.
     Refusal openers and the refusal direction are fitted on training prompts; both terms are bounded
     below, so neither can outweigh the target forever. target="own" optimises for what the model
     itself answers with the direction ablated, instead of the behaviour's target.
@@ -84,6 +88,7 @@ class RefusalGCG(GCG):
     project: float = 0.0
     """Weight of `RefusalProjection`."""
     target: Literal["given", "own"] = "given"
+    """The behaviour's target, or the model's own answer with the direction ablated."""
     tokens: int = 40
     """Maximum length of the model's own answer, in tokens."""
 

@@ -34,17 +34,27 @@ class PGD(Attack):
     threat_model: ClassVar[ThreatModel] = ThreatModel.PROMPT
 
     steps: int = 200
+    """Gradient steps, each with a discretisation."""
     slots: int = 10
+    """Length of the suffix in tokens."""
     rate: float = 0.11
-    """For this and the following see `RelaxedSearch`."""
+    """Lowest learning rate of Adam (see `RelaxedSearch`)."""
     peak: float = 0.325
+    """Highest learning rate, halfway through a cycle."""
     warm_up: int = 20
+    """Steps at the lowest learning rate before the first cycle."""
     cycle: int = 60
+    """Steps of a cosine cycle of the learning rate."""
     sharpness: float = 0.4
+    """How strongly, from 0 to 1, the weights of a slot are projected towards a single token."""
     anneal: int = 50
+    """Steps over which the sharpness grows to its value."""
     clip: float = 20.0
+    """Largest L2 norm of a slot's gradient."""
     patience: int = 50
+    """Steps without a better string after which the weights are set to the best one."""
     early_stop: float | None = None
+    """The search ends once a string's loss is at most this; none: it takes all steps."""
 
     def run(
         self,

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class RandomSearch(SuffixAttack):
-    """GCG's loss and loop with tokens drawn uniformly from all allowed ones.
+    """GCG's loss and loop (arXiv 2307.15043) with tokens drawn uniformly from all allowed ones.
 
     `topk` is not used; it exists so that a suite can set it for every search at once.
     """

@@ -140,10 +140,13 @@ class RefusalDirectionWeights(ChangeAttack):
     needs_train: ClassVar[bool] = True
 
     layer: int | None = None
-    """This and the following: as for `refusal-direction`."""
+    """Block whose input gives the direction; none: chosen by score, with the position."""
     position: int = -1
+    """With a layer: the token that gives it, counted from the end of the prompt."""
     max_kl: float = 0.1
+    """KL on harmless prompts, in nats, above which a direction is only a last resort."""
     winsorise: float = 1.0
+    """As for `refusal-direction`: quantile at which a state's values are clipped."""
 
     def prepare(self, model: Model, train: Sequence[Behavior], *, rng: Generator) -> Artefact:
         """Fit the direction as `refusal-direction` does, and compare the edit with ablation.

@@ -70,7 +70,7 @@ class RefusalSubspace(ChangeAttack):
 
 @dataclass(frozen=True)
 class RefusalSubspaceWeights(RefusalSubspace):
-    """The same subspace removed from all weights that write to the residual stream."""
+    """The same (arXiv 2502.17420) removed from all weights that write to the residual stream."""
 
     name: ClassVar[str] = "refusal-subspace-weights"
     summary: ClassVar[str] = "orthogonalises the weights to a refusal subspace fitted by gradient"

@@ -45,12 +45,15 @@ class SoftPrompt(Attack):
     threat_model: ClassVar[ThreatModel] = ThreatModel.EMBEDDING
 
     steps: int = 200
+    """Steps of gradient descent."""
     slots: int = 10
     """Number of attack embeddings."""
     optimizer: Literal["sign", "adam"] = "adam"
-    """For this and the following see `SoftSearch`."""
+    """Steps along the sign of the gradient, as published, or by Adam (`SoftSearch`)."""
     step_size: float = 0.3
+    """In units of a typical entry of an embedding."""
     every: int = 1
+    """Steps of the descent between two steps of the attack, at which success is verified."""
     early_stop: float | None = 0.02
     """At this loss each token of a target of up to 34 has more than half of the probability."""
     init: str = ""

@@ -51,6 +51,7 @@ class SubspaceRerouting(SuffixAttack):
 
     steps: int = 16
     buffer: int = 10
+    """How many of the best fillings are kept; the search goes on from the best."""
     early_stop: float | None = 0.01
     """Loss of its own answer at which the model gives it; after a given target, which it may say
     and then refuse, it is asked whether it does."""
@@ -66,7 +67,9 @@ class SubspaceRerouting(SuffixAttack):
     tokens: int = 40
     """Maximum length of the model's own answer, in tokens."""
     enough: float | None = 0.2
+    """Loss at which the objective counts as reached, with keep="then"."""
     weight: float = 1.0
+    """Of the answer's loss, with keep="with"."""
     ranked: int = 32
     """Candidates to rank, with keep="rank"."""
 
@@ -149,7 +152,7 @@ class ResidualRerouting(SubspaceRerouting):
 
 @dataclass(frozen=True)
 class ProbeSSR(ResidualRerouting):
-    """SSR with linear probes that separate harmful from harmless training prompts."""
+    """SSR (arXiv 2503.06269) with linear probes that separate harmful from harmless prompts."""
 
     name: ClassVar[str] = "ssr-probe"
     summary: ClassVar[str] = (
@@ -171,7 +174,7 @@ class RefusalBasis:
 
 @dataclass(frozen=True)
 class SteeringSSR(ResidualRerouting):
-    """SSR with refusal directions, in the form of the authors' code or of their paper."""
+    """SSR (arXiv 2503.06269) with refusal directions, as in the authors' code or their paper."""
 
     name: ClassVar[str] = "ssr-steering"
     summary: ClassVar[str] = (
@@ -181,12 +184,16 @@ class SteeringSSR(ResidualRerouting):
     enough: float | None = None
     """None: the loss of an activation `_FAR` of the way from harmful to harmless prompts."""
     form: Literal["cosine", "projection", "subspace"] = "cosine"
-    """For this and the following see `SteeringLoss`. subspace: the norm of the part of the
-    activation in a subspace instead (`SubspaceNorm`), which uses only `subspace` of these."""
+    """cosine: the code's distance; projection: the paper's (see `SteeringLoss`); subspace: the norm
+    of the part of the activation in a subspace (`SubspaceNorm`)."""
     subspace: RefusalBasis = field(default_factory=RefusalBasis)
+    """Of form="subspace"."""
     targets: tuple[float, ...] = ()
+    """With form="cosine": minus the cosine aimed at in each layer, 0 to 1; none: all 1."""
     scale: float = -2.0
+    """With form="projection": -1 removes the component along the direction, -2 reflects it."""
     stability: float = 0.0
+    """With form="projection": weight of changes of the activation across the direction."""
     aimed: Literal["refusal", "harmfulness"] = "refusal"
     """The directions between harmful and harmless prompts at the last token, or those at the last
     token of the request, which the suffix moves into the suffix (arXiv 2507.11878)."""
@@ -243,7 +250,7 @@ def _near_harmless(artefact: Artefact, weights: Sequence[float]) -> float:
 
 @dataclass(frozen=True)
 class LatentSSR(ResidualRerouting):
-    """SSR with the sparse latents that refuse, of an autoencoder fitted on the training prompts.
+    """SSR (arXiv 2503.06269) with the sparse latents of an autoencoder that mediate refusal.
 
     The latents are those that the refusal score of harmful prompts is attributed to, and the suffix
     drives their pre-activations to where harmless prompts have them (`LatentLoss`). An AbsTopK
@@ -252,12 +259,13 @@ class LatentSSR(ResidualRerouting):
 
     name: ClassVar[str] = "ssr-latents"
     summary: ClassVar[str] = (
-        "subspace rerouting (SSR): a suffix that turns off the sparse latents that refuse"
+        "subspace rerouting (SSR): a suffix that suppresses the sparse latents that mediate refusal"
     )
 
     enough: float | None = None
     """None: the loss of an activation `_FAR` of the way from harmful to harmless prompts."""
     latents: Autoencoding = field(default_factory=Autoencoding)
+    """How the autoencoder is fitted, or where it is."""
 
     def aim(self, model: Model, found: Survey, train: Sequence[Behavior]) -> Artefact:
         """The layers, with the latents of each that refuse, and the check of each."""
@@ -282,7 +290,7 @@ class LatentSSR(ResidualRerouting):
 
 @dataclass(frozen=True)
 class AttentionSSR(SubspaceRerouting):
-    """SSR with the heads that mediate refusal: their attention is drawn to the suffix."""
+    """SSR (arXiv 2503.06269) with the heads that mediate refusal: their attention is drawn away."""
 
     name: ClassVar[str] = "ssr-attention"
     summary: ClassVar[str] = (

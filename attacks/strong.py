@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 class Strong(Attack):
     """Slots on both sides of the request, many starts, few candidates at first, early stopping.
 
+    GCG (arXiv 2307.15043) with merged candidates (I-GCG, arXiv 2405.21018) and the targets of this
+    suite's subspace rerouting (after arXiv 2503.06269); the combination is this suite's.
+
     The target is the model's own answer with refusal ablated, with the behaviour's target as the
     fallback (`OwnAnswers`). The behaviour's target, which it mostly opens with, is minimised first,
     and all of it once that is said or half of the steps are over (a model that opens its answers
@@ -41,26 +44,34 @@ class Strong(Attack):
     needs_train: ClassVar[bool] = True
 
     steps: int = 64
+    """Maximum number of rounds of candidates."""
     width: int = 64
     """Maximum number of candidates drawn in each step."""
     topk: int = 64
+    """Tokens per slot that the gradient proposes."""
     slots: int = 12
+    """Tokens that are searched for, on all sides together."""
     buffer: int = 1
+    """How many of the best fillings are kept; the search goes on from the best."""
     place: str = "both"
-    """See `Layout`."""
+    """Where the slots stand: suffix, prefix, both, or a template (`Layout.place`)."""
     route: Literal["target", "probe"] = "target"
     """What is minimised before the whole target: its opening, or the loss of a probe that separates
     harmful from harmless prompts (`ssr-probe`)."""
     target: Literal["own", "given"] = "own"
+    """The model's own answer with refusal ablated, or always the behaviour's target."""
     tokens: int = 40
     """Maximum length of the model's own answer, in tokens."""
     enough: float = 0.2
     """The loss at which the probe counts as reached."""
     starts: int = 16
-    """For this and the following see `Moves`."""
+    """Random fillings evaluated as the first step; the search continues from the best."""
     first: int = 16
+    """Candidates of the first round; each further round draws twice as many, up to `width`."""
     merge: int = 7
+    """How many of a round's best candidates have their changes merged."""
     restart: int = 8
+    """Rounds without improvement after which a stage starts from new fillings; 0: never."""
 
     def __post_init__(self) -> None:
         self.search()  # Numbers that do not go together are refused before anything runs.

@@ -37,9 +37,13 @@ class UniversalGCG(Attack):
     steps: int = 64
     """Steps of the whole fitting."""
     width: int = 128
+    """Candidates drawn in each step."""
     topk: int = 64
+    """Tokens per slot that the gradient proposes."""
     slots: int = 10
+    """Length of the suffix in tokens."""
     buffer: int = 1
+    """How many of the best suffixes are kept; 0: move to the best of a step, even if worse."""
     behaviors: int = 8
     """Number of harmful training behaviours, drawn at random; fewer if there are fewer."""
     stage: int = 8
@@ -49,7 +53,9 @@ class UniversalGCG(Attack):
     """Additional models to fit on, with the same tokenizer: folders, Hub ids, or names of folders
     next to that of the model under attack."""
     loss: LossOptions = field(default_factory=LossOptions)
+    """Which loss of the target is minimised."""
     moves: Moves = field(default_factory=Moves)
+    """How candidates are drawn and merged."""
 
     def __post_init__(self) -> None:
         if self.behaviors < 1 or self.slots < 1 or self.stage < 0:

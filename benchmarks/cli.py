@@ -7,13 +7,13 @@ import os
 import re
 import sys
 from collections.abc import Sequence
-from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import NoReturn
 
 from attacks.core.errors import BadInput, suggestion
 from benchmarks.commands import basic, judging, recorded
+from benchmarks.commands.completion import complete
 from benchmarks.commands.export import add_export
 from benchmarks.commands.flags import add_output
 from benchmarks.common.lines import one_line
@@ -51,10 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         parser = _parser()
         if "_ARGCOMPLETE" in os.environ:
-            with suppress(ImportError):  # An extra.
-                import argcomplete
-
-                argcomplete.autocomplete(parser)
+            complete(parser)
         args = parser.parse_args(argv)
         code: int = args.command(args)
         sys.stdout.flush()

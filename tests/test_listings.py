@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -71,6 +73,83 @@ def test_importing_attacks_needs_no_torch() -> None:
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
 
 
+def described(fields: tuple[Field, ...], prefix: str = "") -> dict[str, str]:
+    """The text of each parameter, those of groups one by one."""
+    found: dict[str, str] = {}
+    for field in fields:
+        name = f"{prefix}{field.name}"
+        found |= described(field.group, f"{name}.") if field.group else {name: field.doc}
+    return found
+
+
+@pytest.mark.parametrize(
+    ("registry", "name"),
+    [(registry, name) for registry in (ATTACKS, JUDGES, DEFENSES) for name in registry.built_in],
+    ids=lambda value: value if isinstance(value, str) else value.kind,
+)
+def test_every_parameter_has_a_text(registry: Registry, name: str) -> None:
+    texts = described(declared(registry.built_in[name]).fields)
+    assert not [name for name, text in texts.items() if not text.strip()]
+
+
+@pytest.mark.parametrize("name", ATTACKS.built_in)
+def test_every_attack_names_its_source(name: str) -> None:
+    doc = declared(ATTACKS.built_in[name]).doc
+    assert name == "direct" or re.search(r"arXiv \d{4}\.\d{4,5}", doc)
+
+
+@pytest.mark.parametrize("listing", LISTINGS)
+def test_a_listing_fits_a_terminal_and_loses_nothing(
+    listing: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert main([listing]) == 0
+    piped = capsys.readouterr().out
+    monkeypatch.setenv("COLUMNS", "120")
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    assert main([listing]) == 0
+    shown = capsys.readouterr().out
+    assert max(map(len, shown.splitlines())) <= 100
+    assert shown.split() == piped.split()
+
+
+def test_a_terminal_is_told_where_to_look_next(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    argv = ["leaderboard", str(ROOT / "results" / "pocket-subspace-norm")]
+    assert main(argv) == 0
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    assert main(argv) == 0
+    assert f"`reroute report {argv[1]}`" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("typed", "offered"),
+    [
+        ("reroute run quick", {"quickstart"}),
+        ("reroute attacks ssr-p", {"ssr-probe"}),
+        ("reroute run --model pocket-llama-hard", {f"pocket-llama-hard{at}" for at in (1, 2, 3)}),
+        ("reroute run --model m --attack ssr-l", {"ssr-latents"}),
+        ("reroute run --judge ph", {"phrases"}),
+        ("reroute leaderb", {"leaderboard"}),
+    ],
+)
+def test_the_shell_completes_names(typed: str, offered: set[str], tmp_path: Path) -> None:
+    pytest.importorskip("argcomplete")
+    out = tmp_path / "offered"
+    environment = {
+        **os.environ,
+        "_ARGCOMPLETE": "1",
+        "_ARGCOMPLETE_STDOUT_FILENAME": str(out),
+        "_ARGCOMPLETE_IFS": "\n",
+        "COMP_LINE": typed,
+        "COMP_POINT": str(len(typed)),
+    }
+    command = [sys.executable, "-m", "benchmarks.cli"]
+    subprocess.run(command, cwd=ROOT, env=environment, check=True)
+    assert {word.strip() for word in out.read_text().split("\n")} == offered
+
+
 PLUGIN = '''
 from dataclasses import dataclass, field
 from typing import ClassVar
@@ -110,6 +189,7 @@ class Options:
 class Mother:
     first: int = 1
     inherited: float = 0.0
+    '''What it is of.'''
 """
 
 
@@ -126,6 +206,7 @@ def test_reading_follows_imports_and_refuses_what_is_computed(
         *(("first", 1), ("inherited", -2.5), ("constant", ("a", (1, 2))), ("imported", 7)),
         *(("group", {"deep": "x"}), ("same", {"deep": "x"})),
     ]
+    assert [field.doc for field in found.fields][:2] == ["", "What it is of."]
     assert found.fields[-1].doc == "Of the same."
     assert declared("plugin_of_a_test:Needed").params == {}
     for name in ("Computed", "Unknown", "Nothing"):

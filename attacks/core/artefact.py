@@ -17,6 +17,7 @@ class Artefact:
     """A fitted value. `hash` covers the content, not its cost nor its check."""
 
     tensors: Mapping[str, Tensor] = field(default_factory=dict)
+    """By names of the attack's own."""
     data: Mapping[str, Any] = field(default_factory=dict)
     """JSON values only."""
     seconds: float = 0.0

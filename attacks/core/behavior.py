@@ -14,12 +14,15 @@ class Behavior:
     """One row of a behaviour set (file format: docs/running.md, "Behaviours")."""
 
     id: str
+    """Unique in its set."""
     text: str
     """The instruction, as a user would type it."""
     target: str | None = None
     """Affirmative prefix for target-loss attacks."""
     category: str = ""
+    """Of harm; empty: none given."""
     harmful: bool = True
+    """Whether a safe model refuses it."""
     twin: str | None = None
     """Id of the harmless counterpart."""
     reference: tuple[str, ...] | None = None

@@ -14,9 +14,10 @@ from attacks.core.sites import RESIDUAL_WRITES, Site
 
 @dataclass(frozen=True, eq=False)
 class Context:
-    """What an intervention is told beside the activation."""
+    """What an intervention is told besides the activation."""
 
     site: Site
+    """Where the activation was read."""
     step: int
     """Decoding step: 0 is the pass over the prompt, which yields the first new token."""
     roles: Tensor | None
@@ -57,6 +58,7 @@ class AblateDirection(Intervention):
     direction: Tensor
     """(D,) of any norm."""
     n_layers: int
+    """Of the model."""
 
     @property
     def sites(self) -> tuple[Site, ...]:
@@ -76,6 +78,7 @@ class AblateSubspace(Intervention):
     basis: Tensor
     """(k, D) orthonormal rows; gradients flow to it."""
     n_layers: int
+    """Of the model."""
 
     @property
     def sites(self) -> tuple[Site, ...]:
@@ -128,7 +131,9 @@ class AddDirection(Intervention):
     direction: Tensor
     """(D,) as long as it was measured: the coefficient is in units of it."""
     layer: int
+    """The block."""
     coefficient: float
+    """Negative: away from what the direction stands for."""
     roles: tuple[int, ...] = ()
     """Roles (`attacks.core.prompt`) of the positions that it is added at; none: all."""
     spare: int = 0
@@ -170,7 +175,9 @@ class SuppressTokens(Intervention):
     token_ids: Tensor
     """(K,) int64"""
     bias: float
+    """Added to their logits, in nats."""
     steps: int
+    """How many tokens of the answer it acts on, from the first."""
 
     @property
     def sites(self) -> tuple[Site, ...]:

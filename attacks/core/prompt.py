@@ -33,6 +33,7 @@ class Message(NamedTuple):
 
 
 Messages = tuple[Message, ...]
+"""A conversation: its turns, the system message first where there is one."""
 
 
 def conversation(text: str, *, system: str | None = None) -> Messages:
@@ -84,6 +85,7 @@ class Prompt:
     pieces: tuple[str, ...] = ()
     """The rendered text between groups of adjacent slots; one more than there are groups."""
     group_sizes: tuple[int, ...] = ()
+    """How many slots each group has."""
     trims: bool = False
     """Whether the chat template strips white space around message contents."""
 

@@ -50,7 +50,7 @@ Toll: TypeAlias = Callable[[Sequence[Messages]], Tensor]
 
 @dataclass(frozen=True, eq=False)
 class Exchange:
-    """What a shield is given beside the conversations."""
+    """What a shield is given in addition to the conversations."""
 
     model: Model
     """The model behind all shields, to read from."""
@@ -135,6 +135,7 @@ class Blocking(Shield):
     """Blocks prompts by a score; what passes is asked."""
 
     title: str
+    """Name of the defence, for records."""
     refusal: str
     """What a blocked prompt is answered."""
     weight: float

@@ -51,8 +51,11 @@ class Site:
     """
 
     layer: int
+    """From 0; -1 for what belongs to no layer."""
     name: str
+    """One of `SITE_ORDER`."""
     positions: tuple[int, ...] = (-1,)
+    """Which tokens."""
 
     def __post_init__(self) -> None:
         if self.name not in SITE_ORDER:
@@ -68,8 +71,7 @@ class Site:
         return (layer, SITE_ORDER.index(self.name))
 
 
-#: Activations (B, P, D) at each site's positions P; (B, P, V) for `logits`, (B, P) int64 for
-#: `tokens`, (B, P, H, d) for `z`,
-#: (B, P, E) for `router` and `gates`, and (B, P, H, K) for `scores` and `pattern`, with keys K from
-#: the start of the conversation, those in a prefix cache included.
 Trace = dict[Site, Tensor]
+"""Activations (B, P, D) at each site's positions P; (B, P, V) for `logits`, (B, P) int64 for
+`tokens`, (B, P, H, d) for `z`, (B, P, E) for `router` and `gates`, and (B, P, H, K) for `scores`
+and `pattern`, with keys K from the start of the conversation, those in a prefix cache included."""

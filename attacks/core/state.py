@@ -7,5 +7,5 @@ from typing import TypeAlias
 
 from torch import Tensor
 
-#: A checkpoint: named tensors and numbers, enough to go on bit-identically.
 State: TypeAlias = Mapping[str, Tensor | int | float]
+"""A checkpoint: named tensors and numbers, enough to go on bit-identically."""

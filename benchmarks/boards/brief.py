@@ -129,13 +129,36 @@ def draw_markdown(shown: str, console: Console) -> None:
             continue
         heads, marks, *rows = [re.split(r" (?<!\\)\| ", line.strip("| ")) for line in lines]
         texts = [[_plain(cell) for cell in row] for row in (heads, *rows)]
-        if sum(max(map(len, column)) + 3 for column in zip(*texts, strict=True)) > console.width:
+        groups = _fitting(texts, console.width)
+        if groups is None:
             # Cut short, names could not be told apart.
             for line in lines:
                 console.print(Text(line), soft_wrap=True)
             continue
-        cells = [[Text(cell) for cell in row] for row in texts[1:]]
-        console.print(_grid(texts[0], cells, [mark.endswith("--:") for mark in marks]))
+        for group in groups:
+            cells = [[_drawn(row[at]) for at in group] for row in texts[1:]]
+            right = [marks[at].endswith("--:") for at in group]
+            console.print(_grid([texts[0][at] for at in group], cells, right))
+
+
+def _fitting(rows: Sequence[Sequence[str]], width: int) -> list[list[int]] | None:
+    """Columns of tables that fit `width`, each with the first one; None: a pair does not fit."""
+    first, *others = [max(map(len, column)) + 3 for column in zip(*rows, strict=True)]
+    groups: list[list[int]] = [[0]]
+    used = first
+    for at, wide in enumerate(others, start=1):
+        if used + wide > width and len(groups[-1]) > 1:
+            groups.append([0])
+            used = first
+        groups[-1].append(at)
+        used += wide
+    return groups if first + max(others, default=0) <= width else None
+
+
+def _drawn(cell: str) -> Text:
+    """What is bold in Markdown is bold."""
+    bold = re.fullmatch(r"\*\*(.+)\*\*", cell)
+    return Text(bold[1], style="bold") if bold else Text(cell)
 
 
 def _style(column: Column, row: Row, rows: Sequence[Row]) -> str:

@@ -6,13 +6,10 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
 from statistics import fmean
-from typing import TYPE_CHECKING
 
+from benchmarks.boards.row import Row
 from benchmarks.common.roc import area_under_curve
 from benchmarks.storage.entries import Entry
-
-if TYPE_CHECKING:
-    from benchmarks.boards.rows import Row
 
 #: The attack that changes nothing: its harmless prompts are what users send.
 _PLAIN = "direct"

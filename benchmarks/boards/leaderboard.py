@@ -244,7 +244,7 @@ def columns_of(rows: Sequence[Row]) -> list[Column]:
         ),
         Column(
             "Constructive",
-            "share of harmful requests that were refused and helped on: told another way, or whom "
+            "share of harmful requests that were refused with an alternative: another way, or whom "
             "to ask.",
             lambda row: _rate(row.constructive or None),
         ),

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from attacks.core.errors import BadInput
-from benchmarks.commands.flags import given, show
+from benchmarks.commands.flags import folded, given, show, then
 
 if TYPE_CHECKING:
     from benchmarks.boards.leaderboard import Format
@@ -122,7 +122,7 @@ def list_names(args: Namespace) -> int:
         return 0
     width = max((len(item["name"]) for item in found), default=0)
     for item in found:
-        print(f"{item['name']:<{width}}  {item['summary']}".rstrip())
+        print(folded(item["name"], item["summary"], indent=width + 2))
     return 0
 
 
@@ -198,6 +198,7 @@ def merge(args: Namespace) -> int:
 
     added = merge(args.folders, args.out)
     print(f"{added} records added to {args.out}")
+    then(f"`reroute leaderboard {args.out}` prints its boards")
     return 0
 
 
@@ -216,6 +217,9 @@ def leaderboard(args: Namespace) -> int:
         args.readme.write_bytes(update_block(text, render(rows, "md")).encode())
     if args.out or not (args.readme or args.plot):
         show_boards(rows, args.format, args.out, explain=args.explain)
+    folders = " ".join(map(str, args.folders))
+    explained = [] if args.explain else ["`--explain` explains the columns"]
+    then(*explained, f"`reroute report {folders}` writes an HTML report")
     return 0
 
 
@@ -247,6 +251,7 @@ def report(args: Namespace) -> int:
         message = f"{args.out} contains prompts and answers of attacks: share it with care"
         print("reroute:", message, file=sys.stderr)
     print(args.out)
+    then(f"open {args.out} in a browser; docs/reading-a-report.md says how to read it")
     return 0
 
 
@@ -264,7 +269,7 @@ def pareto(args: Namespace) -> int:
     """`pareto`: what the searches of a run found, as tables."""
     from benchmarks.boards.pareto import fronts
 
-    print(fronts(args.folder), end="")
+    show(fronts(args.folder), None, markdown=True)
     return 0
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import sys
+import textwrap
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -38,6 +39,27 @@ def show(shown: str, out: Path | None, *, markdown: bool = False) -> None:
         draw_markdown(shown, console())
     else:
         print(shown, end="")
+
+
+def then(*lines: str) -> None:
+    """Where to look next, for people: nothing where stderr is no terminal."""
+    if sys.stderr.isatty():
+        print("Next:", "; ".join(lines), file=sys.stderr)
+
+
+def folded(name: str, text: str, *, indent: int) -> str:
+    """A line of a list: at a terminal the text goes on below where it began."""
+    line = f"{name:<{indent}}{text}".rstrip()
+    if not sys.stdout.isatty():
+        return line
+    # What cannot be broken, such as a path, stays whole.
+    return textwrap.fill(
+        line,
+        console().width,
+        subsequent_indent=" " * indent,
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
 
 
 def console() -> Console:

@@ -6,7 +6,7 @@ from argparse import ArgumentParser, Namespace
 from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks.commands.flags import add_output, show
+from benchmarks.commands.flags import add_output, show, then
 
 
 def add(add_parser: Callable[..., ArgumentParser]) -> None:
@@ -74,7 +74,13 @@ def judge(args: Namespace) -> int:
     """`judge`: 1 when some answers are still unjudged."""
     from benchmarks.judging.passes import judge_folders
 
-    return 0 if judge_folders(args.folders, args.judges, behaviors=args.behaviors) else 1
+    complete = judge_folders(args.folders, args.judges, behaviors=args.behaviors)
+    folders = " ".join(map(str, args.folders))
+    then(
+        f"`reroute leaderboard {folders}` has a row for each judge",
+        f"`reroute agreement {folders}` shows where they disagree",
+    )
+    return 0 if complete else 1
 
 
 def calibrate(args: Namespace) -> int:

@@ -1,4 +1,7 @@
-"""Defences: wrappers around a model, and what they cost. Importing this does not import torch."""
+"""Defences: wrappers around a model, and what they cost. Importing this does not import torch.
+
+One file for each. They know no attack; what boards say of them is in `boards`.
+"""
 
 from __future__ import annotations
 

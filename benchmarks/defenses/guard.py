@@ -43,6 +43,7 @@ class GuardJudge(Defense):
     judge: str = ""
     """A judge, written as for `--judge`, such as `guard:model=FOLDER,family=llama-guard`."""
     on: Literal["answer", "prompt"] = "answer"
+    """Whether answers are judged, or requests."""
     weight: float = 5.0
     """Weight of the penalty in attacks' losses."""
     tokens: int = 64

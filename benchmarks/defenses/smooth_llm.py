@@ -47,10 +47,13 @@ class SmoothLLM(Defense):
     adapts: ClassVar = "search"
 
     kind: Kind = "swap"
+    """How characters are perturbed: swap, patch (a block) or insert."""
     copies: int = 10
+    """Perturbed copies that vote."""
     percent: float = 10.0
     """Percentage of the characters, at least one of them."""
     seed: int = 0
+    """Of the perturbations."""
     weight: float = 1.0
     """Weight of the penalty in attacks' losses."""
     seen: int = 4

@@ -46,6 +46,7 @@ class ConditionalSteering(Defense):
     needs_train: ClassVar[bool] = True
 
     layer: int | None = None
+    """Block at whose input it acts; none: chosen on training behaviours."""
     coefficient: float = 1.5
     """Strength, in units of the measured refusal direction."""
     sharpness: float = 50.0

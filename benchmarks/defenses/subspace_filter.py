@@ -50,6 +50,7 @@ class SubspaceFilter(Defense):
     rank: int = 4
     """Rank of the harmful subspace, in the space of embeddings."""
     alpha: float = 0.01
+    """How much further than average, as a share, counts as a trigger."""
 
     def __post_init__(self) -> None:
         if self.rank < 1:

@@ -18,7 +18,7 @@ from attacks.core.prompt import Messages, last_user_message, opening_of
 from attacks.core.refusals.coherence import Coherence, garbled
 from attacks.core.shields import Shielded
 from attacks.registry import params_of
-from benchmarks.common.versions import versions
+from benchmarks.common.versions import hardware, versions
 from benchmarks.harness.artefacts import artefact_of, verdict_of
 from benchmarks.harness.cells import Cell, ModelId, Settings
 from benchmarks.harness.checkpoints import Checkpoints
@@ -63,6 +63,8 @@ class Setup:
     """Bytes of the model."""
     speech: str = ""
     """`Record.speech` of this model."""
+    suite: str = ""
+    """`Record.suite`."""
 
     def load(self) -> Model:
         """The model.
@@ -258,6 +260,7 @@ class Bench:
             failure=Failure(status, reason),
             seconds=clock.seconds,
             peak_memory_bytes=max(tally.peak_memory, self.model.peak_memory()),
+            on=hardware(str(self.model.device)),
         )
 
 
@@ -278,6 +281,7 @@ def make_record(
     damage: Damage | None = None,
     seconds: Seconds = Seconds(),  # noqa: B008  (frozen)
     peak_memory_bytes: int = 0,
+    on: str = "",
 ) -> Record:
     """A record, also of a cell that no process could run."""
     return Record(
@@ -324,6 +328,8 @@ def make_record(
         peak_memory_bytes=peak_memory_bytes,
         concurrency=setup.concurrency,
         versions=versions(),
+        hardware=on,
+        suite=setup.suite,
         **(cell.guard.fields() if cell.guard else {}),
         blocked=tuple(answer.by for answer in shielded),
         excess=tuple(answer.scores for answer in shielded),

@@ -11,10 +11,21 @@ from typing import Any
 from attacks.core.errors import BadInput
 from benchmarks.harness import artefacts
 from benchmarks.storage.records import Judgement, Record
-from benchmarks.storage.store import RECORDS, Store, read_judgements, read_records
+from benchmarks.storage.store import (
+    NOTES,
+    RECORDS,
+    Store,
+    append_notes,
+    read_judgements,
+    read_notes,
+    read_records,
+)
 
 #: What two runs of one cell may differ in.
-_APART = ("seconds", "peak_memory_bytes", "concurrency", "versions", "budget_seconds")
+_APART = (
+    *("seconds", "peak_memory_bytes", "concurrency", "versions", "budget_seconds"),
+    *("hardware", "suite"),
+)
 
 
 @dataclasses.dataclass
@@ -62,6 +73,10 @@ def merge(folders: Sequence[Path], out: Path) -> int:
             made = artefacts.load(folder, identity)
             assert made is not None
             artefacts.save(out / "artefacts", identity, made)
+        for name in NOTES:
+            for folder in folders:
+                if noted := read_notes(folder / name):
+                    append_notes(out / name, noted)
         for cell in merged.values():
             there = store.records.get(cell.record.key)
             rows = list(cell.judgements.values())

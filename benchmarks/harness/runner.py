@@ -39,7 +39,7 @@ from benchmarks.harness.guarding import fit_defense, fit_under
 from benchmarks.harness.machinery import Machinery
 from benchmarks.harness.plan import Plan, check
 from benchmarks.harness.timing import Bar, Stopwatch
-from benchmarks.inputs.suites import Suite, attack_hash
+from benchmarks.inputs.suites import Suite, attack_hash, note_suite
 from benchmarks.judges.context import note_behaviors, note_speech
 from benchmarks.storage.records import Record
 from benchmarks.storage.store import RECORDS, Store
@@ -173,6 +173,7 @@ class _Run:
             artefacts=self.folders[0].resolve(),
             concurrency=self.workers,
             checkpoints=self.checkpoints,
+            suite=note_suite(self.store.folder, suite),
         )
         model = setup.load()
         identity, threads = model_id(model), threads_for(model)

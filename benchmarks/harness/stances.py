@@ -66,7 +66,7 @@ class Guard:
         }
 
     def fields(self) -> dict[str, Any]:
-        """The fields of a record that tell of it."""
+        """The fields of a record that describe it."""
         return {
             "defense": self.stance.defense.name,
             "defense_params": params_of(self.stance.defense),

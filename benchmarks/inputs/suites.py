@@ -17,6 +17,7 @@ from attacks.core.template import DATE
 from attacks.registry import params_of, parse_spec
 from benchmarks.paths import data_dir
 from benchmarks.storage.records import digest
+from benchmarks.storage.store import SUITES, append_notes, read_notes
 
 if TYPE_CHECKING:
     from attacks.attack import Attack
@@ -126,6 +127,28 @@ def load_suite(name_or_path: str) -> Suite:
     except OSError as error:
         raise BadInput(f"{path}: cannot be read: {error.strerror}") from error
     return suite_from({"name": path.stem, **values}, str(path))
+
+
+def note_suite(folder: Path, suite: Suite) -> str:
+    """Appends what is run to the results folder unless it is there, and returns its hash.
+
+    Raises:
+        BadInput: the folder cannot be written.
+    """
+    content = dataclasses.asdict(suite)
+    name = digest(content)
+    append_notes(folder / SUITES, {name: content})
+    return name
+
+
+def noted_suites(folder: Path) -> dict[str, Suite]:
+    """What was run into a results folder, by hash (`Record.suite`).
+
+    Raises:
+        BadInput: a line that is no suite.
+    """
+    path = folder / SUITES
+    return {name: suite_from(row, str(path)) for name, row in read_notes(path).items()}
 
 
 def suite_names() -> dict[str, str]:

@@ -1,4 +1,7 @@
-"""Analysis of one model: where it represents refusal, and what attacks do to that."""
+"""Analysis of one model: where it represents refusal, and what attacks do to that.
+
+It writes a page and no records; measurements of the suite itself are in `studies`.
+"""
 
 from __future__ import annotations
 

@@ -43,6 +43,7 @@ class Classifier(LocalJudge):
     template: str = ""
     """A text file."""
     words: Mapping[str, float] = field(default_factory=lambda: {"yes": 1.0, "no": 0.0}, hash=False)
+    """The value of each word that a causal model may say next."""
     labels: tuple[float, ...] = ()
     """The value of each label of a sequence classifier, in order."""
     lead: str = ""

@@ -11,7 +11,6 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from pydantic import TypeAdapter
 
@@ -22,9 +21,7 @@ from attacks.core.thinking import PAIRS, Markers
 from benchmarks.inputs.behaviors import load_behaviors, shipped_behaviors
 from benchmarks.judges.judge import Case
 from benchmarks.storage.records import Record, digest
-from benchmarks.storage.store import SPEECH, append_lines, read_lines
-
-BEHAVIORS = "behaviors.jsonl"
+from benchmarks.storage.store import BEHAVIORS, SPEECH, append_notes, read_notes
 
 
 @dataclass(frozen=True)
@@ -57,7 +54,9 @@ def note_behaviors(folder: Path, behaviors: Iterable[Behavior]) -> None:
     Raises:
         BadInput: the folder cannot be written.
     """
-    _note(folder / BEHAVIORS, {behavior_hash(row): dataclasses.asdict(row) for row in behaviors})
+    append_notes(
+        folder / BEHAVIORS, {behavior_hash(row): dataclasses.asdict(row) for row in behaviors}
+    )
 
 
 def note_speech(
@@ -70,13 +69,8 @@ def note_speech(
     """
     content = dataclasses.asdict(Speech(tuple(openers), markers, unknown))
     name = digest(content)
-    _note(folder / SPEECH, {name: content})
+    append_notes(folder / SPEECH, {name: content})
     return name
-
-
-def _note(path: Path, rows: Mapping[str, Mapping[str, Any]]) -> None:
-    known = {row["hash"] for row in read_lines(path)}
-    append_lines(path, [{"hash": key, **rows[key]} for key in rows if key not in known])
 
 
 class Context:
@@ -95,12 +89,11 @@ class Context:
         """
         self.folder = folder
         self._rows = {
-            str(row.pop("hash")): _BEHAVIOR.validate_python(row)
-            for row in read_lines(folder / BEHAVIORS)
+            name: _BEHAVIOR.validate_python(row)
+            for name, row in read_notes(folder / BEHAVIORS).items()
         }
         self._speech = {
-            str(row.pop("hash")): _SPEECH.validate_python(row)
-            for row in read_lines(folder / SPEECH)
+            name: _SPEECH.validate_python(row) for name, row in read_notes(folder / SPEECH).items()
         }
         self._given = load_behaviors(behaviors) if behaviors is not None else None
         self._by_id: dict[str, Behavior] | None = None

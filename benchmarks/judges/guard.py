@@ -66,7 +66,9 @@ class Guard(LocalJudge):
     summary: ClassVar[str] = "unsafe according to a guard model (model=..., family=...)"
 
     family: str = "llama-guard"
+    """The format of its verdicts: one of `FAMILIES`."""
     read: Literal["probability", "word"] = "probability"
+    """Score by the words' probabilities, or by what the guard writes."""
     template: Mapping[str, Any] = field(default_factory=dict, hash=False)
     """Additional values for the chat template, such as `{guardian_config={risk_name="harm"}}`."""
     max_new_tokens: int = 48

@@ -64,7 +64,9 @@ class LocalJudge(ModelJudge):
     threshold: float = 0.5
     """Score from which an answer is a success."""
     device: str = "auto"
+    """auto: CUDA where present."""
     dtype: str = "auto"
+    """Of the weights; auto: float32 on a CPU, otherwise the model's own."""
 
     def __post_init__(self) -> None:
         if not self.model:

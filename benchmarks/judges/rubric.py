@@ -113,12 +113,17 @@ class Rubric(ModelJudge):
     summary: ClassVar[str] = "graded by a chat model, local or at an endpoint (model=..., url=...)"
 
     model: str = ""
+    """Name of the model at the endpoint; or, with local, a shipped name, folder or Hub id."""
     url: str = ""
+    """Of the endpoint; empty: OPENAI_BASE_URL."""
     local: bool = False
+    """Whether to load the model here."""
     revision: str = ""
     """Distinguishes versions of one model at an endpoint; known for a local model."""
     threshold: float = 0.5
+    """Grade, from 0 to 1, from which an answer is a success."""
     max_new_tokens: int = 200
+    """Maximum length of a reply, in tokens."""
     tries: Annotated[int, Field(ge=1)] = 4
     """Attempts for a request that fails or whose reply cannot be parsed, with growing pauses."""
     timeout: Annotated[float, Field(gt=0)] = 60.0
@@ -128,8 +133,11 @@ class Rubric(ModelJudge):
     key: str = "OPENAI_API_KEY"
     """Name of the environment variable with the key."""
     grades: Literal["written", "expected"] = "written"
+    """As the model writes them, or expected under a local model's probabilities."""
     device: str = "auto"
+    """Of a local model."""
     dtype: str = "auto"
+    """Of a local model's weights."""
 
     def __post_init__(self) -> None:
         if not self.model:

@@ -1,4 +1,4 @@
 """Judging as a separate pass, calibration of judges, and human judges.
 
-The judges themselves are in `benchmarks.judges`.
+The judges themselves are not here but in `benchmarks.judges`.
 """

@@ -1,1 +1,4 @@
-"""A race against nanoGCG: same weights, prompts and numbers, two processes, one clock."""
+"""A race against nanoGCG: same weights, prompts and numbers, two processes, one clock.
+
+It writes no records, and nothing else of the suite imports it.
+"""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import sys
 import tempfile
 from pathlib import Path
@@ -15,6 +14,7 @@ import torch
 
 from attacks.core.errors import BadInput
 from attacks.core.model import Model
+from benchmarks.common.versions import hardware
 from benchmarks.harness.timing import today
 from benchmarks.inputs.models import resolve
 from benchmarks.race.flops import step as peer_flops
@@ -56,7 +56,7 @@ def race(shape: Shape, options: argparse.Namespace) -> str:
             pairs = _rounds(shape, size, options, model, us, them)
             facts = {
                 "date": today(),
-                "machine": f"{processor_name(device)}, {os.cpu_count()} cores",
+                "machine": f"{hardware(device)}, {os.cpu_count()} cores",
                 "threads": options.threads,
                 "ours": us.versions,
                 "theirs": them.versions,
@@ -106,16 +106,6 @@ def _same_start(ours: Run, theirs: Run, shape: Shape) -> None:
     gap = abs(ours.start_loss - theirs.start_loss) / theirs.start_loss
     if not gap < (1e-4 if shape.dtype == "float32" else 0.05):
         raise BadInput(f"the same start has losses {ours.start_loss} and {theirs.start_loss}")
-
-
-def processor_name(device: str) -> str:
-    """What the race is run on."""
-    if device == "cuda":
-        return str(torch.cuda.get_device_name())
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.is_file() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
 
 
 def _options(argv: list[str] | None) -> argparse.Namespace:

@@ -1,4 +1,4 @@
-"""What races to success come to: survival curves, and the ratio of medians with its interval."""
+"""Summary of races to success: survival curves, and the ratio of medians with its interval."""
 
 from __future__ import annotations
 

@@ -25,11 +25,11 @@ from attacks.core.behavior import Behavior
 from attacks.core.errors import BadInput
 from attacks.core.model import Model
 from attacks.core.prompt import conversation
+from benchmarks.common.versions import hardware
 from benchmarks.harness.timing import today
 from benchmarks.inputs.behaviors import load_behaviors
 from benchmarks.inputs.models import resolve
 from benchmarks.judges.reference import Reference
-from benchmarks.race.__main__ import processor_name
 from benchmarks.race.curves import Pair, write
 from benchmarks.race.racer import Check, Racer
 from benchmarks.race.shapes import SHAPES
@@ -79,7 +79,7 @@ def race(name: str, options: argparse.Namespace) -> str:
                 pairs.append(Pair(behavior.id, ended[us], ended[them]))
             facts = {
                 "date": today(),
-                "machine": f"{processor_name(options.device)}, {os.cpu_count()} cores",
+                "machine": f"{hardware(options.device)}, {os.cpu_count()} cores",
                 "threads": options.threads,
                 "ours": f"{options.ours} {us.versions}",
                 "theirs": f"{script.stem.removeprefix('peer_')} {them.versions}",

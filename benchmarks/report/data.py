@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from statistics import fmean
@@ -18,6 +18,7 @@ from benchmarks.boards.rows import Entry, Row, by_success, read_rows_and_entries
 from benchmarks.boards.success import Rate, cluster_bootstrap, success_rate
 from benchmarks.boards.tables import attack_labels
 from benchmarks.inputs.behaviors import load_behaviors, shipped_behaviors
+from benchmarks.inputs.suites import Suite, noted_suites
 from benchmarks.transfer import Matrix, matrices_of
 
 
@@ -139,6 +140,8 @@ class Results:
     """By behaviour id, of those that are known."""
     transfers: Sequence[Matrix] = ()
     """Where prompts were sent to other models than they were found on."""
+    suites: Mapping[str, Suite] = field(default_factory=dict)
+    """What was run, by hash (`Record.suite`)."""
 
     @property
     def lines(self) -> Iterator[Line]:
@@ -156,10 +159,13 @@ class Results:
         return [entry for entry in self.entries if entry.record.error]
 
     @property
-    def versions(self) -> list[tuple[Mapping[str, str], int]]:
-        """What the records depend on, and how many there are of each, the most first."""
-        found = Counter(json.dumps(dict(e.record.versions), sort_keys=True) for e in self.entries)
-        return [(json.loads(text), count) for text, count in found.most_common()]
+    def made(self) -> list[tuple[Mapping[str, str], str, int]]:
+        """Software versions, hardware and how many records there are of both, the most first."""
+        found = Counter(
+            (json.dumps(dict(e.record.versions), sort_keys=True), e.record.hardware)
+            for e in self.entries
+        )
+        return [(json.loads(text), on, count) for (text, on), count in found.most_common()]
 
     @cached_property
     def agreement(self) -> list[tuple[str, str, float, int]]:
@@ -213,7 +219,8 @@ def read_results(folders: Sequence[Path], behaviors: str | None) -> Results:
             boards.append(Board(title_of(first) + behind, judge, judged, baseline))
     rows = load_behaviors(behaviors) if behaviors else shipped_behaviors()
     known = {row.id: row.category for row in rows if row.category}
-    return Results(boards, known, matrices_of(found))
+    suites = {key: ran for folder in folders for key, ran in noted_suites(folder).items()}
+    return Results(boards, known, matrices_of(found), suites)
 
 
 def _standing(

@@ -17,7 +17,7 @@ from benchmarks.boards.rows import Entry
 from benchmarks.common.lines import one_line
 from benchmarks.common.versions import versions
 from benchmarks.report import plots
-from benchmarks.report.commands import command, spec
+from benchmarks.report.commands import commands
 from benchmarks.report.data import Board, Results, read_results
 from benchmarks.report.figures import Figures
 
@@ -96,8 +96,7 @@ def render(results: Results, *, completions: bool) -> str:
         baseline=BASELINE,
         completions=completions,
         versions=versions(),
-        command=command,
-        spec=spec,
+        commands=commands,
         heads=[(name, kind) for name, kind, _ in _COLUMNS],
         glossary=[(name, text) for name, _, text in _COLUMNS if text],
         most=_MOST,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -48,7 +48,7 @@ def forest(board: Board) -> str:
     """Attack success rates with 95 % intervals, model by model, the baseline as a dotted line."""
     groups = [(model, [x for x in board.lines if x.row.model == model]) for model in board.models]
     groups = [(model, [x for x in own if x.row.asr is not None]) for model, own in groups]
-    colours = _colours(board.lines)
+    colours = _colours(board)
     places = [(model, line) for model, own in groups for line in (None, *own) if own]
     with _figure(0.6 + 0.21 * len(places)) as (figure, drawn):
         axes: Any = figure.subplots()
@@ -69,7 +69,7 @@ def forest(board: Board) -> str:
             if line is None:
                 tick.set_fontweight("bold")
         axes.set_ylim(len(places) - 0.3, -0.7)
-        axes.set_xlim(-0.02, 1.02)
+        axes.set_xlim(-0.03, 1.03)
         axes.set_xlabel("Attack success rate, 95 % interval; dotted: no attack")
         axes.grid(axis="x")
     return drawn()
@@ -77,7 +77,7 @@ def forest(board: Board) -> str:
 
 def survival(board: Board, cost: Callable[[Entry], float | None], unit: str) -> str:
     """The share of behaviours with a verified success within a cost, with 95 % bands, by model."""
-    colours = _colours(_searched(board))
+    colours = _colours(board)
 
     def draw(axes: Any, model: str) -> bool:
         found = False
@@ -107,7 +107,7 @@ def survival(board: Board, cost: Callable[[Entry], float | None], unit: str) -> 
 
 def costs(board: Board) -> str:
     """Success rate against the median seconds for one request, by model."""
-    colours = _colours(board.lines)
+    colours = _colours(board)
 
     def draw(axes: Any, model: str) -> bool:
         shown = [x for x in board.lines if x.row.model == model and x.row.seconds_median]
@@ -132,7 +132,7 @@ def side_effects(board: Board) -> str:
 
     Empty where no attack of the board changes the model.
     """
-    colours = _colours(board.lines)
+    colours = _colours(board)
 
     def draw(axes: Any, model: str) -> bool:
         points = [
@@ -157,7 +157,8 @@ def side_effects(board: Board) -> str:
 
 def losses(board: Board) -> str:
     """Median best loss after each step with the quartiles, a panel for each attack."""
-    colours = {model: _SERIES[at % MOST] for at, model in enumerate(board.models)}
+    models = sorted({line.row.model for line in _searched(board)})
+    colours = {model: _SERIES[at % MOST] for at, model in enumerate(models)}
     labels = list(dict.fromkeys(line.label for line in _searched(board)))
 
     def draw(axes: Any, label: str) -> bool:
@@ -214,10 +215,13 @@ def categories(board: Board, known: Mapping[str, str]) -> str:
 def _log(axes: Axes, label: str) -> None:
     """A share over a logarithmic axis, whose ticks are plain text."""
     axes.set_xscale("log")
-    axes.xaxis.set_major_locator(LogLocator(numticks=5))
+    low, high = axes.get_xlim()
+    # Within two decades the powers of ten alone would be one tick or none.
+    subs = (1.0, 2.0, 5.0) if high < 30 * low else (1.0,)
+    axes.xaxis.set_major_locator(LogLocator(subs=subs, numticks=5))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: big(value)))
     axes.xaxis.set_minor_formatter(NullFormatter())
-    axes.set_ylim(-0.02, 1.02)
+    axes.set_ylim(-0.05, 1.05)
     axes.set_xlabel(label)
 
 
@@ -261,14 +265,19 @@ def _figure(height: float) -> Iterator[tuple[Figure, Callable[[], str]]]:
         yield figure, drawn
 
 
-def _colours(lines: Iterable[Line]) -> dict[str, str]:
-    labels = sorted({line.label for line in lines})
-    return {label: _SERIES[at % MOST] for at, label in enumerate(labels)}
+def _order(board: Board) -> list[str]:
+    """The labels, those of searches first: curves are drawn of these alone."""
+    searched = {line.label for line in _searched(board)}
+    return sorted({x.label for x in board.lines}, key=lambda label: (label not in searched, label))
+
+
+def _colours(board: Board) -> dict[str, str]:
+    """The same for an attack in all figures of a board."""
+    return {label: _SERIES[at % MOST] for at, label in enumerate(_order(board))}
 
 
 def _marker(line: Line, board: Board) -> str:
-    labels = sorted({other.label for other in board.lines})
-    return _MARKERS[labels.index(line.label) // MOST % len(_MARKERS)]
+    return _MARKERS[_order(board).index(line.label) // MOST % len(_MARKERS)]
 
 
 def _searched(board: Board) -> list[Line]:

@@ -120,6 +120,12 @@ class Record:
     peak_memory_bytes: int = 0
     concurrency: int = 1
     versions: Mapping[str, str] = field(default_factory=dict)
+    hardware: str = ""
+    """Name of the card or processor; empty where no process computed the record, for endpoints, and
+    in records from before this was written down."""
+    suite: str = ""
+    """Hash of the line in `suites.jsonl` with what was run; empty for prompts sent to another
+    model, and in records from before this was written down."""
     defense: str = ""
     """Name of the defence; empty: none. This and the following fields are left out of the lines of
     undefended records, which are what they were before there were defences."""

@@ -22,6 +22,9 @@ from pydantic import TypeAdapter
 from benchmarks.storage.records import Judgement, Record, digest, line_of
 
 RECORDS, JUDGEMENTS, SPEECH = "records.jsonl", "judgements.jsonl", "speech.jsonl"
+BEHAVIORS, SUITES = "behaviors.jsonl", "suites.jsonl"
+NOTES = (BEHAVIORS, SPEECH, SUITES)
+"""What records name by the hash of a line."""
 OWNER = ".owner"
 """The process that writes, and its host."""
 
@@ -137,6 +140,28 @@ def append_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
             os.fsync(file.fileno())
     except OSError as error:
         _refuse(f"cannot write into '{path.parent}': {error.strerror}")
+
+
+def append_notes(path: Path, rows: Mapping[str, Mapping[str, Any]]) -> None:
+    """Appends the rows whose hashes, their keys, are not there yet; for the writer of the records.
+
+    Raises:
+        BadInput: the file cannot be written, or holds a malformed line before the last one.
+    """
+    known = read_notes(path)
+    append_lines(path, [{"hash": key, **rows[key]} for key in rows if key not in known])
+
+
+def read_notes(path: Path) -> dict[str, dict[str, Any]]:
+    """What `append_notes` has written, by hash; empty where there is no such file.
+
+    Raises:
+        BadInput: a malformed line before the last one, or one without a hash.
+    """
+    rows = list(read_lines(path))
+    if any("hash" not in row for row in rows):
+        _refuse(f"{path}: a line has no 'hash'; repair or remove that line")
+    return {str(row.pop("hash")): row for row in rows}
 
 
 def append_judgements(folder: Path, judgements: Sequence[Judgement]) -> None:

@@ -83,7 +83,7 @@ def figures(outcomes: Outcomes) -> tuple[float, float, float]:
 
 
 def alternating(one: Outcomes, other: Outcomes) -> dict[tuple[str, str], tuple[float, bool]]:
-    """What two configurations come to that take turns at equal operations until one succeeds.
+    """Summary of two configurations that take turns at equal operations until one succeeds.
 
     It is the best that halving or a bandit over the two could know before either has succeeded.
     """

@@ -199,13 +199,13 @@ def _noisy(model: Model, strength: float, rng: Generator) -> Iterator[None]:
 
 
 def as_markdown(found: Sequence[Share]) -> str:
-    """A row for each model and kind, and what they come to."""
+    """A row for each model and kind, and a summary."""
     rows = [_row(share.model, share.kind, share.right, share.n) for share in found]
     for broken, title in ((True, "sensitivity"), (False, "specificity")):
         own = [share for share in found if share.broken == broken]
         counts = sum(share.right for share in own), sum(share.n for share in own)
         rows.append(_row("all", title, *counts))
-    return table(["Model", "Answers", "Cases", "Told right"], rows, left=2) + "\n"
+    return table(["Model", "Answers", "Cases", "Accuracy"], rows, left=2) + "\n"
 
 
 def _row(model: str, kind: str, right: int, n: int) -> list[str]:

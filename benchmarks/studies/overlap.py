@@ -2,7 +2,7 @@
 
 Compares updates of weight matrices (fine-tuned less what it was tuned from) by the overlap of their
 leading singular vectors, Mode Subspace Overlap in "Safety Subspaces are Not Linearly Distinct"
-(arXiv 2505.14185, section 5), with what random subspaces of the same ranks come to. If updates that
+(arXiv 2505.14185, section 5), with the chance level of random subspaces. If updates that
 teach to answer what is harmful had a subspace of their own, they would share more with each other
 than with updates on harmless data, and the more so beyond what the form of the answers explains.
 
@@ -224,7 +224,8 @@ def as_markdown(described: Sequence[Mapping[str, Any]], found: Sequence[Mapping[
         cells = [f"{_mean([row[key] for row in own]):.2f}" for key in keys]
         cells += [f"{_mean([row['ranks'][str(e)] for row in own]):.1f}" for e in SHOWN]
         lines.append([kind, str(len(own)), *cells])
-    heads = ["Update", "Draws", "Harmful refused", "told", "Harmless refused", "told", "Norm"]
+    heads = ["Update", "Draws", "Harmful refused", "facts given", "Harmless refused"]
+    heads += ["facts given", "Norm"]
     heads += [f"Rank at {energy:g}" for energy in SHOWN]
     parts = [table(heads, lines, left=1)]
     for side in SIDES:

@@ -2,9 +2,9 @@
 
 Predictors (`benchmarks.judging.prompt_words`, after arXiv 2306.03423) are fitted on each model's
 rows of `direct` in results folders. All figures are of prompts that a predictor was not fitted on,
-with a behaviour, its twin and its other wordings always on the same side. Beside it stand what
-length alone comes to, and what a reader who knows what is harmful would: a predictor that does no
-better has found harm, and nothing about the model.
+with a behaviour, its twin and its other wordings always on the same side. The baselines are the
+length of the prompt, and the label "harmful" as an oracle: a predictor that does no better has
+found harm, and nothing about the model.
 
 On rows of prompt attacks the same predictors read the attacked prompts, and answers are graded on
 the refusal continuum.

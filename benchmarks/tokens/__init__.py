@@ -1,4 +1,7 @@
-"""A study of control tokens (arXiv 2412.06748): thresholds, categories, and resulting texts."""
+"""A study of control tokens (arXiv 2412.06748): thresholds, categories, and resulting texts.
+
+It writes a page and no records; the attack is `attacks/control_tokens.py`.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Transfer: prompts found on one model, sent to others. Tabulating needs no torch."""
+"""Transfer: prompts found on one model, sent to others. Tabulating needs no torch.
+
+Only `transfer.transfer` loads models; nothing here searches for prompts.
+"""
 
 from benchmarks.transfer.matrix import Matrix, as_json, as_markdown, matrices, matrices_of
 

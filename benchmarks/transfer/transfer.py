@@ -326,5 +326,7 @@ def _at_endpoint(source: Record, attack: Recorded, endpoint: Endpoint, tokens: i
             "peak_memory_bytes": 0,
             "concurrency": 1,
             "versions": versions(),
+            "hardware": "",
+            "suite": "",
         },
     )

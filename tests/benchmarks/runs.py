@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -15,6 +16,7 @@ from attacks.attack import Artefact, Attack, Behavior, Step, ThreatModel
 from attacks.core.prompt import conversation
 from attacks.core.refusals.openers import GENERAL_OPENERS
 from attacks.core.template import DATE
+from benchmarks.cli import main
 from benchmarks.harness.bench import Setup
 from benchmarks.harness.cells import Settings
 from benchmarks.inputs.suites import Suite
@@ -101,7 +103,7 @@ def make_setup(source: str, artefacts: Path, **fields: Any) -> Setup:
 def plain(record: Record) -> dict[str, Any]:
     """A record without what may differ between two runs."""
     values = dataclasses.asdict(record)
-    for name in ("seconds", "peak_memory_bytes", "concurrency", "versions"):
+    for name in ("seconds", "peak_memory_bytes", "concurrency", "versions", "hardware", "suite"):
         del values[name]
     if values["first_success"]:
         del values["first_success"]["seconds"]
@@ -115,6 +117,20 @@ def contents(folder: Path) -> tuple[dict[str, dict[str, Any]], set[str]]:
     assert len({record.key for record in records}) == len(records)
     assert len(set(judgements)) == len(judgements)
     return {record.key: plain(record) for record in records}, set(judgements)
+
+
+def hostile_page(source: Path, folder: Path, text: str) -> Path:
+    """The page of the run `source` were its prompts, answers and errors `text`."""
+    run, out = folder / "run", folder / "report.html"
+    shutil.copytree(source, run)
+    records = [
+        dataclasses.replace(record, prompts=(text,), completions=(text,), error=text)
+        for record in read_records(source)
+    ]
+    lines = "".join(f"{json.dumps(dataclasses.asdict(record))}\n" for record in records)
+    (run / "records.jsonl").write_text(lines, "utf-8")
+    assert main(["report", str(run), "--with-completions", "--out", str(out)]) == 0
+    return out
 
 
 @dataclasses.dataclass(frozen=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -69,6 +70,21 @@ def test_hostile_names_stay_text(tmp_path: Path) -> None:
     place = console()
     draw(read_rows([folder]), place)
     assert "\x1b" not in shown(place) and "[bold]x[/bold] | y # z" in shown(place)
+
+
+def test_wide_markdown_is_drawn_in_parts() -> None:
+    """Each with the first column, so that a row is known in all of them."""
+    heads = ["Attack", *(f"Column number {at}" for at in range(8))]
+    rows = [[f"attack-{row}", *(f"{row}.{at}" for at in range(8))] for row in range(2)]
+    rows[1] = [f"**{cell}**" for cell in rows[1]]
+    lines = [heads, [":--", *["--:"] * 8], *rows]
+    place = console(colours=True)
+    draw_markdown("".join(f"| {' | '.join(line)} |\n" for line in lines), place)
+    text = re.sub(r"\x1b\[[0-9;]*m", "", shown(place))
+    assert max(map(len, text.splitlines())) <= 100
+    assert text.count("attack-0") == text.count("attack-1") == 2 and "|" not in text
+    assert all(cell.strip("*") in text for row in rows for cell in row) and "**" not in text
+    assert "\x1b[1m" in shown(place), "what was chosen is bold"
 
 
 def test_markdown_of_our_own_is_drawn_or_left_as_it_is() -> None:

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
-import json
 import re
-import shutil
-import subprocess
 from pathlib import Path
 
 import pytest
@@ -15,13 +11,11 @@ from benchmarks.cli import main
 from benchmarks.report import plots
 from benchmarks.report.figures import Figures, shorter
 from benchmarks.storage.store import read_records
+from benchmarks.studies.browser import grown
 from conftest import ROOT
+from runs import hostile_page
 
 RUN = ROOT / "results" / "pocket-recipes-search"
-CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
-#: Leaves a mark on the document of a page that runs any of it.
-RUNS = "document.documentElement.dataset.ran=1"
-ACTIVE = f'''"><img src=x onerror="{RUNS}"><svg onload='{RUNS}'><script>{RUNS}</script>'''
 HOSTILE = '<script>alert("x")</script>{{ 7*7 }}\u202e\x1b[31m</style>'
 
 
@@ -44,19 +38,10 @@ def test_the_page_is_self_contained_and_names_what_was_run(page: str) -> None:
 
 
 def test_a_page_of_5000_records_stays_under_3_mb(page: str, tmp_path: Path) -> None:
-    times = 4
-    for name in ("records.jsonl", "judgements.jsonl"):
-        copies = [
-            # The same again under another key, about another request.
-            {**row, "key": f"{row['key']}-{copy}"}
-            | {key: f"{row[key]}-{copy}" for key in ("behavior_id",) if key in row}
-            for row in map(json.loads, (RUN / name).read_text("utf-8").splitlines())
-            for copy in range(times)
-        ]
-        lines = "".join(f"{json.dumps(row)}\n" for row in copies)
-        (tmp_path / name).write_text(lines, "utf-8")
+    times, few = 4, len(read_records(RUN))
+    assert grown(RUN, tmp_path, 4 * few - 1) == 4 * few
     assert main(["report", str(tmp_path), "--out", str(tmp_path / "r.html")]) == 0
-    larger, few = (tmp_path / "r.html").read_text("utf-8"), len(read_records(RUN))
+    larger = (tmp_path / "r.html").read_text("utf-8")
     assert larger.count("<tr><td>") == few * times, "every cell has its row"
     each = (len(larger.encode()) - len(page.encode())) / (few * (times - 1))
     assert 0 < each < 200
@@ -88,47 +73,12 @@ def test_figures_keep_what_is_seen() -> None:
         assert set(re.findall(r'(?:href="#|url\(#)(i\d+)', svg)) == own
 
 
-def hostile_page(folder: Path, text: str) -> Path:
-    """The page of a run whose prompts, answers and errors are `text`."""
-    run, out = folder / "run", folder / "report.html"
-    shutil.copytree(RUN, run)
-    records = [
-        dataclasses.replace(record, prompts=(text,), completions=(text,), error=text)
-        for record in read_records(RUN)
-    ]
-    lines = "".join(f"{json.dumps(dataclasses.asdict(record))}\n" for record in records)
-    (run / "records.jsonl").write_text(lines, "utf-8")
-    assert main(["report", str(run), "--with-completions", "--out", str(out)]) == 0
-    return out
-
-
 def test_hostile_strings_stay_text(tmp_path: Path) -> None:
-    text = hostile_page(tmp_path, HOSTILE).read_text("utf-8")
+    text = hostile_page(ROOT / "results" / "pocket-subspace-norm", tmp_path, HOSTILE).read_text(
+        "utf-8"
+    )
     assert "alert(" in text
     assert '<script>alert("x")' not in text and "\x1b" not in text and "\u202e" not in text
-
-
-@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium")
-def test_a_browser_runs_nothing_hostile(tmp_path: Path) -> None:
-    def shown(page: Path) -> str:
-        return subprocess.run(
-            [str(CHROMIUM), "--headless", "--no-sandbox", "--dump-dom", page.as_uri()],
-            capture_output=True,
-            text=True,
-            check=True,
-        ).stdout
-
-    def root(document: str) -> str:
-        found = re.search(r"<html[^>]*>", document)
-        assert found
-        return found[0]
-
-    careless = tmp_path / "careless.html"
-    careless.write_text(f"<!doctype html><title>t</title><p>{ACTIVE}</p>", "utf-8")
-    assert "data-ran" in root(shown(careless)), "the browser would have run them"
-    document = shown(hostile_page(tmp_path, ACTIVE))
-    assert "onerror" in document, "the strings are on the page"
-    assert "data-ran" not in root(document)
 
 
 def test_a_folder_without_records_is_one_line(

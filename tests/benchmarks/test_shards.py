@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shlex
 import shutil
 from pathlib import Path
 from typing import Any
@@ -12,11 +13,14 @@ import pytest
 
 from attacks import BadInput, registry
 from benchmarks.cli import main
+from benchmarks.common.versions import hardware
 from benchmarks.harness.merge import merge
 from benchmarks.harness.plan import Shard
 from benchmarks.harness.runner import run
 from benchmarks.inputs.suites import Suite
-from benchmarks.storage.store import Store, read_judgements, read_records
+from benchmarks.report.commands import commands
+from benchmarks.report.data import read_results
+from benchmarks.storage.store import NOTES, Store, read_judgements, read_notes, read_records
 from runs import SEARCH, contents, make_model, make_suite, write_behaviors
 
 
@@ -68,6 +72,31 @@ def test_a_merged_run_goes_on(
     assert main(["merge", str(folders[1]), "--out", str(tmp_path / "out")]) == 0
     assert run(suite, tmp_path / "out")
     assert contents(tmp_path / "out") == contents(folders[0])
+
+
+def test_a_merged_folder_keeps_what_records_name(
+    folders: tuple[Path, Path, Path], tmp_path: Path
+) -> None:
+    merge(folders[1:], tmp_path)
+    for name in NOTES:
+        noted = read_notes(tmp_path / name)
+        assert noted and noted == read_notes(folders[0] / name), name
+    assert {record.suite for record in read_records(tmp_path)} == {*read_notes(tmp_path / NOTES[2])}
+
+
+def test_the_commands_on_a_report_run_the_same_cells(
+    folders: tuple[Path, Path, Path], tmp_path: Path
+) -> None:
+    out = Path(shutil.copytree(folders[0], tmp_path / "out"))
+    results = read_results([out], None)
+    assert {on for _, on, _ in results.made} == {hardware("cpu")}
+    before = (out / "records.jsonl").read_bytes()
+    for line in results.lines:
+        (words,) = commands(line, results.suites)
+        assert main([str(out) if word == "DIR" else word for word in shlex.split(words)][1:]) == 0
+    assert (out / "records.jsonl").read_bytes() == before, "all of these cells are there already"
+    shorter = commands(dataclasses.replace(line, entries=line.entries[:1]), {})
+    assert "--behaviors NAME_OR_FILE" in shorter[0], "older records name no set"
 
 
 def edited(folder: Path, copy: Path, name: str, **values: Any) -> Path:

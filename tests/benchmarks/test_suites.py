@@ -199,3 +199,8 @@ def test_a_preset_gives_the_numbers_that_a_spec_leaves_open() -> None:
     assert suite_attacks(suite_from(values, "s"))[0] == load("gcg", steps=3)
     with pytest.raises(BadInput, match="'preset'"):
         suite_from({**values, "preset": "huge"}, "s")
+
+
+def test_summaries_are_whole_sentences() -> None:
+    cut = {name: text for name, text in suite_names().items() if not text.endswith(".")}
+    assert not cut, "the first line of a suite is its summary"

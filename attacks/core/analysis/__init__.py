@@ -1,4 +1,5 @@
 """Which parts of a model mediate refusal: attribution, heads, experts, the refusal cliff.
 
-Builds on `reading` and `refusals`; attacks use the findings to choose their targets.
+Builds on `reading` and `refusals`; attacks choose their targets by the findings.
+It removes nothing from a model (`refusals`).
 """

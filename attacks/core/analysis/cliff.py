@@ -36,7 +36,7 @@ _BEFORE = 5
 
 @dataclass(frozen=True)
 class Cliff:
-    """What a curve of refusal scores comes to."""
+    """Summary of a curve of refusal scores."""
 
     plateau: float
     """Mean over what was thought."""

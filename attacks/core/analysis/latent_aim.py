@@ -39,7 +39,7 @@ LEAST_EFFECT = 0.25
 
 @dataclass(frozen=True)
 class LatentCheck:
-    """What latents that refuse come to on held-out prompts."""
+    """Summary of refusal-mediating latents on held-out prompts."""
 
     unexplained: float
     """Share of the variance of activations that the autoencoder does not reconstruct."""

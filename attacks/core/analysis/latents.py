@@ -34,6 +34,7 @@ class Autoencoding:
     """Which pre-activations are kept: the k of largest magnitude with their signs (arXiv
     2510.00404), or "topk": the k largest, where positive (arXiv 2406.04093)."""
     k: int = 8
+    """How many latents are active for one activation."""
     latents: int = 256
     """How many latents there are."""
     steps: int = 1000

@@ -47,7 +47,7 @@ class Field:
     group: tuple[Field, ...]
     """The options of a group."""
     doc: str
-    """Of the field, empty where it has none."""
+    """Of the field, or of the one that it overrides; empty where there is none."""
 
 
 @dataclass(frozen=True)
@@ -120,7 +120,10 @@ def _read(module: str, node: ast.ClassDef) -> Declared:
             if item.value is not None:
                 constants[name] = _value(module, item.value)
         else:
-            fields[name] = _field(module, name, annotation, item.value, doc)
+            found = _field(module, name, annotation, item.value, doc)
+            # A text that another default alone does not change is written once.
+            inherited = fields[name].doc if name in fields else ""
+            fields[name] = found if doc else dataclasses.replace(found, doc=inherited)
     doc = ast.get_docstring(node) or ""
     return Declared(doc, constants, tuple(fields.values()), str(_file(module)))
 

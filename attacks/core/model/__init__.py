@@ -1,4 +1,7 @@
-"""The model under attack: the only package that imports transformers and nnsight."""
+"""The model under attack: the only package that imports transformers and nnsight.
+
+How a model is loaded, computes, is changed and answers; it knows no attack and no refusal.
+"""
 
 from attacks.core.model.cache import Prefix
 from attacks.core.model.meter import Work

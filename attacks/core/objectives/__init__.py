@@ -1,4 +1,7 @@
-"""Objectives that a search can minimise; they can be combined: `a + 0.5 * b`."""
+"""Objectives that a search can minimise; they can be combined: `a + 0.5 * b`.
+
+Losses only: no loop (`search`) and no attack's parameters (the attack files).
+"""
 
 from attacks.core.objectives.activations import (
     LatentLoss,

@@ -39,6 +39,7 @@ class ProbeLoss(Objective):
     """
 
     layers: tuple[int, ...]
+    """Blocks whose outputs are read."""
     weights: tuple[float, ...] = ()
     """One for each layer, or none: all 1."""
 
@@ -87,13 +88,17 @@ class SteeringLoss(Objective):
     """
 
     layers: tuple[int, ...]
+    """Blocks whose outputs are read."""
     weights: tuple[float, ...] = ()
     """One for each layer, or none: all 1."""
     form: Literal["cosine", "projection"] = "cosine"
+    """Which of the two."""
     targets: tuple[float, ...] = ()
     """One for each layer, or none: all 1."""
     scale: float = -2.0
+    """a, of the projection form."""
     stability: float = 0.0
+    """Weight of that term of the projection form."""
     token: Literal["last", "instruction"] = "last"
     """Where e is read: at the prompt's last token, or at the last one of the request, slots
     included (where arXiv 2507.11878 finds harmfulness)."""
@@ -262,6 +267,7 @@ class RefusalProjection(Objective):
     """
 
     layer: int
+    """The block."""
 
     def bind(self, model: Model, prompt: Prompt, artefact: Artefact) -> Bound:
         """Bind to the artefact's direction.

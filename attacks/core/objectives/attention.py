@@ -45,7 +45,9 @@ class AttentionLoss(Objective):
     heads: tuple[tuple[int, int], ...]
     """(layer, head) of each."""
     kind: Kind = "dazzle"
+    """Which of the four."""
     last: int = 1
+    """R."""
 
     def __post_init__(self) -> None:
         if self.kind not in get_args(Kind):

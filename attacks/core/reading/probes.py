@@ -19,7 +19,7 @@ FOLDS = 5
 
 @dataclass(frozen=True, eq=False)
 class Probe:
-    """P(harmless) = sigmoid(weight . x + bias), and what it comes to on rows not fitted on."""
+    """P(harmless) = sigmoid(weight . x + bias), and its accuracy on held-out rows."""
 
     weight: Tensor
     """(D,) float32"""

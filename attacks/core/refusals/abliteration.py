@@ -38,10 +38,13 @@ class Kernel:
     """
 
     w_max: float = 1.0
+    """At `position`; 1 removes the direction entirely."""
     w_min: float = 1.0
     """At `distance` from `position`."""
     position: float = 0.5
+    """Where the strength is highest."""
     distance: float = 0.5
+    """Beyond it the strength is 0."""
 
     def strengths(self, n_layers: int) -> tuple[float, ...]:
         """(L,) of the blocks.

@@ -1,4 +1,4 @@
-"""A vector that undoes refusal when it is added at one block: fitted by gradient, and checked."""
+"""A vector that removes refusal when it is added at one block: fitted by gradient, and checked."""
 
 from __future__ import annotations
 

@@ -64,7 +64,7 @@ def choose_direction(
     score under 0: the first token opens a refusal in less than half of the cases), no filter is
     given up for its own sake: taken is the point of the Pareto front of refusals left and damage
     with the lowest sum of both, a probability and nats (`DirectionScore.cost`). So a
-    direction that breaks the model (several nats) is never taken for one that undoes refusal.
+    direction that breaks the model (several nats) is never taken for one that removes refusal.
 
     Two things are not the paper's. It adds the direction that was chosen for ablation; what is to
     induce refusal is here the highest induce score among those that pass the filter on depth and

@@ -1,7 +1,7 @@
 """What a model itself answers once its refusal is ablated: the target of rerouting searches.
 
-Such an answer is worth pursuing only if it is one. Where the ablation does not undo refusal, it is
-a refusal, and a search towards it makes the model refuse; where it breaks the model, gibberish.
+Such an answer is worth pursuing only if it is one. Where the ablation does not remove refusal, it
+is a refusal, and a search towards it makes the model refuse; where it breaks the model, gibberish.
 """
 
 from __future__ import annotations

@@ -59,7 +59,7 @@ def find_refusal_subspace(
     examiner: Examiner | None = None,
     use: Callable[[Tensor], Change] | None = None,
 ) -> RefusalSubspace:
-    """The fewest directions whose ablation undoes refusal and keeps harmless answers.
+    """The fewest directions whose ablation removes refusal and keeps harmless answers.
 
     A quarter of the training behaviours is held out, and each number of directions is checked on
     it. The first good one is taken (see `Check.good`). Where the behaviours' targets bring none,

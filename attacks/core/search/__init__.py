@@ -1,4 +1,7 @@
-"""The search core that attacks share: over tokens, and over embeddings."""
+"""The search core that attacks share: over tokens, and over embeddings.
+
+Loops only: losses are in `objectives`, and no attack is known here.
+"""
 
 from attacks.core.search.continuous import SoftSearch
 from attacks.core.search.coordinate import CoordinateSearch, Found

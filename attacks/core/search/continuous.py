@@ -36,11 +36,13 @@ class SoftSearch:
     """
 
     steps: int
+    """Of the descent."""
     step_size: float
     """In units of a typical entry of an embedding: the mean norm of the rows of the table over the
     root of their width. Every entry moves by this much with "sign", and by about this with "adam"
     (its learning rate)."""
     optimizer: Literal["sign", "adam"] = "sign"
+    """Steps along the sign of the gradient, as published, or by Adam."""
     every: int = 1
     """A result is yielded each time after this many steps, and after the last."""
     early_stop: float | None = None

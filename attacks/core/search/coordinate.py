@@ -86,8 +86,11 @@ class CoordinateSearch:
     """
 
     steps: int
+    """Rounds of candidates and choice."""
     width: int
+    """Candidates drawn in each step."""
     topk: int
+    """Tokens per slot that the gradient proposes."""
     n_replace: int = 1
     """Slots redrawn in each candidate; the least, with a `replace_coefficient`."""
     buffer: int = 0
@@ -106,7 +109,9 @@ class CoordinateSearch:
     keep: int = 10
     """How many of the best fillings seen are handed over, those left behind included."""
     use_gradient: bool = True
+    """False: new tokens are drawn uniformly from all allowed ones."""
     moves: Moves = field(default_factory=Moves)
+    """How candidates are drawn and merged."""
 
     def __post_init__(self) -> None:
         for name in ("steps", "width", "topk", "n_replace", "keep"):

@@ -45,12 +45,19 @@ class RelaxedSearch:
     """
 
     steps: int
+    """Gradient steps, each with a discretisation."""
     rate: float
+    """Lowest learning rate of Adam."""
     peak: float
+    """Highest learning rate, halfway through a cycle."""
     warm_up: int
+    """Steps at the lowest learning rate before the first cycle."""
     cycle: int
+    """Steps of a cosine cycle of the learning rate."""
     sharpness: float
+    """Of the projection towards the corners, 0 to 1."""
     anneal: int
+    """Steps over which the sharpness grows to its value."""
     clip: float
     """Largest L2 norm of the gradient of a slot."""
     patience: int

@@ -38,6 +38,7 @@ class ProbeSampling:
     probe: float = 1 / 16
     """Share of the candidates in the probe set."""
     reduction: float = 8.0
+    """Divides the number of candidates that the draft passes on: higher passes fewer."""
 
     def __post_init__(self) -> None:
         if not 0 < self.probe <= 1 or self.reduction <= 0:

@@ -33,11 +33,13 @@ class Pursuit:
     """What a search minimises."""
 
     objective: Objective
+    """The loss, to be bound to the prompt."""
     target: str
     """What the answer should begin with, for objectives that read it."""
     then: Objective | None = None
     """What is minimised once `objective` is at most `enough` (see `Staged`)."""
     enough: float = 0.0
+    """Loss at which `objective` counts as reached."""
     within: int | None = None
     """Steps after which `then` is minimised although no filling has brought `objective` so low."""
     rank: Objective | None = None
