@@ -14,6 +14,7 @@ from attacks.attack import Artefact, Attack
 from attacks.composed import Composed
 from attacks.core.artefact import EMPTY
 from attacks.core.errors import BadInput
+from attacks.core.parsing import from_json
 from benchmarks.common.files import write_whole
 from benchmarks.common.lines import one_line
 
@@ -47,7 +48,7 @@ def load(folder: Path, identity: str) -> Artefact | None:
     if not path.is_file():
         return None
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = from_json(path.read_text(encoding="utf-8"))
         tensors = load_file(path.with_suffix(".safetensors")) if content["tensors"] else {}
         seconds, check = float(content["seconds"]), dict(content.get("check", {}))
         artefact = Artefact(tensors, content["data"], seconds, check)

@@ -15,6 +15,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from attacks.core.behavior import Behavior
 from attacks.core.errors import BadInput
+from attacks.core.parsing import from_json
 
 #: Columns for each field, preferred ones first; compared without regard to case. The public
 #: sets use these names; some have both the instruction (`Goal`) and its short title (`Behavior`).
@@ -146,10 +147,10 @@ def _objects(path: Path, rows: list[Any]) -> Iterator[tuple[str, Mapping[str, An
 
 def _parsed(text: str, place: str) -> Any:
     try:
-        value = json.loads(text)
+        value = from_json(text)
         # A lone surrogate passes as JSON and could be written to no record.
         json.dumps(value, ensure_ascii=False).encode()
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise BadInput(f"{place}: not valid JSON ({error})") from error
     return value
 

@@ -14,6 +14,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from attacks.core.behavior import Behavior
 from attacks.core.errors import BadInput
+from attacks.core.parsing import from_json
 from benchmarks.boards.correction import Counts
 from benchmarks.boards.success import Rate, success_rate
 from benchmarks.boards.tables import table, text
@@ -113,7 +114,7 @@ def read_cases(path: Path) -> list[Known]:
         if not line.strip():
             continue
         try:
-            rows.append(_KNOWN.validate_python(json.loads(line)))
+            rows.append(_KNOWN.validate_python(from_json(line)))
         except ValidationError as error:
             first = error.errors()[0]
             name = ".".join(str(part) for part in first["loc"])

@@ -19,6 +19,8 @@ from typing import Any, NoReturn, Self, TypeVar
 from filelock import FileLock, Timeout
 from pydantic import TypeAdapter
 
+from attacks.core.errors import BadInput
+from attacks.core.parsing import from_json
 from benchmarks.storage.records import Judgement, Record, digest, line_of
 
 RECORDS, JUDGEMENTS, SPEECH = "records.jsonl", "judgements.jsonl", "speech.jsonl"
@@ -258,7 +260,7 @@ def _line(row: Mapping[str, Any]) -> bytes:
 
 
 def _parse(line: bytes, adapter: TypeAdapter[Row]) -> Row:
-    value: Any = json.loads(line)
+    value: Any = from_json(line)
     return adapter.validate_python(value)
 
 
@@ -307,7 +309,4 @@ def _recover(path: Path, adapter: TypeAdapter[Row]) -> str | None:
 
 
 def _refuse(message: str) -> NoReturn:
-    # Imported late: the package `attacks` needs torch, and reading a board must not.
-    from attacks.core.errors import BadInput
-
     raise BadInput(message)

@@ -289,6 +289,39 @@ def test_streams(
 
 
 @often
+@given(
+    depth=st.sampled_from([101, 400, 970, 1200, 100_000]),
+    brackets=st.sampled_from(["[]", '{"a":}', '{"params":}']),
+    closed=st.booleans(),
+    where=st.sampled_from(["suite", "jsonl", "json", "cases", "spec", "records", "artefact"]),
+)
+def test_deep_nesting(tmp_path: Path, depth: int, brackets: str, closed: bool, where: str) -> None:
+    inmost = "" if brackets == "[]" else "1"
+    value = brackets[:-1] * depth + inmost + brackets[-1] * depth * closed
+    toml = value.replace(":", "=") + "\n"
+    path = tmp_path / f"input.{where}"
+    path.write_text(f"a = {toml}" if where == "suite" else f"{value}\n" * (1 + (where != "json")))
+    adhoc = ("run", "--model", "pocket-llama", "--dry-run", "--attack")
+    spec = f"gcg:steps={toml.strip()}" if where == "spec" else "direct"
+    (tmp_path / "run").mkdir(exist_ok=True)
+    if where == "records":
+        path.replace(tmp_path / "run" / "records.jsonl")
+    commands = {
+        "suite": ("run", str(path), "--dry-run"),
+        "cases": ("calibrate", "phrases", "--cases", str(path)),
+        "spec": (*adhoc, spec, "--behaviors", "pocket-test"),
+        "records": ("leaderboard", str(tmp_path / "run")),
+    }
+    if where == "artefact":
+        path.rename(tmp_path / "a.json")
+        with pytest.raises(BadInput, match="damaged"):
+            artefacts.load(tmp_path, "a")
+    else:
+        given = commands.get(where, (*adhoc, spec, "--behaviors", str(path)))
+        assert told(*given)[0] == 2
+
+
+@often
 @given(noise=edits, which=st.sampled_from(["json", "safetensors"]))
 def test_artefacts(tmp_path: Path, noise: list[tuple[float, int]], which: str) -> None:
     whole = Artefact({"basis": torch.arange(6.0).reshape(2, 3)}, {"layer": 3, "note": "x"}, 1.5)
