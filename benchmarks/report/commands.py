@@ -56,7 +56,7 @@ def _known(kind: str) -> dict[str, dict[str, Any]]:
 
 def _plain(value: Any) -> Any:
     """As JSON has it."""
-    return json.loads(json.dumps(value))
+    return json.loads(json.dumps(value, default=repr))
 
 
 def _toml(value: Any) -> str:
