@@ -8,6 +8,7 @@ from typing import Any
 
 from attacks.core.errors import BadInput
 from attacks.core.parsing import from_json
+from benchmarks.storage.folders import ARTEFACTS, bounded, contained
 
 _KERNEL = ("w_max", "w_min", "position", "distance")
 
@@ -19,7 +20,8 @@ def fronts(folder: Path) -> str:
         BadInput: no such folder, or none with a front in it.
     """
     tables = []
-    for path in sorted((folder / "artefacts").glob("*.json")):
+    for path in sorted((contained(folder) / ARTEFACTS).glob("*.json")):
+        bounded(path)
         try:
             data = from_json(path.read_text("utf-8"))["data"]
             if data.get("front"):

@@ -26,9 +26,6 @@ from benchmarks.common.files import UNFINISHED, write_whole
 from benchmarks.common.versions import versions
 from benchmarks.harness.timing import Stopwatch
 
-#: Where they lie in a results folder.
-CHECKPOINTS = "checkpoints"
-
 #: Seconds between two checkpoints of a cell.
 EVERY = 10.0
 

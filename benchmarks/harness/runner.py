@@ -29,7 +29,7 @@ from benchmarks.harness.bench import (
 )
 from benchmarks.harness.budget import answers
 from benchmarks.harness.cells import Cell, ModelId, Task, cell_key
-from benchmarks.harness.checkpoints import CHECKPOINTS, EVERY, Checkpoints
+from benchmarks.harness.checkpoints import EVERY, Checkpoints
 from benchmarks.harness.engine import split
 from benchmarks.harness.engines import Engine
 from benchmarks.harness.estimate import estimate
@@ -41,6 +41,7 @@ from benchmarks.harness.plan import Plan, check
 from benchmarks.harness.timing import Bar, Stopwatch
 from benchmarks.inputs.suites import Suite, attack_hash
 from benchmarks.judges.context import note_behaviors, note_speech
+from benchmarks.storage.folders import ARTEFACTS, CHECKPOINTS
 from benchmarks.storage.records import Record
 from benchmarks.storage.store import RECORDS, Store
 
@@ -93,14 +94,14 @@ def run(
         store = stack.enter_context(Store(out))
         checkpoints = Checkpoints((out / CHECKPOINTS).resolve(), checkpoint)
         finished = {key for key, record in store.records.items() if record.status == "ok"}
-        finished |= {path.stem for path in (out / "artefacts").glob("*.json")}
+        finished |= {path.stem for path in (out / ARTEFACTS).glob("*.json")}
         for note in (*store.notes, *checkpoints.tidy(finished)):
             say(note)
         note_behaviors(out, (*plan.attacked, *plan.answered))
         bar = stack.enter_context(
             Bar(total=plan.n_cells, unit="cell", desc=one_line(suite.name), disable=None)
         )
-        folders = (out / "artefacts", *([artefacts] if artefacts else []))
+        folders = (out / ARTEFACTS, *([artefacts] if artefacts else []))
         engine = stack.enter_context(machinery.start(say, partial(_steps, bar)))
         going = _Run(plan, store, checkpoints, engine, machinery.size, folders, bar)
         for name, source in plan.models.items():

@@ -16,6 +16,7 @@ from pydantic import TypeAdapter, ValidationError
 from attacks.core.behavior import Behavior
 from attacks.core.errors import BadInput
 from attacks.core.parsing import from_json
+from benchmarks.storage.folders import bounded
 
 #: Columns for each field, preferred ones first; compared without regard to case. The public
 #: sets use these names; some have both the instruction (`Goal`) and its short title (`Behavior`).
@@ -127,6 +128,7 @@ def _json(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
 
 def _parquet(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
     """(place, fields) of each row."""
+    bounded(path)
     import datasets
 
     with TemporaryDirectory() as cache:
@@ -237,7 +239,7 @@ def _csv_fields(values: Mapping[str, str], default_id: str, place: str) -> Mappi
 
 def _text(path: Path) -> str:
     try:
-        data = path.read_bytes()
+        data = bounded(path).read_bytes()
     except OSError as error:
         raise BadInput(f"behaviour file {path}: {error.strerror or error}") from error
     try:

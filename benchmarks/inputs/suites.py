@@ -16,6 +16,7 @@ from attacks.core.parsing import from_toml
 from attacks.core.template import DATE
 from attacks.registry import params_of, parse_spec
 from benchmarks.paths import data_dir
+from benchmarks.storage.folders import bounded
 from benchmarks.storage.records import digest
 
 if TYPE_CHECKING:
@@ -119,6 +120,7 @@ def load_suite(name_or_path: str) -> Suite:
             f"unknown suite '{name_or_path}'; valid: {', '.join(shipped)}, or a TOML file"
             f"{suggestion(name_or_path, shipped)}"
         )
+    bounded(path)
     try:
         values = from_toml(path.read_text(encoding="utf-8"))
     except ValueError as error:

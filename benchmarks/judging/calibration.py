@@ -20,6 +20,7 @@ from benchmarks.boards.success import Rate, success_rate
 from benchmarks.boards.tables import table, text
 from benchmarks.common.roc import area_under_curve
 from benchmarks.judges import Case, Judge, Verdict
+from benchmarks.storage.folders import bounded
 from benchmarks.storage.records import digest
 
 
@@ -106,7 +107,7 @@ def read_cases(path: Path) -> list[Known]:
         BadInput: not readable, no rows, or a malformed one.
     """
     try:
-        lines = path.read_bytes().decode().split("\n")
+        lines = bounded(path).read_bytes().decode().split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise BadInput(f"case file '{path}' cannot be read ({error})") from error
     rows = []
