@@ -12,7 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -24,6 +24,7 @@ from attacks.attack import Behavior, Step
 from attacks.core.model import Model
 from benchmarks.cli import main
 from benchmarks.harness.cells import Cell, Task
+from benchmarks.harness.engines import Engine
 from benchmarks.harness.machinery import Machinery
 from benchmarks.harness.runner import run
 from benchmarks.harness.workers import Pool
@@ -281,13 +282,25 @@ def test_the_child_of_an_attack_that_forks_writes_nothing(suite: Suite, tmp_path
     assert len((tmp_path / "out" / "records.jsonl").read_bytes().splitlines()) == 2
 
 
+def rude_tasks(*names: str, how: str = "hang") -> list[Task]:
+    """A task on each of these behaviours; the one on `test-0` goes wrong."""
+    return [
+        Task((Cell(name, Rude(how=how), Behavior(name, "Paint the harp."), 0, ""),))
+        for name in names
+    ]
+
+
+def test_a_deadline_gives_a_single_worker_a_process_of_its_own() -> None:
+    def engine(**how: Any) -> Engine:
+        return Machinery(**how).start(print, lambda task: nullcontext(lambda steps, loss: None))
+
+    assert engine().in_process and not engine(deadline=60.0).in_process
+    assert not engine(workers=2).in_process
+
+
 def test_a_worker_that_hangs_is_ended(suite: Suite, model: Path, tmp_path: Path) -> None:
     setup = make_setup(str(model), tmp_path)
-    attack = Rude(how="hang")
-    tasks = [
-        Task((Cell(name, attack, Behavior(name, "Paint the harp."), 0, ""),))
-        for name in ("fine", "test-0")
-    ]
+    tasks = rude_tasks("fine", "test-0")
     said: list[str] = []
     # Longer than a model takes to load, and far shorter than what hangs.
     with Pool(1, said.append, devices=["cpu"], deadline=600.0) as pool:
