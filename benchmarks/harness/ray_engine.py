@@ -22,7 +22,7 @@ from attacks.core.errors import BadInput
 from benchmarks.common.lines import one_line
 from benchmarks.harness.bench import Bench, Setup
 from benchmarks.harness.cells import Task
-from benchmarks.harness.engines import DEADLINE, TRIES, Engine, Result, Server
+from benchmarks.harness.engines import DEADLINE, TRIES, Engine, Result, Server, ran_out
 from benchmarks.harness.failures import Failure
 from benchmarks.harness.timing import Stopwatch
 from benchmarks.harness.workers import lost, outlook
@@ -145,6 +145,9 @@ class RayEngine(Engine):
                     reason = f"the worker died: {one_line(str(error))}"[:300]
                     result = Failure("error", reason)
                 if not reason:
+                    if ran_out(result):
+                        ray.kill(actor)
+                        actor = actors.remote()
                     idle.append(actor)
                     yield task, result
                     continue
