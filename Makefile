@@ -37,7 +37,7 @@ gpu: $(STAMP)  ## Exactness, speed, race and a board on a graphics card, in 9 mi
 
 faults: $(STAMP)  ## Kill runs 50 times, and feed 10,000 hostile inputs: half an hour.
 	$(BIN)/python tests/benchmarks/kills.py --kills 50 --out results/faults
-	REROUTE_FUZZ=1250 $(BIN)/python -m pytest tests/benchmarks/test_fuzz.py
+	REROUTE_FUZZ=1250 $(BIN)/python -m pytest tests/benchmarks/test_fuzz.py tests/benchmarks/test_fuzz_plugins.py
 
 BOARDS := pocket-board pocket-rerouting pocket-interventions
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ from torch import Generator
 from attacks.attack import Artefact, Attack, Behavior, State, Step, ThreatModel
 from attacks.core.behavior import normalise
 from attacks.core.errors import BadInput
+from attacks.core.parsing import from_json
 
 if TYPE_CHECKING:
     from attacks.core.model import Model
@@ -87,7 +87,7 @@ class Replay(Attack):
         """
         path = Path(self.file).expanduser()
         try:
-            content = json.loads(path.read_text("utf-8"))
+            content = from_json(path.read_text("utf-8"))
         except OSError as error:
             raise BadInput(f"replay: '{path}' cannot be read: {error.strerror}") from error
         except ValueError as error:

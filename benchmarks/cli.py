@@ -257,9 +257,9 @@ def _add_run(sub: argparse.ArgumentParser) -> None:
     how.add_argument(
         "--deadline",
         type=float,
-        default=3600.0,
         metavar="X",
-        help="seconds without a step after which a worker is replaced (default: 3600)",
+        help="seconds without a step after which a worker is replaced (default: 3600 for workers "
+        "that are processes of their own; one worker is, if this is given)",
     )
     how.add_argument("--artefacts", type=Path, metavar="DIR", help="reuse fitted values from here")
     how.add_argument(

@@ -22,7 +22,7 @@ _TYPES = tuple(
     f"attacks.core.{name}"
     for name in (
         *("errors", "behavior", "prompt", "sites", "artefact", "interventions", "state"),
-        *("template", "thinking", "weights", "gating", "answer"),
+        *("template", "thinking", "weights", "gating", "answer", "parsing"),
     )
 )
 _READING = (*_TYPES, "attacks.core.reading")
@@ -33,6 +33,7 @@ ALLOWED = {
     "attacks.core.sites": (),
     "attacks.core.thinking": (),
     "attacks.core.answer": (),
+    "attacks.core.parsing": (),
     "attacks.core.artefact": (),
     "attacks.core.state": (),
     "attacks.core.prompt": ("attacks.core.errors", "attacks.core.behavior"),
@@ -41,7 +42,7 @@ ALLOWED = {
     "attacks.core.interventions": ("attacks.core.errors", "attacks.core.sites"),
     "attacks.core.weights": ("attacks.core.interventions",),
     "attacks.core.gating": _TYPES,
-    "attacks.core.lookup": ("attacks.core.errors",),
+    "attacks.core.lookup": ("attacks.core.errors", "attacks.core.parsing"),
     "attacks.core.objectives": _TYPES,
     "attacks.core.shields": (*_TYPES, "attacks.core.objectives"),
     "attacks.core.model": (*_TYPES, "attacks.core.shields"),
@@ -60,9 +61,12 @@ ALLOWED = {
     "benchmarks": ("attacks", "benchmarks"),
     "benchmarks.paths": ("attacks.core.errors",),
     "benchmarks.common": (),
-    "benchmarks.storage": ("attacks.core.errors", "benchmarks.common", "benchmarks.paths"),
+    "benchmarks.storage": (
+        *("attacks.core.errors", "attacks.core.parsing"),
+        *("benchmarks.common", "benchmarks.paths"),
+    ),
     "benchmarks.boards": (
-        *("attacks.core.errors", "benchmarks.paths"),
+        *("attacks.core.errors", "attacks.core.parsing", "benchmarks.paths"),
         *("benchmarks.common", "benchmarks.storage"),
     ),
 }

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from attacks.core.errors import BadInput
+from attacks.core.parsing import from_json
+from benchmarks.storage.folders import ARTEFACTS, bounded, contained
 
 _KERNEL = ("w_max", "w_min", "position", "distance")
 
@@ -19,9 +20,10 @@ def fronts(folder: Path) -> str:
         BadInput: no such folder, or none with a front in it.
     """
     tables = []
-    for path in sorted((folder / "artefacts").glob("*.json")):
+    for path in sorted((contained(folder) / ARTEFACTS).glob("*.json")):
+        bounded(path)
         try:
-            data = json.loads(path.read_text("utf-8"))["data"]
+            data = from_json(path.read_text("utf-8"))["data"]
             if data.get("front"):
                 tables.append(f"### {path.stem}, {_plain(data['mode'])}\n\n{table(data)}")
         except (ValueError, KeyError, TypeError, AttributeError) as error:

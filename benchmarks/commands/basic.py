@@ -12,8 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 from attacks.core.errors import BadInput
 from benchmarks.commands.flags import folded, given, show, then
+from benchmarks.common.lines import printable
 
 if TYPE_CHECKING:
+    from attacks.core.lookup.declared import Declared
     from benchmarks.boards.leaderboard import Format
     from benchmarks.boards.rows import Row
 
@@ -32,7 +34,7 @@ def _attacks() -> list[dict[str, Any]]:
     return [
         {
             "name": name,
-            **{key: found.constants[key] for key in _ATTACK},
+            **_facts("attack", name, found, _ATTACK),
             "params": found.params,
         }
         for name, found in describe().items()
@@ -54,7 +56,10 @@ def _behaviors() -> list[dict[str, Any]]:
 def _judges() -> list[dict[str, Any]]:
     from benchmarks.judges.registry import JUDGES
 
-    return _named({name: found.constants["summary"] for name, found in JUDGES.describe().items()})
+    return [
+        {"name": name, **_facts("judge", name, found, ("summary",))}
+        for name, found in JUDGES.describe().items()
+    ]
 
 
 def _defenses() -> list[dict[str, Any]]:
@@ -63,11 +68,23 @@ def _defenses() -> list[dict[str, Any]]:
     return [
         {
             "name": name,
-            **{key: found.constants[key] for key in _DEFENSE},
+            **_facts("defence", name, found, _DEFENSE),
             "params": found.params,
         }
         for name, found in DEFENSES.describe().items()
     ]
+
+
+def _facts(kind: str, name: str, found: Declared, keys: Sequence[str]) -> dict[str, Any]:
+    """What a class, maybe of another package, declares under these names.
+
+    Raises:
+        BadInput: nothing under one of them.
+    """
+    for key in keys:
+        if key not in found.constants:
+            raise BadInput(f"{kind} '{name}' ({found.path}) declares no '{key}'")
+    return {key: found.constants[key] for key in keys}
 
 
 def _suites() -> list[dict[str, Any]]:
@@ -118,11 +135,12 @@ def list_names(args: Namespace) -> int:
     if wanted := getattr(args, "name", None):
         found = [item for item in found if item["name"] == wanted]
     if args.json:
-        print(json.dumps(found, indent=2))
+        print(json.dumps(found, indent=2, default=repr))
         return 0
     width = max((len(item["name"]) for item in found), default=0)
     for item in found:
-        print(folded(item["name"], item["summary"], indent=width + 2))
+        name, summary = printable(item["name"]), printable(item["summary"])
+        print(folded(name, summary, indent=width + 2))
     return 0
 
 

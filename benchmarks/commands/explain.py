@@ -10,6 +10,7 @@ from typing import Any
 
 from attacks.core.errors import BadInput, suggestion
 from attacks.core.lookup.declared import Declared, Field
+from benchmarks.common.lines import printable
 
 _WIDTH = 96
 
@@ -39,7 +40,8 @@ def explain(kind: str, name: str, known: Mapping[str, Declared]) -> str:
     lines += ["", "Example", f"  {_example(kind, name, found)}"]
     if found.path:
         lines += ["", f"Source: {found.path}"]
-    return "\n".join(lines).replace("\n\n\n", "\n\n") + "\n"
+    # Packages of others say all of this, and it goes to a terminal.
+    return "\n".join(map(printable, lines)).replace("\n\n\n", "\n\n") + "\n"
 
 
 def _paragraphs(doc: str) -> Iterator[str]:
@@ -59,7 +61,12 @@ def _parameters(fields: tuple[Field, ...], prefix: str = "") -> Iterator[str]:
 
 
 def _shown(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False) if value is not None else "none"
+    if value is None:
+        return "none"
+    try:
+        return json.dumps(value, ensure_ascii=False)
+    except (TypeError, ValueError, RecursionError):  # No JSON: a set, bytes, what has itself in it.
+        return repr(value)
 
 
 def _quoted(spec: str) -> str:

@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 
+def printable(text: str) -> str:
+    """`text` with spaces for line breaks, control characters and marks that turn the writing."""
+    return "".join(char if char.isprintable() else " " for char in text)
+
+
 def one_line(text: str) -> str:
-    """`text` without line breaks, control characters and marks that turn the writing around."""
-    return " ".join("".join(char if char.isprintable() else " " for char in text).split())
+    """What of `text` is `printable`, single spaces between its words."""
+    return " ".join(printable(text).split())

@@ -14,8 +14,10 @@ from attacks.attack import Artefact, Attack
 from attacks.composed import Composed
 from attacks.core.artefact import EMPTY
 from attacks.core.errors import BadInput
+from attacks.core.parsing import from_json
 from benchmarks.common.files import write_whole
 from benchmarks.common.lines import one_line
+from benchmarks.storage.folders import bounded, contained
 
 
 def save(folder: Path, identity: str, artefact: Artefact) -> None:
@@ -41,14 +43,20 @@ def load(folder: Path, identity: str) -> Artefact | None:
     """The artefact, its tensors on the CPU, or None where there is none.
 
     Raises:
-        BadInput: damaged files.
+        BadInput: damaged files, larger ones than can be, a link that leads out of the folder, or
+            an id that does.
     """
-    path = folder / f"{identity}.json"
+    path, tensors_path = (folder / f"{identity}{kind}" for kind in (".json", ".safetensors"))
+    if path.parent != folder:
+        raise BadInput(f"artefact '{identity}' in '{folder}'; valid: the name of a file")
     if not path.is_file():
         return None
+    contained(folder)
+    for there in filter(Path.is_file, (path, tensors_path)):
+        bounded(there)
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        tensors = load_file(path.with_suffix(".safetensors")) if content["tensors"] else {}
+        content = from_json(path.read_text(encoding="utf-8"))
+        tensors = load_file(tensors_path) if content["tensors"] else {}
         seconds, check = float(content["seconds"]), dict(content.get("check", {}))
         artefact = Artefact(tensors, content["data"], seconds, check)
         intact = artefact.hash == content["hash"]

@@ -21,12 +21,10 @@ from safetensors.torch import save
 from torch import Tensor
 
 from attacks.attack import State
+from attacks.core.parsing import from_json
 from benchmarks.common.files import UNFINISHED, write_whole
 from benchmarks.common.versions import versions
 from benchmarks.harness.timing import Stopwatch
-
-#: Where they lie in a results folder.
-CHECKPOINTS = "checkpoints"
 
 #: Seconds between two checkpoints of a cell.
 EVERY = 10.0
@@ -176,14 +174,14 @@ def load(path: Path, device: torch.device) -> Checkpoint | None:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
-        content = json.loads(metadata["content"])
+        content = from_json(metadata["content"])
         if metadata["hash"] != _hash(metadata["content"], tensors):
             return None
         if content["versions"] != versions():
             return None
         tensors |= {name: tensors[name].to(device) for name in content["placed"]}
         return Checkpoint({**tensors, **content["numbers"]}, content["data"])
-    except (OSError, SafetensorError, ValueError, KeyError, TypeError, RecursionError):
+    except (OSError, SafetensorError, ValueError, KeyError, TypeError):
         return None
 
 

@@ -23,6 +23,13 @@ TRIES = 2
 Result = list[Outcome] | Failure
 
 
+def ran_out(result: Result) -> bool:
+    """Whether memory ran out in the task: what holds it, maybe a leak, goes with the process."""
+    return isinstance(result, list) and any(
+        outcome.record.status == "out_of_memory" for outcome in result
+    )
+
+
 class Engine(ABC):
     """Runs tasks and hands back what becomes of them; only its caller writes records."""
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections import defaultdict
 from collections.abc import Sequence
 from datetime import timedelta
@@ -126,9 +125,8 @@ def _costs(records: Sequence[Record]) -> dict[tuple[str, str], _Cost]:
     spent = defaultdict(list)
     for record in records:
         if record.status in ("ok", "budget"):
-            phases = dataclasses.asdict(record.seconds)
-            prepare = phases.pop("prepare")
-            spent[record.model, record.attack_hash].append((sum(phases.values()), prepare))
+            found = (record.seconds.own, record.seconds.prepare)
+            spent[record.model, record.attack_hash].append(found)
     return {
         key: _Cost(mean(cell for cell, _ in values), max(prepare for _, prepare in values))
         for key, values in spent.items()

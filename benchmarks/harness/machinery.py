@@ -24,7 +24,9 @@ class Machinery:
     """Cells at a time; "auto": as many as fit on the devices, by what the first is seen to take."""
     devices: tuple[str, ...] = ()
     """Of the workers, in turn; none: the suite's, for all of them."""
-    deadline: float = DEADLINE
+    deadline: float | None = None
+    """Seconds without a step after which a worker is replaced; None: `DEADLINE`, and none for a
+    single local worker, which is then this process."""
     address: str | None = None
     """Of a Ray cluster; None: one on this machine, for this run."""
     gpus: float | None = None
@@ -37,7 +39,7 @@ class Machinery:
             raise BadInput(f"{self.workers} workers; valid: 1 or more, or auto")
         if self.workers == "auto" and self.engine == "ray":
             raise BadInput("--workers auto is for local workers; on a Ray cluster, name a number")
-        if not self.deadline > 0:
+        if self.deadline is not None and not self.deadline > 0:
             raise BadInput(f"a deadline of {self.deadline} seconds; valid: more than 0")
         if self.gpus is not None and not 0 <= self.gpus < float("inf"):
             raise BadInput(f"{self.gpus} GPUs for each worker; valid: 0 or more")
@@ -65,16 +67,17 @@ class Machinery:
         Raises:
             BadInput: Ray is not installed, or there is no cluster at that address.
         """
+        deadline = DEADLINE if self.deadline is None else self.deadline
         if self.workers == "auto":
             from benchmarks.harness.sharing import SharingPool
 
-            return SharingPool(say, devices=self.devices, deadline=self.deadline)
+            return SharingPool(say, devices=self.devices, deadline=deadline)
         if self.engine == "ray":
             from benchmarks.harness.ray_engine import RayEngine
 
-            return RayEngine(self.workers, self.address, self.gpus, say)
-        if self.size == 1 and not self.devices:
+            return RayEngine(self.workers, self.address, self.gpus, say, deadline=deadline)
+        if self.size == 1 and not self.devices and self.deadline is None:
             return InProcess(steps)
         from benchmarks.harness.workers import Pool
 
-        return Pool(self.size, say, devices=self.devices, deadline=self.deadline)
+        return Pool(self.size, say, devices=self.devices, deadline=deadline)

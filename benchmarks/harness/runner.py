@@ -29,18 +29,20 @@ from benchmarks.harness.bench import (
 )
 from benchmarks.harness.budget import answers
 from benchmarks.harness.cells import Cell, ModelId, Task, cell_key
-from benchmarks.harness.checkpoints import CHECKPOINTS, EVERY, Checkpoints
+from benchmarks.harness.checkpoints import EVERY, Checkpoints
 from benchmarks.harness.engine import split
 from benchmarks.harness.engines import Engine
 from benchmarks.harness.estimate import estimate
 from benchmarks.harness.failures import failure_of
 from benchmarks.harness.fitting import Fitted, fit_coherent, fit_openers, fit_unknown
+from benchmarks.harness.forecast import Forecast
 from benchmarks.harness.guarding import fit_defense, fit_under
 from benchmarks.harness.machinery import Machinery
 from benchmarks.harness.plan import Plan, check
 from benchmarks.harness.timing import Bar, Stopwatch
 from benchmarks.inputs.suites import Suite, attack_hash, note_suite
 from benchmarks.judges.context import note_behaviors, note_speech
+from benchmarks.storage.folders import ARTEFACTS, CHECKPOINTS
 from benchmarks.storage.records import Record
 from benchmarks.storage.store import RECORDS, Store
 
@@ -93,16 +95,19 @@ def run(
         store = stack.enter_context(Store(out))
         checkpoints = Checkpoints((out / CHECKPOINTS).resolve(), checkpoint)
         finished = {key for key, record in store.records.items() if record.status == "ok"}
-        finished |= {path.stem for path in (out / "artefacts").glob("*.json")}
+        finished |= {path.stem for path in (out / ARTEFACTS).glob("*.json")}
         for note in (*store.notes, *checkpoints.tidy(finished)):
             say(note)
         note_behaviors(out, (*plan.attacked, *plan.answered))
+        forecast = Forecast.of(plan, store.records.values())
+        left = partial(forecast.remaining, machinery.size)
+        title = one_line(suite.name)
         bar = stack.enter_context(
-            Bar(total=plan.n_cells, unit="cell", desc=one_line(suite.name), disable=None)
+            Bar(total=plan.n_cells, unit="cell", desc=title, disable=None, left=left)
         )
-        folders = (out / "artefacts", *([artefacts] if artefacts else []))
+        folders = (out / ARTEFACTS, *([artefacts] if artefacts else []))
         engine = stack.enter_context(machinery.start(say, partial(_steps, bar)))
-        going = _Run(plan, store, checkpoints, engine, machinery.size, folders, bar)
+        going = _Run(plan, store, checkpoints, engine, machinery.size, folders, forecast, bar)
         for name, source in plan.models.items():
             going.run_model(name, source)
     say(f"records: {out / RECORDS}; leaderboard: reroute leaderboard {out}")
@@ -128,8 +133,7 @@ class _Progress:
         self.run += 1
         self.failed += record.status not in ("ok", "budget")
         self.succeeded += bool(judgements and judgements[0].success)
-        spent = record.seconds
-        self.seconds += spent.search + spent.verify + spent.generate + spent.judge
+        self.seconds += record.seconds.own
 
     @property
     def line(self) -> str:
@@ -152,6 +156,7 @@ class _Run:
     engine: Engine
     workers: int
     folders: Sequence[Path]
+    forecast: Forecast
     bar: Bar
     failed: bool = False
     progress: dict[tuple[str, str, str], _Progress] = dataclasses.field(default_factory=dict)
@@ -226,7 +231,8 @@ class _Run:
             title, at = f"{identity.name} · {attack.name}", ("", "")
             if stance is not None:
                 title, at = f"{title} · {stance.defense.name}, {stance.adaptivity}", stance.identity
-            progress = self.progress.setdefault((attack_hash(attack), *at), _Progress(title))
+            which = attack_hash(attack)
+            progress = self.progress.setdefault((which, *at), _Progress(title))
             guard, amiss = None, None
             if stance is not None:
                 guard, amiss = fit_defense(bench.model, stance, train, folders)
@@ -251,6 +257,7 @@ class _Run:
                 earlier = self.store.records.get(key)
                 if earlier is not None and answers(earlier, settings.seconds):
                     progress.kept += 1
+                    self.forecast.done(identity.name, which)
                     self.failed |= not judge_missing(bench, self.store, cell, earlier)
                 else:
                     pending.append(cell)
@@ -268,7 +275,7 @@ class _Run:
             self.bar.update(progress.kept)
             if not progress.left:
                 say(progress.line)
-        return tasks, unfitted
+        return self.forecast.longest_first(identity.name, tasks), unfitted
 
     def _keep(self, outcomes: Iterable[Outcome], *, quietly: bool = False) -> None:
         """Stores outcomes and tells the user, of single failures unless `quietly`."""
@@ -278,6 +285,8 @@ class _Run:
             if record.status in ("ok", "budget"):
                 # What has failed is tried again, and goes on from there.
                 self.checkpoints.remove(record.key)
+            self.forecast.learn(record)
+            self.forecast.done(record.model, record.attack_hash)
             self.bar.update()
             at = (record.attack_hash, record.defense_hash, record.adaptivity)
             progress = self.progress[at]

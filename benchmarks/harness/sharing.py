@@ -14,7 +14,7 @@ import torch
 
 from benchmarks.harness.bench import Bench, Setup
 from benchmarks.harness.cells import Task
-from benchmarks.harness.engines import Result
+from benchmarks.harness.engines import Result, ran_out
 from benchmarks.harness.workers import Pool, Worker, lost
 
 #: Share of a device's memory that is kept free, for cells that take more than the first one did.
@@ -166,14 +166,14 @@ class SharingPool(Pool):
             return result
         place = self._found[worker.device]
         beside = sum(other.device == worker.device for other in self._workers) - 1
-        if beside and any(outcome.record.status == "out_of_memory" for outcome in result):
+        if beside and ran_out(result):
             self._say(f"out of memory during {lost(task)}: a worker less on {worker.device}")
             self._end(worker)
             return None
         searched = self._searched or task.attack.searches
         if not place.workers and searched and all(o.record.status == "ok" for o in result):
             self._decide(worker.device, place, max(o.record.peak_memory_bytes for o in result))
-        return result
+        return super()._settled(worker, task, result)
 
     def _decide(self, device: str, place: _Place, peak: int) -> None:
         """Makes room for as many workers as fit, and says so."""

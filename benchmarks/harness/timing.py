@@ -68,15 +68,38 @@ class Stopwatch:
         return time.perf_counter() - self._start
 
 
+class Processor:
+    """Seconds of the processor that this process has taken since this was made."""
+
+    def __init__(self) -> None:
+        self._start = time.process_time()
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds so far."""
+        return time.process_time() - self._start
+
+
 class Bar(tqdm):  # type: ignore[misc]  # tqdm has no types
     """A progress bar, whose speed and remaining time do not follow jumps of the time of day."""
 
-    def __init__(self, **options: Any) -> None:
-        """See tqdm."""
+    def __init__(self, *, left: Callable[[], float | None] | None = None, **options: Any) -> None:
+        """See tqdm; `left` gives the remaining seconds, where they do not follow from the speed."""
+        self._left = left
+        if left is not None:
+            shown = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}<{left}{postfix}]"
+            options = {"bar_format": shown, **options}
         # A number for `miniters` keeps tqdm's monitor, which reads the time of day, from this bar.
         super().__init__(**{"miniters": 1, **options})
         self._time = time.perf_counter
         self.start_t = self.last_print_t = self._time()
+
+    @property
+    def format_dict(self) -> dict[str, Any]:
+        """What the bar may show."""
+        seconds = self._left() if self._left else None
+        left = "?" if seconds is None else self.format_interval(seconds)
+        return {**super().format_dict, "left": left}
 
 
 def today() -> str:

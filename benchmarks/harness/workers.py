@@ -15,7 +15,7 @@ from multiprocessing.context import SpawnProcess
 
 from benchmarks.harness.bench import Bench, Setup
 from benchmarks.harness.cells import Task
-from benchmarks.harness.engines import DEADLINE, TRIES, Engine, Result, Server
+from benchmarks.harness.engines import DEADLINE, TRIES, Engine, Result, Server, ran_out
 from benchmarks.harness.failures import Failure
 from benchmarks.harness.signals import Terminated, terminate
 from benchmarks.harness.timing import Stopwatch
@@ -100,6 +100,9 @@ class Pool(Engine):
 
     def _settled(self, worker: Worker, task: Task, result: Result) -> Result | None:
         """What becomes of the task in the end; None: it is run again."""
+        if ran_out(result):
+            self._end(worker)
+            self._places.append(worker.device)
         return result
 
     def _heard(self) -> Iterator[tuple[Worker, Result | None]]:

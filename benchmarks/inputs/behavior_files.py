@@ -15,6 +15,8 @@ from pydantic import TypeAdapter, ValidationError
 
 from attacks.core.behavior import Behavior
 from attacks.core.errors import BadInput
+from attacks.core.parsing import from_json
+from benchmarks.storage.folders import bounded
 
 #: Columns for each field, preferred ones first; compared without regard to case. The public
 #: sets use these names; some have both the instruction (`Goal`) and its short title (`Behavior`).
@@ -126,6 +128,7 @@ def _json(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
 
 def _parquet(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
     """(place, fields) of each row."""
+    bounded(path)
     import datasets
 
     with TemporaryDirectory() as cache:
@@ -146,10 +149,10 @@ def _objects(path: Path, rows: list[Any]) -> Iterator[tuple[str, Mapping[str, An
 
 def _parsed(text: str, place: str) -> Any:
     try:
-        value = json.loads(text)
+        value = from_json(text)
         # A lone surrogate passes as JSON and could be written to no record.
         json.dumps(value, ensure_ascii=False).encode()
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise BadInput(f"{place}: not valid JSON ({error})") from error
     return value
 
@@ -236,7 +239,7 @@ def _csv_fields(values: Mapping[str, str], default_id: str, place: str) -> Mappi
 
 def _text(path: Path) -> str:
     try:
-        data = path.read_bytes()
+        data = bounded(path).read_bytes()
     except OSError as error:
         raise BadInput(f"behaviour file {path}: {error.strerror or error}") from error
     try:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,9 +12,11 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, with_config
 
 from attacks.core.errors import BadInput, suggestion
+from attacks.core.parsing import from_toml
 from attacks.core.template import DATE
 from attacks.registry import params_of, parse_spec
 from benchmarks.paths import data_dir
+from benchmarks.storage.folders import bounded
 from benchmarks.storage.records import digest
 from benchmarks.storage.store import SUITES, append_notes, read_notes
 
@@ -120,9 +121,10 @@ def load_suite(name_or_path: str) -> Suite:
             f"unknown suite '{name_or_path}'; valid: {', '.join(shipped)}, or a TOML file"
             f"{suggestion(name_or_path, shipped)}"
         )
+    bounded(path)
     try:
-        values = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        values = from_toml(path.read_text(encoding="utf-8"))
+    except ValueError as error:
         raise BadInput(f"{path}: not TOML: {error}") from error
     except OSError as error:
         raise BadInput(f"{path}: cannot be read: {error.strerror}") from error

@@ -7,7 +7,6 @@ records name. So a folder can be judged later, elsewhere, and without the model.
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from pydantic import TypeAdapter
 
 from attacks.core.behavior import Behavior
 from attacks.core.errors import BadInput
+from attacks.core.parsing import from_json
 from attacks.core.refusals.openers import GENERAL_OPENERS
 from attacks.core.thinking import PAIRS, Markers
 from benchmarks.inputs.behaviors import load_behaviors, shipped_behaviors
@@ -152,7 +152,7 @@ class Context:
 
 def _openers(path: Path) -> list[str]:
     try:
-        found = json.loads(path.read_text("utf-8"))["data"]["openers"]
+        found = from_json(path.read_text("utf-8"))["data"]["openers"]
     except (OSError, ValueError, KeyError, TypeError):
         return []
     return [str(opener) for opener in found] if isinstance(found, list) else []

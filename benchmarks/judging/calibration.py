@@ -14,11 +14,13 @@ from pydantic import TypeAdapter, ValidationError
 
 from attacks.core.behavior import Behavior
 from attacks.core.errors import BadInput
+from attacks.core.parsing import from_json
 from benchmarks.boards.correction import Counts
 from benchmarks.boards.success import Rate, success_rate
 from benchmarks.boards.tables import table, text
 from benchmarks.common.roc import area_under_curve
 from benchmarks.judges import Case, Judge, Verdict
+from benchmarks.storage.folders import bounded
 from benchmarks.storage.records import digest
 
 
@@ -105,7 +107,7 @@ def read_cases(path: Path) -> list[Known]:
         BadInput: not readable, no rows, or a malformed one.
     """
     try:
-        lines = path.read_bytes().decode().split("\n")
+        lines = bounded(path).read_bytes().decode().split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise BadInput(f"case file '{path}' cannot be read ({error})") from error
     rows = []
@@ -113,7 +115,7 @@ def read_cases(path: Path) -> list[Known]:
         if not line.strip():
             continue
         try:
-            rows.append(_KNOWN.validate_python(json.loads(line)))
+            rows.append(_KNOWN.validate_python(from_json(line)))
         except ValidationError as error:
             first = error.errors()[0]
             name = ".".join(str(part) for part in first["loc"])

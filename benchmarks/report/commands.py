@@ -122,7 +122,7 @@ def _known(kind: str) -> dict[str, tuple[bool, dict[str, Any]]]:
 
 def _plain(value: Any) -> Any:
     """As JSON has it."""
-    return json.loads(json.dumps(value))
+    return json.loads(json.dumps(value, default=repr))
 
 
 def _toml(value: Any) -> str:

@@ -23,6 +23,11 @@ class Seconds:
     generate: float = 0.0
     judge: float = 0.0
 
+    @property
+    def own(self) -> float:
+        """Of the cell alone."""
+        return self.search + self.verify + self.generate + self.judge
+
 
 @dataclass(frozen=True)
 class FirstSuccess:

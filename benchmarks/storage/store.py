@@ -19,6 +19,9 @@ from typing import Any, NoReturn, Self, TypeVar
 from filelock import FileLock, Timeout
 from pydantic import TypeAdapter
 
+from attacks.core.errors import BadInput
+from attacks.core.parsing import from_json
+from benchmarks.storage.folders import bounded, contained
 from benchmarks.storage.records import Judgement, Record, digest, line_of
 
 RECORDS, JUDGEMENTS, SPEECH = "records.jsonl", "judgements.jsonl", "speech.jsonl"
@@ -62,9 +65,9 @@ class Store:
 
         Raises:
             BadInput: the folder cannot be written, is in use by another run, or holds a malformed
-                line before the last one.
+                line before the last one, or a link that leads out of it.
         """
-        self.folder = folder
+        self.folder = contained(folder)
         self._lock = FileLock(folder / ".lock", timeout=0)
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -133,6 +136,7 @@ def append_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     try:
         if path.is_file() and not _ends_whole(path):
             _recover(path, _OBJECT)
+        contained(path.parent)
         with path.open("ab") as file:
             for row in rows:
                 file.write(_line(row))
@@ -283,7 +287,7 @@ def _line(row: Mapping[str, Any]) -> bytes:
 
 
 def _parse(line: bytes, adapter: TypeAdapter[Row]) -> Row:
-    value: Any = json.loads(line)
+    value: Any = from_json(line)
     return adapter.validate_python(value)
 
 
@@ -291,7 +295,8 @@ def _rows(path: Path, adapter: TypeAdapter[Row]) -> Iterator[Row]:
     """The rows of a stream. What a writer has not finished, the last line, is passed over."""
     if not path.is_file():
         return
-    lines = path.read_bytes().removesuffix(b"\n").split(b"\n")
+    contained(path.parent)
+    lines = bounded(path).read_bytes().removesuffix(b"\n").split(b"\n")
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
@@ -308,7 +313,7 @@ def _recover(path: Path, adapter: TypeAdapter[Row]) -> str | None:
     """Moves an unparsable last line of `path` into `path`.torn and says so."""
     # Shows before anything is run whether it can be written.
     path.open("ab").close()
-    data = path.read_bytes()
+    data = bounded(path).read_bytes()
     if not data:
         return None
     start = data.removesuffix(b"\n").rfind(b"\n") + 1
@@ -332,7 +337,4 @@ def _recover(path: Path, adapter: TypeAdapter[Row]) -> str | None:
 
 
 def _refuse(message: str) -> NoReturn:
-    # Imported late: the package `attacks` needs torch, and reading a board must not.
-    from attacks.core.errors import BadInput
-
     raise BadInput(message)

@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import shutil
+import subprocess
+import sys
+import time
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -22,7 +27,7 @@ from benchmarks.harness.cells import Settings
 from benchmarks.inputs.suites import Suite
 from benchmarks.storage.records import Record
 from benchmarks.storage.store import read_judgements, read_records
-from conftest import POCKET
+from conftest import POCKET, ROOT
 
 SEARCH = "slots=3,width=8,topk=8"
 
@@ -83,6 +88,45 @@ def make_suite(model: Path, behaviors: Path, *attacks: str, **fields: Any) -> Su
     """A suite over one model."""
     settings = {"max_new_tokens": 4, **fields}
     return Suite("test", (str(model),), attacks, str(behaviors), **settings)
+
+
+def command(suite: Suite, out: Path, *flags: str) -> list[str]:
+    """The command line of an ad-hoc run."""
+    given = ["--model", *suite.models, "--behaviors", suite.behaviors, "--out", str(out)]
+    attacks = [word for attack in suite.attacks for word in ("--attack", attack)]
+    numbers = ["--max-new-tokens", "4", "--limit", str(suite.limit or 1), "--checkpoint", "0"]
+    steps = ["--steps", str(suite.steps)] if suite.steps else []
+    return ["run", *given, *attacks, *numbers, *steps, *flags]
+
+
+@contextmanager
+def started(argv: list[str]) -> Iterator[subprocess.Popen[str]]:
+    """The command in a process, and a group, of its own."""
+    code = "import sys; from benchmarks.cli import main; sys.exit(main(sys.argv[1:]))"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, *argv],
+        cwd=ROOT,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def until_it_searches(process: subprocess.Popen[str], out: Path) -> None:
+    """Waits for the first checkpoint."""
+    deadline = time.monotonic() + 300
+    while not list((out / "checkpoints").glob("*.safetensors")):
+        assert process.poll() is None, process.stderr and process.stderr.read()
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
 
 
 def make_setup(source: str, artefacts: Path, **fields: Any) -> Setup:

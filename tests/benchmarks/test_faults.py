@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import os
 import re
 import resource
 import shutil
-import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -24,16 +24,23 @@ from attacks.attack import Behavior, Step
 from attacks.core.model import Model
 from benchmarks.cli import main
 from benchmarks.harness.cells import Cell, Task
+from benchmarks.harness.engines import Engine
 from benchmarks.harness.machinery import Machinery
 from benchmarks.harness.runner import run
 from benchmarks.harness.workers import Pool
 from benchmarks.inputs.suites import Suite
 from benchmarks.storage.store import Store, read_records
 from conftest import ROOT
-from runs import SEARCH, Scripted, contents, make_model, make_setup, make_suite, write_behaviors
-
-#: Of a search that lasts until it is stopped.
-LONG = f"random-search:{SEARCH.replace('width=8', 'width=512')},steps=1000000"
+from runs import (
+    SEARCH,
+    Scripted,
+    command,
+    contents,
+    make_model,
+    make_setup,
+    make_suite,
+    write_behaviors,
+)
 
 
 @pytest.fixture(scope="module")
@@ -42,105 +49,19 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_model(tmp_path_factory.mktemp("models") / "tiny")
 
 
-@pytest.fixture
-def suite(model: Path, tmp_path: Path) -> Suite:
+@pytest.fixture(scope="module")
+def suite(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Suite:
     """Two short searches."""
-    return make_suite(
-        model, write_behaviors(tmp_path / "b.jsonl", 2), f"gcg:{SEARCH}", steps=4, limit=2
-    )
+    behaviors = write_behaviors(tmp_path_factory.mktemp("behaviors") / "b.jsonl", 2)
+    return make_suite(model, behaviors, f"gcg:{SEARCH}", steps=4, limit=2)
 
 
-def command(suite: Suite, out: Path, *flags: str) -> list[str]:
-    """The command line of an ad-hoc run."""
-    given = ["--model", *suite.models, "--behaviors", suite.behaviors, "--out", str(out)]
-    attacks = [word for attack in suite.attacks for word in ("--attack", attack)]
-    numbers = ["--max-new-tokens", "4", "--limit", str(suite.limit or 1), "--checkpoint", "0"]
-    steps = ["--steps", str(suite.steps)] if suite.steps else []
-    return ["run", *given, *attacks, *numbers, *steps, *flags]
-
-
-@contextmanager
-def started(argv: list[str]) -> Iterator[subprocess.Popen[str]]:
-    """The command in a process, and a group, of its own."""
-    code = "import sys; from benchmarks.cli import main; sys.exit(main(sys.argv[1:]))"
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    process = subprocess.Popen(
-        [sys.executable, "-c", code, *argv],
-        cwd=ROOT,
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-    try:
-        yield process
-    finally:
-        process.kill()
-        process.communicate()
-
-
-def until_it_searches(process: subprocess.Popen[str], out: Path) -> None:
-    """Waits for the first checkpoint."""
-    deadline = time.monotonic() + 300
-    while not list((out / "checkpoints").glob("*.safetensors")):
-        assert process.poll() is None, process.stderr and process.stderr.read()
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-
-
-@pytest.mark.parametrize(
-    ("number", "flags", "code"),
-    [
-        (signal.SIGINT, (), 130),
-        (signal.SIGTERM, (), 143),
-        (signal.SIGINT, ("--workers", "2"), 130),
-    ],
-)
-def test_a_signal_ends_a_run_that_says_how_to_go_on(
-    model: Path, tmp_path: Path, number: int, flags: tuple[str, ...], code: int
-) -> None:
-    out = tmp_path / "out"
-    suite = make_suite(model, write_behaviors(tmp_path / "b.jsonl", 1), LONG, limit=1)
-    with started(command(suite, out, *flags)) as process:
-        until_it_searches(process, out)
-        if number == signal.SIGINT:
-            os.killpg(process.pid, number)  # As a terminal does.
-        else:
-            process.send_signal(number)
-        _, said = process.communicate(timeout=120)
-    assert process.returncode == code
-    assert said.endswith("running the same command again resumes the run\n")
-    assert "Traceback" not in said
-    # The checkpoint is there, and the folder can be used.
-    (path,) = (out / "checkpoints").glob("*.safetensors")
-    with Store(out) as store:
-        assert not store.records and path.is_file()
-
-
-def test_a_second_signal_ends_it_at_once(tmp_path: Path) -> None:
-    code = (
-        "import sys, time\n"
-        "from benchmarks.harness.signals import interruptible\n"
-        "with interruptible():\n"
-        "    try:\n"
-        "        print('ready', flush=True); time.sleep(60)\n"
-        "    except KeyboardInterrupt:\n"
-        "        print('tidying', flush=True); time.sleep(60)\n"
-    )
-    process = subprocess.Popen(
-        [sys.executable, "-c", code],
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    assert process.stdout is not None
-    for line, number in (("ready\n", signal.SIGINT), ("tidying\n", signal.SIGTERM)):
-        assert process.stdout.readline() == line
-        process.send_signal(number)
-    _, said = process.communicate(timeout=30)
-    assert process.returncode == 143 and said.count("\n") == 1 and "resumes" in said
+@pytest.fixture(scope="module")
+def whole(suite: Suite, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run that nothing disturbed."""
+    folder = tmp_path_factory.mktemp("runs") / "whole"
+    assert run(suite, folder)
+    return folder
 
 
 def test_a_second_run_is_told_whose_the_folder_is(suite: Suite, tmp_path: Path) -> None:
@@ -149,10 +70,8 @@ def test_a_second_run_is_told_whose_the_folder_is(suite: Suite, tmp_path: Path) 
 
 
 def test_a_copy_of_a_folder_in_use_goes_on_as_well(
-    suite: Suite, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    suite: Suite, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = tmp_path / "whole"
-    assert run(suite, whole)
     copied = tmp_path / "elsewhere" / "copied"
     add = Store.add
 
@@ -172,10 +91,9 @@ def test_a_copy_of_a_folder_in_use_goes_on_as_well(
 
 
 def test_a_full_disk_is_one_line_and_costs_nothing_that_is_there(
-    suite: Suite, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    suite: Suite, whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    whole, out = tmp_path / "whole", tmp_path / "out"
-    assert run(suite, whole)
+    out = tmp_path / "out"
     # Files may grow to one record and a half, then the system refuses, as on a full disk.
     size = (whole / "records.jsonl").stat().st_size * 3 // 4
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -190,12 +108,43 @@ def test_a_full_disk_is_one_line_and_costs_nothing_that_is_there(
     assert contents(out) == contents(whole)
 
 
-def test_checkpoints_that_cannot_be_written_cost_nothing(suite: Suite, tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [errno.EROFS, errno.EACCES])
+def test_a_folder_that_turns_read_only_costs_nothing_that_is_there(
+    suite: Suite,
+    whole: Path,
+    tmp_path: Path,
+    number: int,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """From the second record on, as when the system remounts a disk after an error."""
+    out, opened, real = tmp_path / "out", [], Path.open
+
+    def guarded(self: Path, mode: str = "r", *args: Any, **kwargs: Any) -> Any:
+        if self.name == "records.jsonl" and mode == "ab":
+            opened.append(1)
+        # Once when the folder is opened, once for each record.
+        if len(opened) > 2 and out in self.parents and set(mode) & set("wax+"):
+            raise OSError(number, os.strerror(number), str(self))
+        return real(self, mode, *args, **kwargs)
+
+    monkeypatch.setattr(Path, "open", guarded)
+    assert main(command(suite, out)) == 2
+    monkeypatch.undo()
+    said = capsys.readouterr().err.splitlines()
+    assert said[-1] == f"reroute: cannot write into '{out}': {os.strerror(number)}"
+    assert len(read_records(out)) == 1
+    assert run(suite, out)
+    assert contents(out) == contents(whole)
+
+
+def test_checkpoints_that_cannot_be_written_cost_nothing(
+    suite: Suite, whole: Path, tmp_path: Path
+) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "checkpoints").write_text("in the way")
     assert run(suite, tmp_path / "out", checkpoint=0)
-    assert run(suite, tmp_path / "whole")
-    assert contents(tmp_path / "out") == contents(tmp_path / "whole")
+    assert contents(tmp_path / "out") == contents(whole)
 
 
 @pytest.mark.parametrize("call", [1, 2, 4])
@@ -222,6 +171,10 @@ def test_memory_that_runs_out_in_an_answer_costs_its_cell_for_now(
     assert not list((tmp_path / "out" / "checkpoints").iterdir())
 
 
+#: What outlives its cell.
+LEAKED: list[bytearray] = []
+
+
 @dataclasses.dataclass(frozen=True)
 class Rude(Scripted):
     """Does what no attack should, on the first behaviour."""
@@ -242,6 +195,12 @@ class Rude(Scripted):
                 os.fork()
             if self.how == "hang":
                 time.sleep(600)
+            if self.how == "leak":
+                pages = int(Path("/proc/self/statm").read_text().split()[0])
+                limit = pages * resource.getpagesize() + 2**28
+                resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+                while True:
+                    LEAKED.append(bytearray(2**20))
         yield from super().run(model, behavior, **rest)
 
 
@@ -281,13 +240,25 @@ def test_the_child_of_an_attack_that_forks_writes_nothing(suite: Suite, tmp_path
     assert len((tmp_path / "out" / "records.jsonl").read_bytes().splitlines()) == 2
 
 
+def rude_tasks(*names: str, how: str = "hang") -> list[Task]:
+    """A task on each of these behaviours; the one on `test-0` goes wrong."""
+    return [
+        Task((Cell(name, Rude(how=how), Behavior(name, "Paint the harp."), 0, ""),))
+        for name in names
+    ]
+
+
+def test_a_deadline_gives_a_single_worker_a_process_of_its_own() -> None:
+    def engine(**how: Any) -> Engine:
+        return Machinery(**how).start(print, lambda task: nullcontext(lambda steps, loss: None))
+
+    assert engine().in_process and not engine(deadline=60.0).in_process
+    assert not engine(workers=2).in_process
+
+
 def test_a_worker_that_hangs_is_ended(suite: Suite, model: Path, tmp_path: Path) -> None:
     setup = make_setup(str(model), tmp_path)
-    attack = Rude(how="hang")
-    tasks = [
-        Task((Cell(name, attack, Behavior(name, "Paint the harp."), 0, ""),))
-        for name in ("fine", "test-0")
-    ]
+    tasks = rude_tasks("fine", "test-0")
     said: list[str] = []
     # Longer than a model takes to load, and far shorter than what hangs.
     with Pool(1, said.append, devices=["cpu"], deadline=600.0) as pool:
@@ -297,6 +268,20 @@ def test_a_worker_that_hangs_is_ended(suite: Suite, model: Path, tmp_path: Path)
     assert results["fine"][0].record.status == "ok"
     assert results["test-0"] == ("error", "the worker process gave no sign of life for 1.5 s")
     assert re.fullmatch(r".* no sign of life for 1.5 s during rude on test-0; given up", said[-1])
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").is_file(), reason="reads sizes from /proc")
+def test_a_worker_with_a_leak_is_replaced(model: Path, tmp_path: Path) -> None:
+    setup = make_setup(str(model), tmp_path)
+    processes, statuses = [], {}
+    with Pool(1, lambda line: None) as pool:
+        for task, result in pool.run(setup, rude_tasks("test-0", "fine", how="leak")):
+            assert isinstance(result, list)
+            statuses[task.cells[0].key] = result[0].record.status
+            processes.append(len(pool._workers))
+    assert statuses == {"test-0": "out_of_memory", "fine": "ok"}
+    # The first had ended when its result was handed on.
+    assert processes == [0, 1]
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,6 @@ import contextlib
 import csv
 import io
 import json
-import os
 import re
 import shutil
 from pathlib import Path
@@ -17,93 +16,17 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from fuzzing import dumped, edits, mutated, often, some_text, told, values
+from hypothesis import given
 from hypothesis import strategies as st
 
 from attacks.core.artefact import Artefact
 from attacks.core.errors import BadInput
-from benchmarks.cli import main
 from benchmarks.harness import artefacts
 from benchmarks.harness.checkpoints import Checkpoint, encode
 from benchmarks.harness.checkpoints import load as load_checkpoint
 from benchmarks.harness.runner import run
 from benchmarks.inputs.suites import Suite
-
-#: Inputs of each kind.
-EXAMPLES = int(os.environ.get("REROUTE_FUZZ", "40"))
-HOSTILE = (
-    "\x1b[31mred\x1b[0m",
-    "a\nb\r\nc",
-    "=1+1",
-    "@cmd",
-    "| x | y |",
-    "<script>alert(1)</script>",
-    "[link](javascript:alert(1))",
-    "\u202eevil",
-    "../../etc/passwd",
-    "\x00",
-    "{{ 7*7 }}",
-    "",
-    "\ud800",
-    "direct",
-    "pocket-llama",
-)
-some_text = st.one_of(st.sampled_from(HOSTILE), st.text(max_size=20))
-scalars = st.one_of(
-    st.none(),
-    st.booleans(),
-    st.integers(-(2**70), 2**70),
-    st.floats(),
-    some_text,
-)
-values = st.recursive(
-    scalars,
-    lambda inner: st.one_of(
-        st.lists(inner, max_size=3), st.dictionaries(some_text, inner, max_size=3)
-    ),
-    max_leaves=6,
-)
-often = settings(
-    max_examples=EXAMPLES,
-    deadline=None,
-    derandomize=True,
-    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
-)
-
-
-def told(*argv: str) -> tuple[int, str]:
-    """Exit code and output of a command, whose complaints are one clean line."""
-    out, err = io.StringIO(), io.StringIO()
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        code = main(list(argv))
-    shown = err.getvalue()
-    assert code in (0, 1, 2), shown
-    if code == 2:
-        line = shown.strip().splitlines()[-1]
-        assert line.startswith("reroute: ") and "Traceback" not in shown
-    for stream in (shown, out.getvalue()):
-        assert not re.search(r"[\x00-\x08\x0b-\x1f\x7f\u202a-\u202e]", stream), stream
-    return code, out.getvalue()
-
-
-def dumped(value: Any) -> str:
-    """JSON, also of what is none: a lone surrogate, NaN."""
-    return json.dumps(value)
-
-
-def mutated(data: bytes, edits: list[tuple[float, int]]) -> bytes:
-    """Bytes changed at shares of the length; the last edit may cut the rest off."""
-    found = bytearray(data)
-    for place, byte in edits:
-        at = int(place * max(len(found) - 1, 0))
-        if byte > 255:
-            del found[at:]
-        elif found:
-            found[at] = byte
-    return bytes(found)
-
-
-edits = st.lists(st.tuples(st.floats(0, 1), st.integers(0, 259)), min_size=1, max_size=6)
 
 SUITE = {
     "models": ["pocket-llama"],
@@ -231,7 +154,27 @@ READERS: tuple[tuple[str, ...], ...] = (
     ("transfer", "DIR"),
     ("judge", "DIR", "--judge", "phrases"),
     ("label", "DIR"),
+    ("report", "DIR", "--with-completions", "--out", "OUT"),
+    ("merge", "DIR", "--out", "OUT"),
+    *(
+        ("export", "DIR", "--format", kind, "--out", "OUT")
+        for kind in ("jailbreakbench", "harmbench", "model-card")
+    ),
 )
+
+
+def read_with(reader: tuple[str, ...], folder: Path) -> tuple[int, str]:
+    """What a command makes of a results folder, in which it leaves everything else alone."""
+    out = folder.parent / "place" / "out"
+    shutil.rmtree(out.parent, ignore_errors=True)
+    out.parent.mkdir()
+    names = {"DIR": str(folder), "OUT": str(out)}
+    code, shown = told(*(names.get(word, word) for word in reader))
+    assert {path.name for path in folder.parent.iterdir()} == {folder.name, "place"}
+    assert not {path.name for path in out.parent.iterdir()} - {out.name}
+    if out.is_file():
+        assert "<script>alert" not in out.read_text("utf-8")
+    return code, shown
 
 
 @often
@@ -259,7 +202,7 @@ def test_records(
     rows = [json.loads(line) for line in path.read_text().splitlines()]
     rows[0] = {**rows[0], **changes}
     path.write_bytes("".join(f"{dumped(row)}\n" for row in rows).encode("utf-8", "surrogatepass"))
-    code, out = told(*(str(folder) if word == "DIR" else word for word in reader))
+    code, out = read_with(reader, folder)
     if code == 0 and reader[0] in ("leaderboard", "compare") and reader[-1] != "json":
         assert "<script" not in out
     if code == 0 and (reader[-1] == "csv" or reader[0] == "label"):
@@ -285,7 +228,40 @@ def test_streams(
     shutil.rmtree(tmp_path / "run", ignore_errors=True)
     folder = Path(shutil.copytree(results, tmp_path / "run"))
     (folder / name).write_bytes(mutated((folder / name).read_bytes(), noise))
-    told(*(str(folder) if word == "DIR" else word for word in reader))
+    read_with(reader, folder)
+
+
+@often
+@given(
+    depth=st.sampled_from([101, 400, 970, 1200, 100_000]),
+    brackets=st.sampled_from(["[]", '{"a":}', '{"params":}']),
+    closed=st.booleans(),
+    where=st.sampled_from(["suite", "jsonl", "json", "cases", "spec", "records", "artefact"]),
+)
+def test_deep_nesting(tmp_path: Path, depth: int, brackets: str, closed: bool, where: str) -> None:
+    inmost = "" if brackets == "[]" else "1"
+    value = brackets[:-1] * depth + inmost + brackets[-1] * depth * closed
+    toml = value.replace(":", "=") + "\n"
+    path = tmp_path / f"input.{where}"
+    path.write_text(f"a = {toml}" if where == "suite" else f"{value}\n" * (1 + (where != "json")))
+    adhoc = ("run", "--model", "pocket-llama", "--dry-run", "--attack")
+    spec = f"gcg:steps={toml.strip()}" if where == "spec" else "direct"
+    (tmp_path / "run").mkdir(exist_ok=True)
+    if where == "records":
+        path.replace(tmp_path / "run" / "records.jsonl")
+    commands = {
+        "suite": ("run", str(path), "--dry-run"),
+        "cases": ("calibrate", "phrases", "--cases", str(path)),
+        "spec": (*adhoc, spec, "--behaviors", "pocket-test"),
+        "records": ("leaderboard", str(tmp_path / "run")),
+    }
+    if where == "artefact":
+        path.rename(tmp_path / "a.json")
+        with pytest.raises(BadInput, match="damaged"):
+            artefacts.load(tmp_path, "a")
+    else:
+        given = commands.get(where, (*adhoc, spec, "--behaviors", str(path)))
+        assert told(*given)[0] == 2
 
 
 @often

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -14,13 +16,15 @@ pytest.importorskip("ray")
 
 import ray
 from ray.cluster_utils import Cluster
+from test_faults import rude_tasks
 
 from attacks.core.errors import BadInput
+from benchmarks.harness.ray_engine import RayEngine
 from benchmarks.harness.runner import run
 from benchmarks.inputs.suites import Suite
 from benchmarks.storage.store import read_records
 from nodes import head, lose_a_node, started
-from runs import SEARCH, contents, make_model, make_suite, write_behaviors
+from runs import SEARCH, contents, make_model, make_setup, make_suite, write_behaviors
 
 
 @pytest.fixture
@@ -75,6 +79,21 @@ def test_a_killed_node_of_a_cluster_of_two(tmp_path: Path) -> None:
     )
     assert found["the same"] and found["workers killed"] == 1
     assert 2 <= found["records at the kill"] < found["cells"] == found["records alike"] == 4
+
+
+def test_a_worker_that_hangs_is_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # The actors import the attack from here.
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
+    setup = make_setup(str(make_model(tmp_path / "tiny")), tmp_path / "artefacts")
+    said: list[str] = []
+    with RayEngine(1, None, 0.0, said.append, deadline=600.0) as engine:
+        (task, result), *_ = engine.run(setup, rude_tasks("fine"))
+        assert result[0].record.status == "ok"  # type: ignore[union-attr]
+        engine._deadline = 1.0
+        ((task, result),) = engine.run(setup, rude_tasks("test-0"))
+    assert result == ("error", "the worker gave no sign of life for 1 s")
+    assert task.cells[0].key == "test-0"
+    assert [line.rpartition("; ")[2] for line in said] == ["it is retried once", "given up"]
 
 
 def test_a_cluster_that_wants_a_token_is_one_line(suite: Suite, tmp_path: Path) -> None:

@@ -60,12 +60,15 @@ def test_what_is_added_is_read_back(tmp_path: Path) -> None:
         assert store.unjudged(record("a"), "j") == [] and store.unjudged(record("a"), "k") == [0]
 
 
-def test_a_line_torn_at_any_byte_costs_that_line_only(tmp_path: Path) -> None:
+def test_a_line_torn_at_any_byte_costs_that_line_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "fsync", lambda file: None)  # A thousand of them take long.
     fill(tmp_path, "a", "b")
     path = tmp_path / "records.jsonl"
     whole = path.read_bytes()
     start = whole.index(b"\n") + 1
-    for end in range(start + 1, len(whole) - 1, 7):
+    for end in range(start + 1, len(whole) - 1):
         path.write_bytes(whole[:end])
         assert read_records(tmp_path) == [record("a")]
         with Store(tmp_path) as store:

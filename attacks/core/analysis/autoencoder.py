@@ -19,6 +19,7 @@ from torch import Generator, Tensor
 from torch.nn.functional import normalize
 
 from attacks.core.errors import BadInput
+from attacks.core.parsing import from_json
 
 Kind = Literal["abs-topk", "topk"]
 
@@ -84,7 +85,7 @@ class SparseAutoencoder:
             raise BadInput(f"sparse autoencoder '{path}': no such file")
         try:
             with safe_open(path, "pt") as file:
-                about = json.loads(file.metadata()["latents"])
+                about = from_json(file.metadata()["latents"])
                 tensors = {name: file.get_tensor(name).float() for name in _TENSORS}
             found = cls(**tensors, **about)
             whole = found.encoder.shape == found.decoder.shape and found.kind in get_args(Kind)

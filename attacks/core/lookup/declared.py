@@ -76,7 +76,10 @@ def declared(source: str) -> Declared:
             a module and no member of a class.
     """
     module, _, name = source.partition(":")
-    return _read(*_class(module, name))
+    try:
+        return _read(*_class(module, name))
+    except RecursionError as error:
+        raise NotDeclared(f"{source}: defined by itself, or nested too deeply") from error
 
 
 def of_class(cls: type[Any]) -> Declared:
@@ -168,7 +171,10 @@ def _value(module: str, node: ast.expr) -> Any:
                 return _value(where, item.value)
     if all(isinstance(part, _PLAIN) for part in ast.walk(node)):
         whole = ast.fix_missing_locations(ast.Expression(node))
-        return eval(compile(whole, module, "eval"), {"__builtins__": {}})
+        try:
+            return eval(compile(whole, module, "eval"), {"__builtins__": {}})
+        except (ArithmeticError, TypeError, ValueError) as error:
+            raise NotDeclared(f"{ast.unparse(node)} in {module}: {error}") from error
     raise NotDeclared(f"{ast.unparse(node)} in {module} is no plain value")
 
 
@@ -214,7 +220,7 @@ def _definition(module: str, name: str) -> tuple[str, ast.ClassDef | ast.expr]:
 def _tree(module: str) -> ast.Module:
     try:
         return ast.parse(_file(module).read_text("utf-8"))
-    except (OSError, SyntaxError, ValueError) as error:
+    except (OSError, SyntaxError, ValueError, MemoryError) as error:
         raise NotDeclared(f"{module}: {error}") from error
 
 

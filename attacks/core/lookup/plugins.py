@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
@@ -30,10 +31,20 @@ class Registry(Generic[T]):
         """Names and the `module:class` behind each, without importing any of them.
 
         Raises:
-            BadInput: two packages, or a package and the suite, claim the same name.
+            BadInput: two packages, or a package and the suite, claim the same name, or a package
+                claims one that specs, tables and shells would read as more than a name.
         """
         table = dict(self.built_in)
-        for point in entry_points(group=self.group):
+        try:
+            points = entry_points(group=self.group)
+        except Exception as error:  # Python's parser raises whatever comes.
+            raise BadInput(f"malformed entry_points.txt of a package: {error}") from error
+        for point in points:
+            if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", point.name, re.ASCII):
+                raise BadInput(
+                    f"{self.kind} name '{point.name}' of an installed package ({point.value}); "
+                    "valid: letters, digits, '.', '_' and '-'; uninstall the package"
+                )
             if table.setdefault(point.name, point.value) != point.value:
                 raise BadInput(
                     f"{self.kind} name '{point.name}' is claimed twice: {table[point.name]} and "
@@ -54,8 +65,9 @@ class Registry(Generic[T]):
         source = f"{self.kind} '{name}' ({table[name]})"
         try:
             loaded: type[T] = EntryPoint(name, table[name], self.group).load()
-        except (ImportError, AttributeError) as error:
-            raise BadInput(f"{source} does not load: {error}") from error
+        except (Exception, SystemExit) as error:  # It runs the package's own code.
+            reason = f"{type(error).__name__}: {error}"
+            raise BadInput(f"{source} does not load: {reason}") from error
         base = EntryPoint("base", self.base, self.group).load()
         if not (isinstance(loaded, type) and issubclass(loaded, base)):
             raise BadInput(f"{source} is not a subclass of {base.__name__}")

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import dataclasses
 import re
-import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
 from attacks.core.errors import BadInput, suggestion
+from attacks.core.parsing import from_toml
 
 T = TypeVar("T")
 
@@ -34,12 +34,12 @@ def split(kind: str, spec: str, *, bare: bool = False) -> tuple[str, dict[str, A
     name, _, text = spec.partition(":")
     try:
         return name, _toml(text)
-    except tomllib.TOMLDecodeError as error:
+    except ValueError as error:
         if bare:
             quoted = _BARE.sub(_quoted, text)
             try:
                 return name, _toml(quoted)
-            except tomllib.TOMLDecodeError:
+            except ValueError:
                 pass
         raise BadInput(
             f"{kind} '{spec}': the parameters after ':' must be key=value,... with TOML values "
@@ -128,7 +128,7 @@ def _check_names(who: str, cls: Any, params: Mapping[str, Any], path: str = "") 
 
 
 def _toml(text: str) -> dict[str, Any]:
-    return dict(tomllib.loads(f"params = {{{text}}}")["params"])
+    return dict(from_toml(f"params = {{{text}}}")["params"])
 
 
 def _quoted(match: re.Match[str]) -> str:

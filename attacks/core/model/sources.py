@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from attacks.core.errors import BadInput
+from attacks.core.parsing import from_json
 
 GGUF = ".gguf"
 _ADAPTER = "adapter_config.json"
@@ -84,7 +84,7 @@ def _with_base(source: Source) -> Source:
     if not (folder / "adapter_model.safetensors").is_file():
         raise BadInput(f"adapter '{source.name}' has no safetensors weights (adapter_model)")
     try:
-        config = json.loads((folder / _ADAPTER).read_text("utf-8"))
+        config = from_json((folder / _ADAPTER).read_text("utf-8"))
         base, revision = config["base_model_name_or_path"], config.get("revision")
     except (ValueError, KeyError, TypeError) as error:
         raise BadInput(f"adapter '{source.name}': {_ADAPTER} names no base model") from error
