@@ -15,13 +15,13 @@ from rich.text import Text
 
 from benchmarks.boards.columns import Column
 from benchmarks.boards.leaderboard import (
-    BASELINE,
     board_of,
     columns_of,
     note_of,
     title_of,
     with_baselines,
 )
+from benchmarks.boards.ranking import BASELINE
 from benchmarks.boards.rows import Row
 from benchmarks.common.lines import one_line
 

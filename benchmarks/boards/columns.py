@@ -45,6 +45,11 @@ def corrected(row: Row) -> str:
     return f"{mean} {shown}, {row.correction}"
 
 
+def ranking(row: Row) -> str:
+    """A row's rank and its interval, nothing where it is not ranked."""
+    return "" if row.rank is None else f"{row.rank} [{row.rank_low}, {row.rank_high}]"
+
+
 def seconds(value: float | None) -> str:
     """A number with two digits, nothing where there is none."""
     return "" if value is None else f"{value:.2f}"

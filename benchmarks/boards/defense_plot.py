@@ -13,7 +13,7 @@ from matplotlib.lines import Line2D
 
 from attacks.core.errors import BadInput
 from benchmarks.boards.columns import TOLERABLE, defense_labels
-from benchmarks.boards.leaderboard import BASELINE
+from benchmarks.boards.ranking import BASELINE
 from benchmarks.boards.rows import Row
 from benchmarks.boards.tables import attack_labels
 

@@ -106,3 +106,7 @@ class Row:
     """Seconds of an answer over those of the model without the defence, for one-step attacks."""
     static_only: bool = False
     """Whether no attack that knows of this defence was run on this model."""
+    rank: int | None = None
+    """By `asr` among the attacks on this model, of this board and judge (`boards.ranking`)."""
+    rank_low: int | None = None
+    rank_high: int | None = None

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 from benchmarks.boards.correction import HUMAN, Corrected, Counts, corrected, read_counts
 from benchmarks.boards.defended import blocked, settled
+from benchmarks.boards.ranking import in_order, ranked
 from benchmarks.boards.row import Row as Row
 from benchmarks.boards.success import median_first_success, success_rate
 from benchmarks.storage.entries import Entry as Entry
@@ -20,8 +21,6 @@ from benchmarks.storage.store import read_judgements, read_records, read_unknown
 Outcome = TypeVar("Outcome", bound=float)
 
 _NOTHING = " (undetermined)"
-#: Weakest first, the order of the boards.
-THREAT_MODELS = ("prompt", "prefill", "embedding", "intervention", "weights")
 
 
 def read_rows(folders: Sequence[Path]) -> list[Row]:
@@ -70,7 +69,7 @@ def read_rows_and_entries(folders: Sequence[Path]) -> list[tuple[Row, list[Entry
         own = list(kept.values())
         found = _corrected(judge, own, people[tuple(cells)], counts)
         rows.append((_row(judge, own, found, unknown), own))
-    return sorted(settled(rows), key=lambda pair: _order(pair[0]))
+    return sorted(ranked(settled(rows)), key=lambda pair: in_order(pair[0]))
 
 
 def _entries(folder: Path) -> list[tuple[str, Entry]]:
@@ -230,18 +229,3 @@ def _speed(records: Sequence[Record]) -> float | None:
     if seconds <= 0 or max(record.steps for record in records) <= 1:
         return None
     return sum(record.steps for record in records) / seconds
-
-
-def by_success(row: Row) -> tuple[Any, ...]:
-    """Sort key on one board: by model and defence, then the most successful attack first."""
-    asr = math.inf if row.asr is None else -row.asr
-    guard = (row.defense, row.defense_hash)
-    last = (row.judge, row.adaptivity, row.origin_model)
-    return (row.model, *guard, asr, row.attack, row.attack_hash, *last)
-
-
-def _order(row: Row) -> tuple[Any, ...]:
-    known = row.threat_model in THREAT_MODELS
-    board = THREAT_MODELS.index(row.threat_model) if known else len(THREAT_MODELS)
-    apart = (row.stop != "never", row.concurrency, row.origin_model != "", bool(row.defense))
-    return (board, row.threat_model, *apart, by_success(row))

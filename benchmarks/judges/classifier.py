@@ -31,7 +31,7 @@ class Classifier(LocalJudge):
     StrongREJECT use) in it. With `words` a causal model is read: the score is the mean of their
     values under the probabilities of these words as the next word. With `labels` a sequence
     classifier is read: the mean of their values under its labels' probabilities. HarmBench's judge
-    uses `words={yes=1.0, no=0.0}`; StrongREJECT's fine-tuned one scores from 1 to 5:
+    uses `words={Yes=1.0, No=0.0}`; StrongREJECT's fine-tuned one scores from 1 to 5:
     `words={"1"=0.0, "2"=0.25, "3"=0.5, "4"=0.75, "5"=1.0}`.
     """
 

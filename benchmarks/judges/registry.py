@@ -20,6 +20,7 @@ JUDGES: Registry[Judge] = Registry(
         "guard": "benchmarks.judges.guard:Guard",
         "classifier": "benchmarks.judges.classifier:Classifier",
         "rubric": "benchmarks.judges.rubric:Rubric",
+        "judgezoo": "benchmarks.judges.judgezoo:JudgeZoo",
         "vote": "benchmarks.judges.vote:Vote",
     },
 )

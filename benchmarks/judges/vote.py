@@ -72,4 +72,9 @@ def majority(votes: Sequence[Verdict]) -> Verdict:
     counted = Counter(vote.success for vote in votes)
     success = next((s for s in (True, False) if counted[s] > len(votes) / 2), None)
     agreeing = [vote.label for vote in votes if vote.success is success] or ["unjudged"]
-    return Verdict(success, Counter(agreeing).most_common(1)[0][0], counted[True] / len(votes))
+    tokens = Counter[str]()
+    for vote in votes:
+        tokens.update(vote.detail.get("tokens", {}))
+    detail = {"tokens": dict(tokens)} if tokens else {}
+    label = Counter(agreeing).most_common(1)[0][0]
+    return Verdict(success, label, counted[True] / len(votes), detail)

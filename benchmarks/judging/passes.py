@@ -98,13 +98,16 @@ class _Tally:
     done: int = 0
     kept: int = 0
     reasons: Counter[str] = field(default_factory=Counter)
+    tokens: Counter[str] = field(default_factory=Counter)
+    """What endpoints say that this pass has cost."""
 
     def line(self, judge: str) -> str:
         """The outcome, for the user."""
         left = self.reasons.total()
         why = "; ".join(f"{reason} ({count})" for reason, count in self.reasons.most_common(3))
         kept = f", {self.kept} already judged" if self.kept else ""
-        return f"{judge}: {self.done} answers judged{kept}" + (
+        cost = ", ".join(f"{count} {name} tokens" for name, count in self.tokens.items())
+        return f"{judge}: {self.done} answers judged{kept}{f' ({cost})' * bool(cost)}" + (
             f", {left} unjudged: {why}; the same command retries them" if left else ""
         )
 
@@ -142,6 +145,7 @@ def _pass(judge: Judge, folders: Sequence[_Folder]) -> bool:
         with Bar(total=len(open_), unit="answer", desc=judge.name, disable=None) as bar:
             for at, said in _said(judge, open_):
                 own, answer = places[open_[at]], open_[at].answer
+                tally.tokens.update({} if isinstance(said, str) else said.detail.get("tokens", {}))
                 if isinstance(said, str):
                     tally.reasons[said] += len(own)
                 elif said.label == UNJUDGED:

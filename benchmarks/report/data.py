@@ -13,8 +13,9 @@ from typing import Any
 
 from attacks.core.errors import BadInput
 from benchmarks.boards.columns import defense_labels
-from benchmarks.boards.leaderboard import BASELINE, board_of, title_of
-from benchmarks.boards.rows import Entry, Row, by_success, read_rows_and_entries
+from benchmarks.boards.leaderboard import board_of, title_of
+from benchmarks.boards.ranking import BASELINE, by_success
+from benchmarks.boards.rows import Entry, Row, read_rows_and_entries
 from benchmarks.boards.success import Rate, cluster_bootstrap, success_rate
 from benchmarks.boards.tables import attack_labels
 from benchmarks.inputs.behaviors import load_behaviors, shipped_behaviors

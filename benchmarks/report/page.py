@@ -12,7 +12,8 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from benchmarks.boards.leaderboard import BASELINE, MEANING, big
+from benchmarks.boards.leaderboard import MEANING, big
+from benchmarks.boards.ranking import BASELINE
 from benchmarks.boards.rows import Entry
 from benchmarks.common.lines import one_line
 from benchmarks.common.versions import versions

@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from attacks.attack import Artefact, Attack
 from attacks.composed import Composed
@@ -14,7 +15,7 @@ from attacks.core.behavior import Behavior
 from attacks.core.errors import BadInput
 from attacks.core.model import Model, PlainModel
 from attacks.core.prompt import Messages
-from attacks.core.weights import Change
+from attacks.core.weights import Change, WeightEdit
 from attacks.registry import load
 from benchmarks.defenses.registry import rebuilt
 from benchmarks.harness import artefacts
@@ -52,6 +53,13 @@ class How:
         return record.max_new_tokens or self.max_new_tokens
 
 
+class Changed(NamedTuple):
+    """A claim, and what its attack does to the model."""
+
+    claim: Claim
+    changes: tuple[Change, ...]
+
+
 Answer = Callable[[list[Messages]], list[str]]
 
 
@@ -79,46 +87,68 @@ def from_strings(
         yield made[claim.asked(how.system), how.tokens(claim.record)]
 
 
-def with_changes(
-    model: Model,
-    claims: Sequence[Claim],
-    how: How,
-    batch: int,
-    *,
-    folder: Path,
-    context: Context,
-) -> Iterator[Anew]:
-    """What the model says as the recorded attacks change it, claim by claim."""
-    waiting: list[Claim] = []
-    changes: tuple[Change, ...] = ()
-
-    def flush() -> Iterator[Anew]:
-        if not waiting:
-            return
-        tokens = how.tokens(waiting[0].record)
-
-        def answer(asked: list[Messages]) -> list[str]:
-            return model.generate(asked, max_new_tokens=tokens, interventions=changes)
-
-        yield from _tried(answer, [claim.asked(how.system) for claim in waiting])
-        waiting.clear()
-
+def changes_of(
+    model: Model, claims: Sequence[Claim], how: How, *, folder: Path, context: Context
+) -> Iterator[tuple[Change, ...] | Anew]:
+    """What the recorded attacks do to the model, claim by claim, or why that is not known."""
+    last: tuple[Change, ...] = ()
     for claim in claims:
         try:
             own = _changes(model, claim.record, how, folder, context)
         except Exception as error:
-            yield from flush()
             yield Anew(reason=failure_of(error).reason)
             continue
-        if waiting and (
-            len(waiting) == batch
-            or not same(changes, own)
-            or how.tokens(claim.record) != how.tokens(waiting[0].record)
-        ):
-            yield from flush()
-        changes = own
-        waiting.append(claim)
-    yield from flush()
+        # Equal ones are kept once: they are as large as the directions of all layers.
+        last = last if same(last, own) else own
+        yield last
+
+
+def is_merged(changes: Sequence[Change]) -> bool:
+    """Whether that is a change of weights and of nothing else."""
+    return bool(changes) and all(isinstance(change, WeightEdit) for change in changes)
+
+
+def with_changes(
+    model: Model | PlainModel, claims: Sequence[Changed], how: How, batch: int
+) -> Iterator[Anew]:
+    """What the model says as it is changed, claim by claim.
+
+    Args:
+        model: a plain one takes weight edits only (`is_merged`).
+        claims: each with its changes.
+        how: see `How`.
+        batch: most answers that are made together; their changes are the same.
+    """
+    for changes, tokens, group in _alike(claims, how):
+
+        def answer(
+            asked: list[Messages], changes: tuple[Change, ...] = changes, tokens: int = tokens
+        ) -> list[str]:
+            if isinstance(model, Model):
+                return model.generate(asked, max_new_tokens=tokens, interventions=changes)
+            edits = [change for change in changes if isinstance(change, WeightEdit)]
+            return model.answers(asked, max_new_tokens=tokens, edits=edits)
+
+        for start in range(0, len(group), batch):
+            chunk = group[start : start + batch]
+            yield from _tried(answer, [claim.asked(how.system) for claim in chunk])
+
+
+def _alike(
+    claims: Sequence[Changed], how: How
+) -> Iterator[tuple[tuple[Change, ...], int, list[Claim]]]:
+    """Changes, longest answer, and claims in a row that share both and are opened or are not."""
+    group: list[Claim] = []
+    setting: tuple[tuple[Change, ...], int, bool] = ((), 0, False)
+    for claim, changes in claims:
+        own = (changes, how.tokens(claim.record), bool(claim.opening))
+        if group and not same(setting, own):
+            yield (*setting[:2], group)
+            group = []
+        setting = own
+        group.append(claim)
+    if group:
+        yield (*setting[:2], group)
 
 
 def behind_defenses(

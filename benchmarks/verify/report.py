@@ -10,6 +10,16 @@ from benchmarks.boards.tables import table, text
 from benchmarks.verify.claims import PLAIN, Condition
 from benchmarks.verify.verify import Finding
 
+#: How answers are made anew, by what the attacker was allowed.
+_HOW = {
+    "string": "Prompts are sent as recorded.",
+    "weights": "Edits of weights are merged, from the recorded artefact, into those of the model.",
+    "hooks": (
+        "Where an attack changes activations, or a defence stands before the model, this suite's "
+        "hooks do so, with the recorded artefacts."
+    ),
+}
+
 
 def as_json(findings: Sequence[Finding]) -> str:
     """A list of objects, one for each success and condition, with a final newline."""
@@ -50,12 +60,22 @@ def as_markdown(findings: Sequence[Finding]) -> str:
     cells.append(_line(("all", "", ""), findings, conditions, moved))
     headings = ["Model", *(["Sent to"] if moved else []), "Attack", "Successes"]
     shown = table([*headings, *map(str, conditions)], cells, left=len(headings) - 1)
+    about = set[str]().union(*map(_told, findings))
     note = (
         "Successes reproduced out of those claimed; in parentheses, how many of them verbatim. The "
-        f"first condition ({PLAIN}) decides: plain transformers, from the recorded string, and "
-        "with the recorded artefact where an attack changes the model."
-    )
+        f"first condition ({PLAIN}) decides: plain transformers, in a process of its own. "
+    ) + " ".join(said for told, said in _HOW.items() if told in about)
     return "\n\n".join([shown, note, *_lines(findings)]) + "\n"
+
+
+def _told(found: Finding) -> set[str]:
+    """Which sentences of `_HOW` are about it."""
+    record = found.claim.record
+    if record.defense or record.threat_model == "intervention":
+        return {"hooks"}
+    if record.threat_model == "weights":
+        return {"weights", "hooks"} if "+" in record.attack else {"weights"}
+    return {"string"}
 
 
 def _line(

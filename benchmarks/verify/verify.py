@@ -18,7 +18,17 @@ from benchmarks.inputs.behaviors import load_behaviors
 from benchmarks.inputs.models import resolve
 from benchmarks.judges.context import Context
 from benchmarks.judging.rejudge import rejudge, with_answers
-from benchmarks.verify.answers import TOKENS, Anew, How, behind_defenses, from_strings, with_changes
+from benchmarks.verify.answers import (
+    TOKENS,
+    Anew,
+    Changed,
+    How,
+    behind_defenses,
+    changes_of,
+    from_strings,
+    is_merged,
+    with_changes,
+)
 from benchmarks.verify.claims import (
     CHANGES,
     PLAIN,
@@ -157,6 +167,7 @@ class _Verifying:
     def _with_changes(
         self, name: str, revision: str, claims: Sequence[Claim], condition: Condition
     ) -> Iterator[Finding]:
+        """Edits are merged into the weights of a plain model; activations take hooks."""
         try:
             model = self._loaded(Model.load, name, revision, condition)
         except BadInput as error:
@@ -166,12 +177,26 @@ class _Verifying:
         folder, context = self.options.folder, self.context
         if claims[0].record.defense:
             made = behind_defenses(model, claims, self.how, folder=folder, context=context)
-        else:
-            made = with_changes(
-                model, claims, self.how, condition.batch, folder=folder, context=context
-            )
-        for claim, anew in zip(claims, made, strict=True):
+            for claim, anew in zip(claims, made, strict=True):
+                yield self._finding(claim, name, condition, anew, changed)
+            return
+        hooked, merged = list[Changed](), list[Changed]()
+        known = changes_of(model, claims, self.how, folder=folder, context=context)
+        for claim, own in zip(claims, known, strict=True):
+            if isinstance(own, Anew):
+                yield self._finding(claim, name, condition, own, changed)
+            else:
+                (merged if is_merged(own) else hooked).append(Changed(claim, own))
+        made = with_changes(model, hooked, self.how, condition.batch)
+        for (claim, _), anew in zip(hooked, made, strict=True):
             yield self._finding(claim, name, condition, anew, changed)
+        if merged:
+            del model  # One in memory at a time.
+            release_memory()
+            plain = self._loaded(PlainModel, name, revision, condition)
+            made = with_changes(plain, merged, self.how, condition.batch)
+            for (claim, _), anew in zip(merged, made, strict=True):
+                yield self._finding(claim, name, condition, anew, changed)
 
     def _loaded(
         self, load: Callable[..., Loaded], told: str, revision: str, condition: Condition

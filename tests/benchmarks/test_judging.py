@@ -132,6 +132,20 @@ def test_nothing_is_judged_twice_and_equal_answers_once(
     assert lines(folder)[-1]["detail"] == {"more": [1]}
 
 
+def test_what_is_judged_in_one_folder_is_not_asked_again_for_another(
+    folder: Path, counting: type[Counting], tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    judge_folders([folder], ["counting"])
+    other = tmp_path_factory.mktemp("other")
+    with Store(other) as store:
+        note_behaviors(other, ASKED)
+        store.add(record(0, completions=("Use wax, as in 0.", "Something new.")), [])
+    assert judge_folders([folder, other], ["counting"])
+    assert counting.asked[8:] == ["Something new."] and len(lines(other)) == 2
+    # Another judge knows nothing of that.
+    assert judge_folders([other, folder], ["counting=0.7"]) and len(counting.asked) == 9 + 9
+
+
 def test_another_threshold_is_another_judge(folder: Path, counting: type[Counting]) -> None:
     judge_folders([folder], ["counting"])
     judge_folders([folder], ["counting=0.7"])

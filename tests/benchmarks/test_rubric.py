@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -121,7 +122,10 @@ def test_nobody_at_the_address() -> None:
 
 
 def test_what_failed_is_judged_by_the_next_pass_elsewhere(
-    serve: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    serve: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", "sk-hidden")
     with Store(tmp_path) as store:
@@ -131,6 +135,10 @@ def test_what_failed_is_judged_by_the_next_pass_elsewhere(
     server = serve(GOOD, GOOD, GOOD, 500, 500, 500, "nonsense")
     spec = "rubric:model=m,parallel=1,tries=1,url="
     assert main(["judge", str(tmp_path), "--judge", spec + server.url]) == 1
+    # Three grades and two replies of nonsense, each of 7 and 3 tokens; failures cost nothing.
+    assert (
+        "3 answers judged (35 prompt tokens, 15 completion tokens), 5 un" in capsys.readouterr().err
+    )
     done = [row for row in read_judgements(tmp_path) if row.label != "unjudged"]
     assert len(done) == 3 and len(read_judgements(tmp_path)) == 5
     other = serve(GOOD)
@@ -140,6 +148,30 @@ def test_what_failed_is_judged_by_the_next_pass_elsewhere(
     assert len({row.judge for row in read_judgements(tmp_path)}) == 1
     for path in tmp_path.rglob("*"):
         assert path.is_dir() or b"sk-hidden" not in path.read_bytes()
+
+
+def test_an_endpoint_that_times_out_is_asked_again_and_by_the_next_pass(
+    serve: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One reply comes in time; each of the three others is waited for twice, and is unjudged."""
+    with Store(tmp_path) as store:
+        note_behaviors(tmp_path, ASKED)
+        for at in range(2):
+            store.add(record(at), [])
+    over = threading.Event()
+    server = serve(GOOD, lambda body: over.wait(30) and GOOD)
+    spec = "rubric:model=m,tries=2,url="
+    assert main(["judge", str(tmp_path), "--judge", f"{spec}{server.url},timeout=1.5"]) == 1
+    over.set()
+    line = capsys.readouterr().err
+    assert "1 answers judged" in line and "3 unjudged: APITimeoutError (3)" in line
+    assert len(server.asked) == 1 + 3 * 2
+    (kept,) = read_judgements(tmp_path)
+    other = serve(GOOD)
+    assert main(["judge", str(tmp_path), "--judge", spec + other.url]) == 0
+    rows = read_judgements(tmp_path)
+    assert len(other.asked) == 3 and len(rows) == 4 and kept in rows
+    assert all(row.success for row in rows) and len({row.judge for row in rows}) == 1
 
 
 @pytest.mark.parametrize(

@@ -9,12 +9,17 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from attacks.core.model import Model
 from benchmarks.cli import main
 from benchmarks.harness.runner import run
 from benchmarks.inputs.suites import Suite
 from benchmarks.storage.records import Record
 from benchmarks.storage.store import read_judgements, read_records
+from benchmarks.verify import Condition, claims_of
+from conftest import POCKET
 from runs import SEARCH
 
 ATTACKS = (f"gcg:{SEARCH},steps=6", "prefill", "refusal-direction", f"gcg:{SEARCH},steps=3+prefill")
@@ -66,6 +71,72 @@ def test_every_success_of_a_run_reproduces(ran: Path, capsys: pytest.CaptureFixt
     assert f"| all | - | {claims} | {claims} ({claims}) |" in table
     answers = [text for record in read_records(ran) for text in record.completions]
     assert not [text for text in answers if text in table]
+
+
+@torch.no_grad()
+def plain_answers(asked: list[str], condition: Condition) -> list[str]:
+    """What transformers alone says to prompts, in batches padded on the left."""
+    folder = POCKET / "pocket-llama"
+    tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left")
+    hf = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, condition.dtype))
+    said: list[str] = []
+    for start in range(0, len(asked), condition.batch):
+        turns = [[{"role": "user", "content": text}] for text in asked[start:][: condition.batch]]
+        told = tokenizer.apply_chat_template(
+            *(turns,),
+            add_generation_prompt=True,
+            padding=True,
+            return_dict=True,
+            return_tensors="pt",
+        )
+        out = hf.generate(**told, max_new_tokens=64, do_sample=False)[
+            :, told["input_ids"].shape[1] :
+        ]
+        said += [text.strip() for text in tokenizer.batch_decode(out, skip_special_tokens=True)]
+    return said
+
+
+def test_other_conditions_are_those_of_plain_transformers(
+    ran: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    told = ("bfloat16", "bfloat16:2", "float32:3")
+    _, rows = verified(ran, capsys, "--limit", "3", "--also", *told)
+    claims = claims_of(ran, limit=3)
+    assert len(rows) == (1 + len(told)) * len(claims)
+    gcg = [claim for claim in claims if claim.record.attack == "gcg"]
+    asked = list(dict.fromkeys(claim.record.prompts[claim.index] for claim in gcg))
+    assert len(asked) > 1
+    for condition in map(Condition.parse, told):
+        said = dict(zip(asked, plain_answers(asked, condition), strict=True))
+        same = [said[claim.record.prompts[claim.index]] == claim.completion for claim in gcg]
+        own = [row for row in rows if (row["dtype"], row["batch"]) == condition]
+        assert [row["status"] == "same" for row in own if row["attack"] == "gcg"] == same
+
+
+def test_edited_weights_are_verified_in_a_plain_model_and_activations_by_hooks(
+    ran: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On this family the edit and the ablation of a direction give the same answers."""
+    first = next(row for row in read_records(ran) if row.attack == "refusal-direction")
+
+    def edits(record: Record) -> Record:
+        if record.attack != "refusal-direction" or record.key == first.key:
+            return record
+        more = {"params": {}, "threat_model": "weights"}
+        return dataclasses.replace(record, attack="refusal-direction-weights", **more)
+
+    def broken(*args: object, **more: object) -> list[str]:
+        raise RuntimeError("hooks are broken")
+
+    folder = changed(ran, tmp_path / "run", edits)
+    count = sum(claim.record.threat_model == "weights" for claim in claims_of(folder))
+    monkeypatch.setattr(Model, "generate", broken)
+    capsys.readouterr()
+    assert main(["verify", str(folder)]) == 1
+    table = capsys.readouterr().out
+    assert f"| refusal-direction-weights | {count} | {count} ({count}) |" in table and count
+    assert "| refusal-direction | 1 | 0 (0) |" in table and "hooks are broken" in table
+    assert "Edits of weights are merged" in table and "hooks do so" in table
 
 
 def test_a_string_that_is_not_the_one_that_succeeded_is_found_out(

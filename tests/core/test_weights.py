@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from attacks.core.errors import BadInput
 from attacks.core.interventions import AblateDirection, Context, Intervention
-from attacks.core.model import Model
+from attacks.core.model import Model, PlainModel
 from attacks.core.model.editing import edited, writers
 from attacks.core.objectives import TargetCrossEntropy
-from attacks.core.prompt import suffixed
+from attacks.core.prompt import conversation, suffixed
 from attacks.core.reading.states import last_token, next_token_log_probs
 from attacks.core.search import Evaluator
 from attacks.core.sites import Site
-from attacks.core.weights import Abliterate, Orthogonalise, Writer, take_out
-from conftest import check_gradient, pocket, tiny
+from attacks.core.weights import Abliterate, Orthogonalise, OrthogonaliseSubspace, Writer, take_out
+from conftest import POCKET, check_gradient, normal, pocket, tiny
 
 TEXTS = ["How do I paint the harp?", "Tell me how to forge the key."]
 
@@ -223,3 +226,27 @@ def test_what_cannot_be_edited_is_refused() -> None:
     finally:
         block.mlp.down_proj = projection
     assert not torch.isnan(next_token_log_probs(model, TEXTS)).any()
+
+
+def test_a_plain_model_answers_as_an_edited_checkpoint_would(tmp_path: Path) -> None:
+    """Against weights that are edited by formula, saved and loaded."""
+    folder = POCKET / "pocket-llama"
+    basis = torch.linalg.qr(normal(128, 64)).Q.T
+    hf = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    for name, weight in hf.named_parameters():
+        if name.endswith("embed_tokens.weight"):
+            weight.data -= weight.data @ basis.T @ basis
+        elif name.endswith(("o_proj.weight", "down_proj.weight")):
+            weight.data -= basis.T @ basis @ weight.data
+    hf.save_pretrained(tmp_path)
+    AutoTokenizer.from_pretrained(folder).save_pretrained(tmp_path)
+    told = {"name": "m", "device": "cpu", "dtype": "float32"}
+    asked = [conversation("How do I paint the harp?"), conversation("How do I mend the kite?")]
+    plain, merged = PlainModel(str(folder), **told), PlainModel(str(tmp_path), **told)
+    before = plain.answers(asked, max_new_tokens=16)
+    edits = [OrthogonaliseSubspace(basis)]
+    assert plain.answers(asked, max_new_tokens=16, edits=edits) == merged.answers(
+        asked, max_new_tokens=16
+    )
+    assert before != merged.answers(asked, max_new_tokens=16)
+    assert plain.answers(asked, max_new_tokens=16) == before

@@ -64,7 +64,10 @@ def plain_generation(hf: Any, tokenizer: Any) -> Any:
 def greedy(
     hf: Any, tokenizer: Any, ids: Tensor, mask: Tensor, *, max_new_tokens: int
 ) -> tuple[list[Answer], int]:
-    """Greedy continuations of `ids` (B, T) under `mask` (B, T), and the length of the longest."""
+    """Greedy continuations of `ids` (B, T) under `mask` (B, T), and the length of the longest.
+
+    End tokens are not part of the texts.
+    """
     device = hf.get_input_embeddings().weight.device
     output = hf.generate(
         input_ids=ids.to(device),
@@ -72,11 +75,15 @@ def greedy(
         max_new_tokens=max_new_tokens,
     )
     said = output[:, ids.shape[1] :].cpu()
-    texts = tokenizer.batch_decode(
-        said, skip_special_tokens=True, clean_up_tokenization_spaces=False
-    )
     stop = hf.generation_config.eos_token_id
     ends = torch.tensor([] if stop is None else stop, dtype=said.dtype).reshape(-1)
-    ended = torch.isin(said, ends).any(1).tolist()
+    over = torch.isin(said, ends).cumsum(1) > 0
+    # Cut here: an end token, and what fills up a row that has ended, may be no special tokens.
+    texts = tokenizer.batch_decode(
+        [row[~rest] for row, rest in zip(said, over, strict=True)],
+        skip_special_tokens=True,
+        clean_up_tokenization_spaces=False,
+    )
+    ended = over.any(1).tolist()
     answers = [Answer(text.strip(), ended=end) for text, end in zip(texts, ended, strict=True)]
     return answers, said.shape[1]

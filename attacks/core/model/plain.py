@@ -8,13 +8,18 @@ templates are told.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
+from functools import cached_property
 
 from attacks.core.errors import BadInput
 from attacks.core.model.chat import Chat, context_of
+from attacks.core.model.editing import edited
+from attacks.core.model.families import Structure, structure_of
 from attacks.core.model.generation import greedy, plain_generation
 from attacks.core.model.loading import load_parts
 from attacks.core.prompt import Messages
 from attacks.core.template import DATE
+from attacks.core.weights import WeightEdit
 
 
 class PlainModel:
@@ -40,11 +45,23 @@ class PlainModel:
         context = context_of(self._hf.config.get_text_config())
         self._chat = Chat(self._tokenizer, name, vocab_rows=rows, context=context, date=date)
 
-    def answers(self, conversations: Sequence[Messages], *, max_new_tokens: int) -> list[str]:
+    def answers(
+        self,
+        conversations: Sequence[Messages],
+        *,
+        max_new_tokens: int,
+        edits: Sequence[WeightEdit] = (),
+    ) -> list[str]:
         """Greedy answers to one batch, padded on the left; an assistant turn at the end goes on.
 
+        Args:
+            conversations: all of them, or none, end with an assistant turn.
+            max_new_tokens: longest answer.
+            edits: merged into the weights before, one after the other, and taken back after.
+
         Raises:
-            BadInput: the template refuses a conversation, or one leaves no room for an answer.
+            BadInput: the template refuses a conversation, one leaves no room for an answer, or
+                weights that cannot be edited.
         """
         for conversation in conversations:
             self._chat.try_out(conversation)
@@ -64,6 +81,11 @@ class PlainModel:
                 f"prompt of {ids.shape[1]} tokens is longer than the context of model "
                 f"'{self._chat.name}' ({self._chat.context})"
             )
-        texts, _ = greedy(self._hf, self._tokenizer, ids, mask, max_new_tokens=max_new_tokens)
+        with edited(self._hf, self._structure, edits) if edits else nullcontext():
+            texts, _ = greedy(self._hf, self._tokenizer, ids, mask, max_new_tokens=max_new_tokens)
         openings = map(self._chat.opening, conversations)
         return [text.after(opening) for opening, text in zip(openings, texts, strict=True)]
+
+    @cached_property
+    def _structure(self) -> Structure:
+        return structure_of(self._hf, self._hf.config.get_text_config().num_hidden_layers)
