@@ -29,6 +29,7 @@ from attacks.core.model.loading import load_parts
 from attacks.core.objectives import TargetCrossEntropy
 from attacks.core.prompt import Prompt
 from attacks.core.search import Evaluator
+from attacks.core.search.coordinate import Survives
 from attacks.registry import load
 from benchmarks.boards.tables import table
 from benchmarks.common.threads import fixed_threads
@@ -78,16 +79,19 @@ class Round:
 
 
 def core(
-    model: Model, prompt: Prompt, shape: Shape, rng: Generator
+    model: Model, prompt: Prompt, shape: Shape, rng: Generator, survives: Survives | None = None
 ) -> Iterator[tuple[Tensor, float]]:
-    """This suite's search with GCG's own step, without end: its best of each step, and the loss."""
+    """This suite's search with GCG's own step, without end: its best of each step, and the loss.
+
+    `survives` as in `CoordinateSearch.run`.
+    """
     attack = load(
         "gcg", steps=10**9, width=shape.width, topk=shape.topk, slots=shape.slots, buffer=0
     )
     assert isinstance(attack, SuffixAttack)
     bound = TargetCrossEntropy().bind(model, prompt, EMPTY)
     work = Evaluator(model, prompt, bound, batch_size=shape.batch)
-    for found in attack.search().run(model, prompt, work, rng=rng):
+    for found in attack.search().run(model, prompt, work, rng=rng, survives=survives):
         filling, loss = found.state["pool_ids"], found.state["pool_losses"]
         assert isinstance(filling, Tensor) and isinstance(loss, Tensor)
         yield filling[0], float(loss[0])
