@@ -12,10 +12,9 @@ import argparse
 import json
 import os
 import tempfile
-from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Generator, Tensor
@@ -63,21 +62,21 @@ def kind_of(operation: str) -> str:
 
 def shares(operations: Iterable[tuple[str, float]], whole: float) -> dict[str, float]:
     """The share of each kind in `whole` seconds, from operations with their own seconds."""
-    spent: Counter[str] = Counter()
+    spent = dict.fromkeys(ROWS, 0.0)
     for name, seconds in operations:
         spent[kind_of(name)] += seconds
-    spent[_PYTHON] = max(0.0, whole - spent.total())
+    spent[_PYTHON] = max(0.0, whole - sum(spent.values()))
     return {kind: spent[kind] / whole for kind in ROWS}
 
 
-def ceiling(clock: Literal["elapsed", "processor"] = "elapsed") -> float:
-    """FLOPs a second of a large square matrix product, the best of several."""
+def ceiling(*, processor: bool = False) -> float:
+    """FLOPs a second, or a processor second, of a large square matrix product: best of several."""
     left, right = torch.randn(1024, 1024), torch.randn(1024, 1024)
     seconds = []
     for _ in range(10):
         watch = Stopwatch()
         left @ right
-        seconds.append(getattr(watch, clock))
+        seconds.append(watch.processor if processor else watch.elapsed)
     return 2 * 1024**3 / min(seconds)
 
 
@@ -107,7 +106,7 @@ def measure(shape: Shape, model: Model, steps: int) -> dict[str, Any]:
         "seconds": seconds,
         "processor_seconds": processor,
         "flops": flops,
-        "ceiling": ceiling("processor"),
+        "ceiling": ceiling(processor=True),
         "shares": shares(found, whole),
     }
 
