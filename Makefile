@@ -29,8 +29,9 @@ check: $(STAMP)  ## Lint and type-check.
 speed: $(STAMP)  ## Time the parts of a search step.
 	$(BIN)/python -m pytest tests/speed --benchmark-enable --benchmark-only
 
-race: $(STAMP) $(RACE)/.installed  ## Race against nanoGCG, which has an environment of its own.
+race: $(STAMP) $(RACE)/.installed  ## Race nanoGCG, in an environment of its own: a step, and to success.
 	$(BIN)/python -m benchmarks.race --peer $(RACE)/bin/python --rounds $(ROUNDS) --steps $(STEPS)
+	$(BIN)/python -m benchmarks.race.success --peer $(RACE)/bin/python
 
 gpu: $(STAMP)  ## Exactness, speed, race and a board on a graphics card, in 9 minutes.
 	$(BIN)/python -m benchmarks.studies.gpu

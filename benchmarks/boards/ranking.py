@@ -13,7 +13,7 @@ from benchmarks.boards.stats import ranks
 from benchmarks.storage.entries import Entry
 
 if TYPE_CHECKING:
-    from benchmarks.boards.rows import Row
+    from benchmarks.boards.row import Row
 
 #: The attack that changes nothing: shown on every board, for comparison.
 BASELINE = "direct"

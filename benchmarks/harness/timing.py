@@ -61,11 +61,20 @@ class Stopwatch:
 
     def __init__(self) -> None:
         self._start = time.perf_counter()
+        self._processor = time.process_time()
 
     @property
     def elapsed(self) -> float:
         """Seconds so far."""
         return time.perf_counter() - self._start
+
+    @property
+    def processor(self) -> float:
+        """Seconds of processor time of this process so far, all threads together.
+
+        A busy machine hardly stretches them; threads that spin while they wait count in full.
+        """
+        return time.process_time() - self._processor
 
 
 class Processor:

@@ -115,7 +115,7 @@ def measures(pairs: Sequence[Pair]) -> list[Measure]:
     return found
 
 
-def _spread(values: Sequence[float]) -> str:
+def spread(values: Sequence[float]) -> str:
     """Median and quartiles."""
     if len(values) < 2:
         return f"{values[0]:.3g}"
@@ -133,9 +133,9 @@ def table(found: Sequence[Measure]) -> str:
         if measure.name.startswith("success"):
             cells = [f"{mean(side):.2f} of {len(side)}" for side in (measure.ours, measure.theirs)]
         else:
-            cells = [_spread(measure.ours), _spread(measure.theirs)]
+            cells = [spread(measure.ours), spread(measure.theirs)]
         better, alone = measure.times_better, measure.flops_ratio
-        cells.append(_spread(better) if better else "-")
+        cells.append(spread(better) if better else "-")
         cells.append("-" if alone is None else f"{alone:.3g}")
         lines.append(f"| {_NAMES[measure.name]} | {' | '.join(cells)} |")
     return "\n".join(lines)

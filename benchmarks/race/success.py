@@ -2,8 +2,9 @@
 
 Both sides search on the same weights for the same requests and targets, one after the other in
 alternation, each in a separate process. After each step the referee stops the clock, asks the
-model for one greedy answer to the best message so far, and judges it by the facts it should hold;
-the search ends there where that is a success. Peers: nanoGCG; the authors' code for subspace
+model for one greedy answer to the best message so far, and judges it: by the facts it should hold,
+or where behaviours have none by how it opens and whether it is garbled (`--judge`). The search ends
+there where that is a success. Peers: nanoGCG; the authors' code for subspace
 rerouting from a checkout of one's own (`--peer-path`); anything else by `adapter.py`
 (`--peer-script`).
 """
@@ -14,6 +15,8 @@ import argparse
 import os
 import sys
 import tempfile
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,13 +28,19 @@ from attacks.core.behavior import Behavior
 from attacks.core.errors import BadInput
 from attacks.core.model import Model
 from attacks.core.prompt import conversation
+from attacks.core.refusals.coherence import fit_coherence
+from attacks.core.refusals.openers import learn_openers
+from attacks.core.template import DATE
 from benchmarks.common.versions import hardware
+from benchmarks.harness.bench import Bench, Setup
+from benchmarks.harness.cells import Settings
 from benchmarks.harness.timing import today
 from benchmarks.inputs.behaviors import load_behaviors
 from benchmarks.inputs.models import resolve
+from benchmarks.judges import default_judge, load_judge
 from benchmarks.judges.reference import Reference
 from benchmarks.race.curves import Pair, write
-from benchmarks.race.racer import Check, Racer
+from benchmarks.race.racer import Racer
 from benchmarks.race.shapes import SHAPES
 from benchmarks.race.tasks import task_of
 from benchmarks.race.weights import copy_for_transformers_4
@@ -53,7 +62,9 @@ def race(name: str, options: argparse.Namespace) -> str:
     model = Model.load(str(folder), name=name, device=options.device, dtype="float32")
     train = [row.for_attack() for row in load_behaviors(options.train)]
     shape = SHAPES["pocket"]
-    behaviors = [row for row in load_behaviors(options.behaviors) if row.harmful]
+    behaviors = [row for row in load_behaviors(options.behaviors) if row.harmful][: options.rounds]
+    judge = options.judge or default_judge(behaviors)
+    bench = referee(model, judge, train)
     with tempfile.TemporaryDirectory() as scratch:
         copy_for_transformers_4(folder, Path(scratch) / "theirs")
         ours = [sys.executable, "-m", "benchmarks.race.ours_to_success", options.ours, str(folder)]
@@ -67,10 +78,10 @@ def race(name: str, options: argparse.Namespace) -> str:
         ):
             prepared = us.prepare(train=options.train), them.prepare(**extras)
             pairs = []
-            for number, behavior in enumerate(behaviors[: options.rounds]):
+            for number, behavior in enumerate(behaviors):
                 seed = options.seed + number
                 task, _ = task_of(shape, model, behavior, steps=options.steps, seed=seed)
-                check = check_of(model, behavior)
+                check = partial(verified, bench, behavior)
                 order = (us, them) if number % 2 == 0 else (them, us)
                 if number == 0:  # The first steps of a process are slower.
                     for racer in order:
@@ -88,20 +99,40 @@ def race(name: str, options: argparse.Namespace) -> str:
                 "preparation, seconds (ours once for each model, theirs)": [
                     round(seconds, 2) for seconds in prepared
                 ],
+                "judge": judge,
                 "behaviours": f"{len(pairs)} of {options.behaviors}, fitted on {options.train}",
             }
     return write(options.out, f"{name}-{script.stem.removeprefix('peer_')}", facts, pairs)
 
 
-def check_of(model: Model, behavior: Behavior) -> Check:
-    """One greedy answer to a message, and whether it holds the facts asked for and no others."""
-    judge = Reference()
+def referee(model: Model, judge: str, train: Sequence[Behavior]) -> Bench:
+    """What verifies answers as a run with this stop judge does.
 
-    def check(content: str) -> tuple[str, bool]:
-        (answer,) = model.generate([conversation(content)], max_new_tokens=_ANSWER)
-        return answer, bool(judge.judge(behavior, answer, openers=()).success)
+    Refusal openers and what is garbled are learned from `train`, as in a run; `reference` decides
+    by facts and is spared both.
 
-    return check
+    Raises:
+        BadInput: no such judge, or one that judges after a run only.
+    """
+    if not load_judge(judge).at_once:
+        raise BadInput(f"judge '{judge}' judges after a run, and a race needs a verdict at once")
+    by_facts = judge == Reference.name
+    settings = Settings(_ANSWER, 1, "success", judge, (judge,), None)
+    setup = Setup(
+        *("", model.name, str(model.device), model.dtype, None, DATE, settings),
+        openers=() if by_facts else learn_openers(model, train),
+        artefacts=Path(),
+        concurrency=1,
+        coherence=None if by_facts else fit_coherence(model, train),
+    )
+    return Bench(setup, model)
+
+
+def verified(bench: Bench, behavior: Behavior, content: str) -> tuple[str, bool]:
+    """One greedy answer to a message, and whether it is a success."""
+    asked = conversation(content)
+    (answer,) = bench.model.generate([asked], max_new_tokens=_ANSWER)
+    return answer, bench.succeeds(behavior, asked, answer)
 
 
 def probes_of(model: Model, train: list[Behavior]) -> dict[str, Any]:
@@ -136,6 +167,7 @@ def _options(argv: list[str] | None) -> argparse.Namespace:
     add("--model", action="append", help="shipped names; by default an aligned and two hardened")
     add("--behaviors", default="pocket-test")
     add("--train", default="pocket-train", help="what our attack is fitted on")
+    add("--judge", help="by default reference, and phrases where behaviours have no references")
     add("--rounds", type=int, default=20, help="how many behaviours")
     add("--steps", type=int, default=32)
     add("--seed", type=int, default=0)
