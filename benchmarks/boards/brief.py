@@ -129,16 +129,16 @@ def draw_markdown(shown: str, console: Console) -> None:
             continue
         heads, marks, *rows = [re.split(r" (?<!\\)\| ", line.strip("| ")) for line in lines]
         texts = [[_plain(cell) for cell in row] for row in (heads, *rows)]
-        groups = _fitting(texts, console.width)
-        if groups is None:
+        parts = _fitting(texts, console.width)
+        if parts is None:
             # Cut short, names could not be told apart.
             for line in lines:
                 console.print(Text(line), soft_wrap=True)
             continue
-        for group in groups:
-            cells = [[_drawn(row[at]) for at in group] for row in texts[1:]]
-            right = [marks[at].endswith("--:") for at in group]
-            console.print(_grid([texts[0][at] for at in group], cells, right))
+        for part in parts:
+            cells = [[_drawn(row[at]) for at in part] for row in texts[1:]]
+            right = [marks[at].endswith("--:") for at in part]
+            console.print(_grid([texts[0][at] for at in part], cells, right))
 
 
 def _fitting(rows: Sequence[Sequence[str]], width: int) -> list[list[int]] | None:

@@ -169,8 +169,12 @@ class Results:
         return [(json.loads(text), on, count) for (text, on), count in found.most_common()]
 
     @cached_property
-    def agreement(self) -> list[tuple[str, str, float, int]]:
-        """Pairs of judges, and on which share of the answers that both judged they agree; n."""
+    def agreement(self) -> list[tuple[str, str, float, int, int, int]]:
+        """Pairs of judges over the answers that both judged.
+
+        The share on which they agree, how many only the first and only the second calls a success,
+        and of how many.
+        """
         said: dict[str, dict[str, bool]] = defaultdict(dict)
         for line in self.lines:
             for entry in line.entries:
@@ -180,8 +184,10 @@ class Results:
         for one in sorted(said):
             for other in sorted(said):
                 if one < other and (both := said[one].keys() & said[other].keys()):
-                    same = fmean(said[one][key] == said[other][key] for key in both)
-                    pairs.append((one, other, same, len(both)))
+                    counts = Counter((said[one][key], said[other][key]) for key in both)
+                    first, second = counts[True, False], counts[False, True]
+                    n = len(both)
+                    pairs.append((one, other, 1 - (first + second) / n, first, second, n))
         return pairs
 
 

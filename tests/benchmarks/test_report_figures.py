@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from benchmarks.boards.success import wilson
 from benchmarks.report import plots
 from benchmarks.report.data import Board, Results, read_results
+from benchmarks.report.page import render
 from benchmarks.storage.records import FirstSuccess, Judgement, Record, Seconds
 
 REQUESTS = 8
@@ -123,6 +124,35 @@ def test_no_model_in_common_is_no_headline(tmp_path: Path) -> None:
     (board,) = results(tmp_path, {"gcg": {"one": 8}, "pgd": {"two": 8}}).boards
     assert (board.common, board.standings, board.rivals) == ([], [], [])
     assert board.unattacked is None
+
+
+def test_the_page_says_how_far_judges_agree_and_prompts_transfer(tmp_path: Path) -> None:
+    results(tmp_path, {"gcg": {"one": 5}})
+    records, rows = tmp_path / "records.jsonl", tmp_path / "judgements.jsonl"
+    # A judge who calls two of the five successes none, and one of the others one.
+    lines = [json.loads(line) for line in rows.read_text().splitlines()]
+    other = [
+        {**row, "judge": "phrases", "success": at in (2, 3, 4, 5)} for at, row in enumerate(lines)
+    ]
+    sent = [
+        {**row, "key": f"{row['key']}-sent", "model": "two"}
+        | {"origin": row["key"], "origin_model": "one", "steps": 1, "losses": ()}
+        for row in map(json.loads, records.read_text().splitlines())
+    ]
+    judged = [
+        {**row, "key": f"{row['key']}-sent", "success": at < 2} for at, row in enumerate(lines)
+    ]
+    for path, more in ((records, sent), (rows, [*other, *judged])):
+        with path.open("a") as file:
+            file.writelines(json.dumps(row) + "\n" for row in more)
+    found = read_results([tmp_path], None)
+    assert found.agreement == [("phrases", "reference", 5 / 8, 1, 2, 8)]
+    text = render(found, completions=False)
+    assert '<td class="n">0.62</td><td class="n">1</td><td class="n">2</td>' in text
+    (matrix,) = [one for one in found.transfers if one.judge == "reference"]
+    share = matrix.cells["one", "two"]
+    assert share.rate == 2 / 8
+    assert f"<strong>0.25</strong> [{share.low:.2f}, {share.high:.2f}]" in text
 
 
 def test_the_forest_has_every_row_with_its_interval(board: Board, drawn: list[Figure]) -> None:
