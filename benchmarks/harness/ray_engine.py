@@ -136,7 +136,7 @@ class RayEngine(Engine):
                     ray.kill(idle.pop())
                 done, reason = self._next(busy)
                 actor, task = busy[done].actor, busy.pop(done).task
-                result = Failure("error", reason)
+                result: Result = Failure("error", reason)
                 try:
                     result = result if reason else self._result(done)
                 except ray.exceptions.RayActorError as error:

@@ -64,10 +64,10 @@ def measure(rounds: int, steps: int, every: float | None = None) -> dict[str, An
         steps: of each search.
         every: seconds between two checkpoints; None: the default.
     """
-    attack = replace(parse_spec(ATTACK), steps=steps)  # type: ignore[type-var]
+    attack = replace(parse_spec(ATTACK), **{"steps": steps})
     behavior = load_behaviors(SET)[0]
     found: dict[str, list[float]] = {"with": [], "without": []}
-    wall, written = 0.0, []
+    wall = 0.0
     with tempfile.TemporaryDirectory() as name, fixed_threads(1):
         folder = Path(name)
         plain = Setup(
@@ -89,7 +89,7 @@ def measure(rounds: int, steps: int, every: float | None = None) -> dict[str, An
             "with": Bench(replace(plain, checkpoints=checkpoints), model),
         }
         # The first search of a process takes longer than those after it.
-        warm = replace(attack, steps=2)  # type: ignore[type-var]
+        warm = replace(attack, **{"steps": 2})
         execute(benches["without"], Task((Cell("warm", warm, behavior, 0, ""),)), _unseen)
         for number in range(rounds):
             for which in ("with", "without") if number % 2 else ("without", "with"):
@@ -99,9 +99,9 @@ def measure(rounds: int, steps: int, every: float | None = None) -> dict[str, An
                 assert outcome.record.status == "ok", outcome.record.error
                 found[which].append(processor.elapsed)
                 wall += watch.elapsed if which == "with" else 0.0
-            written = checkpoints.processor
             pair = found["with"][-1] / found["without"][-1]
-            say(f"round {number + 1}: {pair:.4f}, {len(written)} checkpoints so far")
+            say(f"round {number + 1}: {pair:.4f}, {len(checkpoints.processor)} checkpoints so far")
+    written = checkpoints.processor
     ratios = [ours / theirs for ours, theirs in zip(*found.values(), strict=True)]
     return {
         "model": MODEL,

@@ -19,9 +19,11 @@ import pytest
 from attacks import load
 from attacks.attack import Artefact, Behavior, Step
 from benchmarks.harness.cells import Cell, Task
+from benchmarks.harness.forecast import Forecast
 from benchmarks.harness.runner import run
 from benchmarks.harness.workers import Pool
 from benchmarks.inputs.suites import Suite
+from benchmarks.storage.store import read_records
 from conftest import ROOT
 from runs import SEARCH, contents, make_model, make_setup, make_suite, write_behaviors
 
@@ -139,6 +141,19 @@ def test_a_limit_and_the_order_of_attacks_change_no_record(
         record["budget_seconds"] = None
     assert len(records) == 8
     assert records.items() <= undisturbed[1][0].items() and judgements <= undisturbed[1][1]
+
+
+def test_the_order_of_tasks_changes_no_record(
+    suite: Suite,
+    undisturbed: tuple[Path, Contents],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(Forecast, "longest_first", lambda self, model, tasks: tasks[::-1])
+    assert run(suite, tmp_path)
+    assert contents(tmp_path) == undisturbed[1]
+    # It was another order, or this would test nothing.
+    assert read_records(tmp_path)[0].key != read_records(undisturbed[0])[0].key
 
 
 def test_workers_change_no_record(
