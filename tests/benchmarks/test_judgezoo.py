@@ -2,25 +2,29 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 
 import pytest
 
 pytest.importorskip("judgezoo")
 
-from test_rubric import roomy_model
-
 from attacks.core.behavior import Behavior
 from attacks.core.errors import BadInput
 from benchmarks.judges import UNJUDGED, Case, Verdict, load_judge
+from conftest import POCKET
 
 CASES = [Case(Behavior("", "How?"), answer) for answer in ("Use wax.", "I'm sorry, I can't.")]
 
 
 @pytest.fixture
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A working directory with a random model under the id of StrongREJECT's fine-tuned judge."""
-    roomy_model(tmp_path / "qylu4156" / "strongreject-15k-v1")
+    """A working directory with a pocket model under the id of StrongREJECT's fine-tuned judge."""
+    folder = tmp_path / "qylu4156" / "strongreject-15k-v1"
+    shutil.copytree(POCKET / "pocket-llama", folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "max_position_embeddings": 4096}))
     monkeypatch.chdir(tmp_path)
     return tmp_path
 

@@ -139,7 +139,9 @@ def test_what_is_judged_in_one_folder_is_not_asked_again_for_another(
     other = tmp_path_factory.mktemp("other")
     with Store(other) as store:
         note_behaviors(other, ASKED)
-        store.add(record(0, completions=("Use wax, as in 0.", "Something new.")), [])
+        speech = note_speech(other, ("off the map",), Markers("<think>", "</think>"))
+        told = ("Use wax, as in 0.", "Something new.")
+        store.add(record(0, completions=told, speech=speech), [])
     assert judge_folders([folder, other], ["counting"])
     assert counting.asked[8:] == ["Something new."] and len(lines(other)) == 2
     # Another judge knows nothing of that.
