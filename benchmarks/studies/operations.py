@@ -24,9 +24,9 @@ from attacks.core.model import Model
 from benchmarks.boards.tables import table
 from benchmarks.common.progress import say
 from benchmarks.common.threads import fixed_threads
+from benchmarks.common.versions import hardware
 from benchmarks.harness.timing import Stopwatch, today
 from benchmarks.inputs.models import resolve
-from benchmarks.common.versions import hardware
 from benchmarks.race.plain import core
 from benchmarks.race.shapes import SHAPES, Shape
 from benchmarks.race.tasks import behaviors_of, task_of
