@@ -13,13 +13,18 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 RACE := .race-venv
 
-.PHONY: demo test check speed race gpu faults docs board pocket village clean
+.PHONY: demo test slow check speed race gpu faults docs board pocket village clean
 
 demo: $(STAMP)  ## Attack the shipped pocket models and print a leaderboard.
 	$(BIN)/reroute run quickstart --workers $(WORKERS) --out runs/quickstart
 
-test: $(STAMP)  ## Run the tests.
-	$(BIN)/python -m pytest -n auto --maxprocesses 8 --dist worksteal
+PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist worksteal
+
+test: $(STAMP)  ## Run the tests, but for the slowest.
+	$(PYTEST) -m "not slow"
+
+slow: $(STAMP)  ## Run the slowest tests.
+	$(PYTEST) -m slow
 
 check: $(STAMP)  ## Lint and type-check.
 	$(BIN)/ruff check .

@@ -116,6 +116,7 @@ def test_cards_are_those_of_the_weights(name: str) -> None:
         assert missed == (key in card["misses"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ALIGNED[:1])
 def test_figures_of_a_card_can_be_measured_again(
     name: str, capsys: pytest.CaptureFixture[str]

@@ -60,6 +60,7 @@ def test_it_lists_what_it_ships(installed: Path, tmp_path: Path) -> None:
     assert {"quickstart", "pocket-board"} <= {item["name"] for item in suites}
 
 
+@pytest.mark.slow
 def test_quickstart_runs_from_it(installed: Path, tmp_path: Path) -> None:
     """One behaviour and one step of every attack of the demo, on two of its models."""
     few = ["--limit", "1", "--steps", "1", "--train", "pocket-train[0:24]"]

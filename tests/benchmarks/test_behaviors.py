@@ -241,7 +241,7 @@ def test_bytes_that_are_no_text_are_named(tmp_path: Path) -> None:
         ("nowhere", "unknown behaviour set 'nowhere'; valid: .*pocket-test.*advbench"),
         ("nowhere.jsonl", "No such file"),
         ("empty.jsonl", "holds no behaviours"),
-        ("folder.jsonl", "Is a directory"),
+        ("folder.jsonl", "not a file"),
         ("notes.txt", r"must end in \.jsonl, \.json, \.csv"),
     ],
 )

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from benchmarks.boards.leaderboard import render
 from benchmarks.boards.rows import read_rows
 from benchmarks.harness.runner import run
@@ -43,6 +45,7 @@ def test_a_broken_model_is_no_success(tmp_path: Path) -> None:
     assert "of the answers are garbled" in table and "the fit failed" in table
 
 
+@pytest.mark.slow
 def test_an_own_answer_that_is_a_refusal_is_fallen_back_from_and_shown(tmp_path: Path) -> None:
     """The difference in means does not undo this model's refusals; a fitted subspace does."""
     attack = "ssr-probe:steps=1,slots=4,width=8"

@@ -66,6 +66,7 @@ def test_the_remaining_time_is_none_of_the_time_of_day() -> None:
     assert all(f" {done}/40 [00:0" in shown.getvalue() for done in range(1, 4 * len(JUMPS) + 1))
 
 
+@pytest.mark.slow
 def test_a_run_is_the_same_whatever_the_time_of_day_does(tmp_path: Path) -> None:
     """Two workers with a deadline, searches with checkpoints, and a lock."""
     model, behaviors = make_model(tmp_path / "tiny"), write_behaviors(tmp_path / "b.jsonl", 2)

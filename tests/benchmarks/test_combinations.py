@@ -99,6 +99,7 @@ def test_parts_share_what_is_fitted(
     assert len({record.key for record in failed}) == len(failed) == 10
 
 
+@pytest.mark.slow
 def test_going_on_equals_a_run_that_nothing_stopped(
     suite: Suite, done: Path, tmp_path: Path
 ) -> None:

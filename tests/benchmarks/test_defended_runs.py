@@ -103,6 +103,7 @@ def test_a_second_run_finds_everything_done(world, defended: Path) -> None:  # t
     assert (defended / "records.jsonl").read_bytes() == before
 
 
+@pytest.mark.slow
 def test_workers_change_nothing(world, defended: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     assert run(suite(world, "direct", GCG, defense=(GUARD,)), tmp_path, workers=2)
     found = contents(tmp_path)[0]
@@ -176,6 +177,7 @@ def test_the_picture_needs_something_to_draw(defended: Path, world, tmp_path: Pa
     assert "nothing to plot" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_successes_behind_a_defence_are_verified(tmp_path: Path, capsys) -> None:  # type: ignore[no-untyped-def]
     out = tmp_path / "run"
     told = {"train": "pocket-train", "limit": 2, "defense": ('latent-guard:token="last"',)}

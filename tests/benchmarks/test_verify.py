@@ -59,6 +59,7 @@ def changed(ran: Path, folder: Path, change: Callable[[Record], Record]) -> Path
     return folder
 
 
+@pytest.mark.slow
 def test_every_success_of_a_run_reproduces(ran: Path, capsys: pytest.CaptureFixture[str]) -> None:
     code, rows = verified(ran, capsys, "--also", "float32:3")
     assert code == 0

@@ -272,6 +272,7 @@ def test_what_cannot_be_aimed_at_is_refused(tmp_path: Path) -> None:
         aim_at_latents(pocket("pocket-llama"), train(), LAYER, blind)
 
 
+@pytest.mark.slow
 def test_a_saved_autoencoder_serves_the_attack_as_the_one_it_fits(tmp_path: Path) -> None:
     model, rows = pocket("pocket-llama"), train()
     fitted = load("ssr-latents", layers=(LAYER,), latents={"latents": 64, "k": 4, "steps": 60})
@@ -290,6 +291,7 @@ def test_a_saved_autoencoder_serves_the_attack_as_the_one_it_fits(tmp_path: Path
         autoencoder_of(model, rows, 3, Autoencoding(path=str(path)))
 
 
+@pytest.mark.slow
 def test_the_search_takes_the_latents_to_the_side_of_acceptance() -> None:
     model, rows = pocket("pocket-llama"), train()
     attack = load("ssr-latents", layers=(LAYER,), steps=6, width=64, keep="none")

@@ -226,6 +226,7 @@ def test_batched_answers_equal_single_ones_whatever_shares_the_batch(name: str) 
     assert together == alone
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ALIGNED)
 def test_an_answer_knows_whether_the_limit_cut_it(name: str) -> None:
     """It ends one token after the last that shows, whatever shares the batch and is padded."""

@@ -182,6 +182,7 @@ def test_more_wanted_than_there_are() -> None:
     torch.testing.assert_close(work.losses(few, 10), expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_out_of_memory_halves_the_batch(monkeypatch: pytest.MonkeyPatch) -> None:
     work, candidates = work_of(TargetCrossEntropy(), batch_size=WIDTH)
     expected = work.losses(candidates, K)

@@ -212,6 +212,7 @@ _VERBS = ("Mend", "Paint", "Tune", "Carry", "Show", "Clean")
 _PAIRS = [(verb, thing) for verb in _VERBS for thing in ("harp", "kite", "oar", "bell", "drum")]
 
 
+@pytest.mark.slow
 def test_a_planted_direction_is_recovered_and_rerouting_flips_the_probe(
     planted: tuple[Model, torch.Tensor, str, str],
 ) -> None:

@@ -92,6 +92,7 @@ def found_on(model: Model, count: int) -> RefusalDirection:
     return find_refusal_direction(model, *some, rng=Generator().manual_seed(0))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["pocket-llama", "pocket-qwen2"])
 def test_few_exact_scores_choose_as_all_do(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Within 0.1 of the exhaustive choice's bypass score, and by the same filters."""

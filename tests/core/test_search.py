@@ -235,6 +235,7 @@ def test_the_search_finds_the_optimum_that_enumeration_finds(behavior: Behavior)
     assert found.ids[0].tolist() == fillings[losses.argmin()].tolist()
 
 
+@pytest.mark.slow
 def test_out_of_memory_halves_the_batch_and_changes_nothing(
     behavior: Behavior, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -291,6 +291,7 @@ def test_what_is_left_of_a_refusal_declines() -> None:
     assert examiner.declines(asked, "\u597d\u7684") is False
 
 
+@pytest.mark.slow
 def test_own_words_are_fitted_to_where_the_given_targets_are_not_how_the_model_answers() -> None:
     model = pocket("pocket-llama")
     odd = [replace(row, target="zq xv jw qk vz wx") for row in first_rows(48)]

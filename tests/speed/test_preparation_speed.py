@@ -32,6 +32,7 @@ def deep() -> Model:
     return Model(LlamaForCausalLM(config).float(), tokenizer, name="random-30")
 
 
+@pytest.mark.slow
 def test_preparing_a_refusal_direction(benchmark: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """All of it, on 96 prompts of a kind: `times_less` than with every direction scored exactly."""
     model, rows = deep(), load_behaviors("pocket-train")

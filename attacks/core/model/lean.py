@@ -1,8 +1,8 @@
 """Blocks like Llama's with less traffic to memory: the same products, fewer tensors in between.
 
-In a small model most of a pass goes to what stands between the matrix products: norms, rotating
-queries and keys, gating, copies of keys for grouped heads. On a CPU and without a gradient this can
-be done in place, in tensors that nobody else sees. Modules are still called as modules, so hooks on
+In a small model most of a pass goes to what stands between the matrix products: rotating queries
+and keys, gating, copies of keys for grouped heads. On a CPU and without a gradient this can be
+done in place, in tensors that nobody else sees. Modules are still called as modules, so hooks on
 them and edits of their weights do what they do otherwise.
 """
 
@@ -16,14 +16,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import silu
-from transformers.activations import ACT2FN
 from transformers.models.llama import modeling_llama as llama
 from transformers.models.mistral import modeling_mistral as mistral
 from transformers.models.qwen2 import modeling_qwen2 as qwen2
 
 _ROTATION = ("apply_rotary_pos_emb", "rotate_half")
-_SILU = type(ACT2FN["silu"])
 #: Tokens that a model is tried on.
 _TOKENS = 12
 
@@ -100,21 +97,9 @@ def _applies(module: nn.Module, inputs: Tensor) -> bool:
 def _mlp(self: Any, x: Tensor) -> Tensor:
     if not _applies(self, x):
         return type(self).forward(self, x)  # type: ignore[no-any-return]
-    gate: Tensor = self.gate_proj(x)
-    gate = silu(gate, inplace=True) if isinstance(self.act_fn, _SILU) else self.act_fn(gate)
+    gate: Tensor = self.act_fn(self.gate_proj(x))
     down: Tensor = self.down_proj(gate.mul_(self.up_proj(x)))
     return down
-
-
-def _norm(self: Any, hidden_states: Tensor) -> Tensor:
-    if not _applies(self, hidden_states):
-        return type(self).forward(self, hidden_states)  # type: ignore[no-any-return]
-    states = hidden_states.to(torch.float32)
-    lengths = torch.linalg.vector_norm(states, dim=-1, keepdim=True)
-    scale = lengths.square_().div_(states.shape[-1]).add_(self.variance_epsilon).rsqrt_()
-    normed: Tensor = (states * scale).to(hidden_states.dtype)
-    same = normed.dtype == self.weight.dtype
-    return normed.mul_(self.weight) if same else self.weight * normed
 
 
 def _layer(self: Any, hidden_states: Tensor, **kwargs: Any) -> Tensor:
@@ -166,7 +151,6 @@ def _rotated(states: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 _FORWARDS: dict[Callable[..., Any], tuple[type, ...]] = {
-    _norm: (llama.LlamaRMSNorm,),
     _mlp: (llama.LlamaMLP,),
     _layer: (llama.LlamaDecoderLayer,),
     _attention: (llama.LlamaAttention, mistral.MistralAttention, qwen2.Qwen2Attention),
