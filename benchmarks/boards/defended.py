@@ -29,7 +29,7 @@ def excess(entry: Entry) -> float | None:
 def settled(pairs: Sequence[tuple[Row, list[Entry]]]) -> list[tuple[Row, list[Entry]]]:
     """The rows with what takes other rows to say."""
     plain: dict[tuple[str, ...], dict[str, float]] = defaultdict(dict)
-    adapted, seconds = set(), {}
+    adapted, seconds, refused = set(), {}, {}
     for row, entries in pairs:
         subject = (row.model, row.revision, row.dtype)
         if row.adaptivity == "adaptive":
@@ -40,6 +40,8 @@ def settled(pairs: Sequence[tuple[Row, list[Entry]]]) -> list[tuple[Row, list[En
                     plain[(*subject, row.defense_hash)][entry.record.behavior_id] = score
         if not row.defense:
             seconds[(*subject, row.attack_hash, row.judge)] = _seconds(entries)
+            if row.attack == _PLAIN:
+                refused[(*subject, row.judge)] = row.over_refusal
     found = []
     for row, entries in pairs:
         if row.defense:
@@ -54,6 +56,7 @@ def settled(pairs: Sequence[tuple[Row, list[Entry]]]) -> list[tuple[Row, list[En
                     [score for score in scores if score is not None],
                 ),
                 latency=mine / usual if mine and usual else None,
+                over_refusal_without=refused.get((*subject, row.judge)),
                 static_only=(*subject, row.defense_hash, row.judge) not in adapted,
             )
         found.append((row, entries))

@@ -104,6 +104,8 @@ class Row:
     """Of the scores by which it blocks: this row's harmful prompts against plain harmless ones."""
     latency: float | None = None
     """Seconds of an answer over those of the model without the defence, for one-step attacks."""
+    over_refusal_without: float | None = None
+    """`over_refusal` of the model without the defence, asked plainly."""
     static_only: bool = False
     """Whether no attack that knows of this defence was run on this model."""
     rank: int | None = None
