@@ -134,7 +134,14 @@ def same(one: Any, other: Any) -> bool:
     return type(one) is type(other) and one == other
 
 
-@pytest.mark.parametrize("spec", [*SEARCHES, "gcg+refusal-direction", *OPTIONS])
+@pytest.mark.parametrize(
+    "spec",
+    [
+        *SEARCHES,
+        "gcg+refusal-direction",
+        *(pytest.param(spec, marks=pytest.mark.slow) for spec in OPTIONS),
+    ],
+)
 def test_a_killed_search_ends_as_an_undisturbed_one(spec: str, tmp_path: Path) -> None:
     whole = run(spec, tmp_path / "undisturbed")
     assert whole.record.status == "ok" and whole.record.steps >= 3

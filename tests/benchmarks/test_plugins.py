@@ -89,6 +89,7 @@ def test_a_new_attack_works_as_written(tmp_path: Path) -> None:
     assert "two-words" in listed.stdout, listed.stderr
 
 
+@pytest.mark.slow
 def test_a_new_defense_works_as_written(tmp_path: Path) -> None:
     package = tmp_path / "mine"
     written = new_defense("too-long", package)

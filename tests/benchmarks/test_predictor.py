@@ -72,6 +72,7 @@ def asked(number: int, *, refused: bool, word: str, **changes: object) -> Asked:
     return Asked(**{**values, "request": values["prompt"]})  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
 def test_a_word_that_decides_is_found_and_others_are_not() -> None:
     told = [asked(n, refused=n % 3 == 0, word="break" if n % 3 == 0 else "mend") for n in range(60)]
     (found,) = study(told)
@@ -120,6 +121,7 @@ def test_figures_of_calibrated_predictions() -> None:
     assert overdone["log_loss"] > found["log_loss_base"]
 
 
+@pytest.mark.slow
 def test_attacked_prompts_are_read_by_the_words_of_their_request(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -67,6 +67,7 @@ def subject() -> Subject:
     )  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
 def test_the_section_on_thinking(
     subject: Subject, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

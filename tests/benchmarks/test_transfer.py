@@ -116,6 +116,7 @@ def test_boards_keep_transferred_prompts_apart(found: Path, sent: Path) -> None:
     assert gcg.carried.get((FROM, TO)) == (sum(kept) / len(kept) if kept else None)
 
 
+@pytest.mark.slow
 def test_into_the_folder_itself_and_only_what_strings_can_say(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

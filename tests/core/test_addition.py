@@ -52,6 +52,7 @@ def test_the_gradient_to_an_added_vector_equals_finite_differences() -> None:
         assert slope == pytest.approx(float((gradient * way).sum()), rel=2e-2, abs=2e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", RECIPES)
 def test_an_added_vector_undoes_refusals_or_says_that_it_does_not(name: str) -> None:
     model, artefact = pocket(name), fitted(name)

@@ -32,6 +32,8 @@ from benchmarks.inputs.behaviors import load_behaviors
 from benchmarks.studies.operations import ceiling
 from conftest import POCKET, pocket
 
+pytestmark = pytest.mark.slow
+
 WIDTH, TOPK, SLOTS = 128, 64, 10
 Timer = Callable[..., Any]
 
