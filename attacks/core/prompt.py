@@ -128,3 +128,15 @@ class Prompt:
                 content += (next(texts) if starts_group else "") + part
             filled.append(Message(message.role, content))
         return tuple(filled)
+
+    def sends(self, groups: tuple[str, ...]) -> bool:
+        """Whether the template, which may strip contents, sends this filling as it stands."""
+        if not self.trims:
+            return True
+        turns = zip(self.messages, self.fill_text(groups), strict=True)
+        return all(_strips(asked) == _strips(filled) for asked, filled in turns)
+
+
+def _strips(message: Message) -> int:
+    """How many characters stripping its content takes."""
+    return len(message.content) - len(message.content.strip())

@@ -7,12 +7,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 from statistics import fmean
 
+from benchmarks.boards.ranking import BASELINE
 from benchmarks.boards.row import Row
 from benchmarks.common.roc import area_under_curve
 from benchmarks.storage.entries import Entry
-
-#: The attack that changes nothing: its harmless prompts are what users send.
-_PLAIN = "direct"
 
 
 def blocked(entry: Entry) -> bool | None:
@@ -34,13 +32,13 @@ def settled(pairs: Sequence[tuple[Row, list[Entry]]]) -> list[tuple[Row, list[En
         subject = (row.model, row.revision, row.dtype)
         if row.adaptivity == "adaptive":
             adapted.add((*subject, row.defense_hash, row.judge))
-        if row.attack == _PLAIN:
+        if row.attack == BASELINE:
             for entry in entries:
                 if not entry.record.harmful and (score := excess(entry)) is not None:
                     plain[(*subject, row.defense_hash)][entry.record.behavior_id] = score
         if not row.defense:
             seconds[(*subject, row.attack_hash, row.judge)] = _seconds(entries)
-            if row.attack == _PLAIN:
+            if row.attack == BASELINE:
                 refused[(*subject, row.judge)] = row.over_refusal
     found = []
     for row, entries in pairs:

@@ -16,6 +16,7 @@ from benchmarks.common.threads import fixed_threads, threads_for
 from benchmarks.harness.cells import cell_generator, prepare_generator
 from benchmarks.harness.engine import BATCH_SIZE, PAD_TO
 from benchmarks.harness.failures import failure_of
+from benchmarks.harness.forecast import steps_of
 from benchmarks.harness.plan import Plan
 from benchmarks.harness.timing import Clock
 from benchmarks.inputs.loading import load_model
@@ -158,7 +159,7 @@ def _timed(plan: Plan, model: Model, attack: Attack) -> _Cost:
     fitted = clock.spent("prepare") * (len(plan.train) / len(few) if few else 1.0) ** 0.5
     if not attack.searches:
         return _Cost(clock.spent("search") + clock.spent("generate") / BATCH_SIZE, fitted)
-    steps = int(getattr(attack, "steps", None) or 1)
+    steps = steps_of(attack)
     # Verified at 1, 2, 4, ... and the last step.
     answers = steps.bit_length() + settings.attempts
     cost = steps * clock.spent("search") + answers * clock.spent("generate")

@@ -77,18 +77,6 @@ class Stopwatch:
         return time.process_time() - self._processor
 
 
-class Processor:
-    """Seconds of the processor that this process has taken since this was made."""
-
-    def __init__(self) -> None:
-        self._start = time.process_time()
-
-    @property
-    def elapsed(self) -> float:
-        """Seconds so far."""
-        return time.process_time() - self._start
-
-
 class Bar(tqdm):  # type: ignore[misc]  # tqdm has no types
     """A progress bar, whose speed and remaining time do not follow jumps of the time of day."""
 

@@ -26,7 +26,7 @@ from benchmarks.harness.bench import Bench, Setup
 from benchmarks.harness.cells import Cell, Settings, Task
 from benchmarks.harness.checkpoints import Checkpoint, Checkpoints, Keeper
 from benchmarks.harness.engine import execute
-from benchmarks.harness.timing import Processor, Stopwatch
+from benchmarks.harness.timing import Stopwatch
 from benchmarks.inputs.behaviors import load_behaviors
 from benchmarks.inputs.models import resolve
 
@@ -51,9 +51,9 @@ class _Watching(Keeper):
         self._taken = checkpoints.processor
 
     def save(self, checkpoint: Checkpoint) -> None:
-        watch = Processor()
+        watch = Stopwatch()
         super().save(checkpoint)
-        self._taken.append(watch.elapsed)
+        self._taken.append(watch.processor)
 
 
 def measure(rounds: int, steps: int, every: float | None = None) -> dict[str, Any]:
@@ -94,10 +94,10 @@ def measure(rounds: int, steps: int, every: float | None = None) -> dict[str, An
         for number in range(rounds):
             for which in ("with", "without") if number % 2 else ("without", "with"):
                 cell = Cell(f"{which}-{number}", attack, behavior, 0, "")
-                watch, processor = Stopwatch(), Processor()
+                watch = Stopwatch()
                 (outcome,) = execute(benches[which], Task((cell,)), _unseen)
                 assert outcome.record.status == "ok", outcome.record.error
-                found[which].append(processor.elapsed)
+                found[which].append(watch.processor)
                 wall += watch.elapsed if which == "with" else 0.0
             pair = found["with"][-1] / found["without"][-1]
             say(f"round {number + 1}: {pair:.4f}, {len(checkpoints.processor)} checkpoints so far")

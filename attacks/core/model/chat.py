@@ -240,7 +240,8 @@ class Chat:
                 continue
             ids, slots, full, offsets = found
             filled = Prompt(messages, ids, slots, ids[:0], ids, pieces, sizes, trims)
-            if self.survives(filled, drawn.unsqueeze(0)):
+            row = self._groups(filled, drawn.unsqueeze(0))[0] if sizes else ()
+            if filled.sends(row):
                 break
         else:
             what = "no" if init is None else "the given"
@@ -253,7 +254,7 @@ class Chat:
                 f"prompt of {len(ids) + len(target_ids)} tokens is longer than the context of "
                 f"model '{self.name}' ({self.context})"
             )
-        plain = filled.fill_text(self._groups(filled, drawn.unsqueeze(0))[0]) if sizes else messages
+        plain = filled.fill_text(row) if sizes else messages
         return replace(filled, target_ids=target_ids, roles=self._roles(plain, full, offsets))
 
     def _locate(
@@ -326,19 +327,12 @@ class Chat:
             for group, piece in zip(row, prompt.pieces[1:], strict=True):
                 parts += (group, piece)
             texts.append("".join(parts))
-            # A template that strips contents would not send this filling as it stands.
-            turns = zip(prompt.messages, prompt.fill_text(row), strict=True)
-            whole.append(not prompt.trims or all(_strips(a) == _strips(b) for a, b in turns))
+            whole.append(prompt.sends(row))
         wanted = prompt.fill(candidates).tolist()
         same = [
             encoding.ids == ids for encoding, ids in zip(self.encode(texts), wanted, strict=True)
         ]
         return torch.tensor(same) & torch.tensor(whole)
-
-
-def _strips(message: Message) -> int:
-    """How many characters stripping its content takes."""
-    return len(message.content) - len(message.content.strip())
 
 
 def context_of(config: Any) -> int:
