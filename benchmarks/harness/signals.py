@@ -27,7 +27,9 @@ def terminate(number: int, frame: FrameType | None) -> None:
 def interruptible() -> Iterator[None]:
     """Inside the block SIGTERM is an interrupt as Ctrl-C is, and the second of them ends it all.
 
-    Elsewhere than in the main thread, which alone may have handlers, nothing changes.
+    After a first signal the handlers stay: the process is on its way out, and a second signal that
+    comes late would otherwise interrupt the last words. Elsewhere than in the main thread, which
+    alone may have handlers, nothing changes.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -49,4 +51,5 @@ def interruptible() -> Iterator[None]:
         yield
     finally:
         for each, handler in before.items():
-            signal.signal(each, handler)
+            if signal.getsignal(each) is first:
+                signal.signal(each, handler)

@@ -71,7 +71,10 @@ def test_a_run_that_a_signal_ends_goes_on_and_ends_alike(
                 process.send_signal(number)
             time.sleep(0.02)
         _, said = process.communicate(timeout=120)
-    assert process.returncode == code
+    # Python itself takes no more signals once it tears down: the second then kills it, which a
+    # shell reports as the same code.
+    late = [-numbers[1]] if len(numbers) > 1 else []
+    assert process.returncode in [code, *late]
     # Of two signals the second may come when all is done.
     ends = (
         "running the same command again resumes the run\n",
