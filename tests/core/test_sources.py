@@ -12,6 +12,7 @@ import pytest
 import torch
 from gguf import GGUFWriter
 from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
@@ -106,6 +107,62 @@ def test_an_adapter_with_pickled_weights_is_refused(adapter: Path, tmp_path: Pat
     (folder / "adapter_model.safetensors").rename(folder / "adapter_model.bin")
     with pytest.raises(BadInput, match="no safetensors weights"):
         Model.load(str(folder))
+
+
+def test_weights_that_do_not_fill_their_model_are_refused(tmp_path: Path) -> None:
+    """Transformers would fill it at random and go on, for instance with an unknown format."""
+    folder = _copied(BASE, tmp_path / "model")
+    lost = "model.layers.3.mlp.down_proj.weight"
+    _renamed(folder / "model.safetensors", lost, lost.replace("weight", "qweight"))
+    with pytest.raises(BadInput, match=f"model '{folder}': .* not fill these .*: {lost}$"):
+        Model.load(str(folder), device="cpu")
+
+
+def test_a_configuration_of_another_size_is_refused(tmp_path: Path) -> None:
+    folder = _copied(BASE, tmp_path / "model")
+    config = json.loads((folder / "config.json").read_text())
+    config["intermediate_size"] += 8
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(BadInput, match=r"not fill these weights.* and 16 more$"):
+        Model.load(str(folder), device="cpu")
+
+
+def test_weights_that_are_not_used_are_said(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = _copied(BASE, tmp_path / "model")
+    tensors = load_file(folder / "model.safetensors")
+    save_file({**tensors, "vision.weight": torch.ones(2)}, folder / "model.safetensors")
+    assert Model.load(str(folder), device="cpu").n_layers == 6
+    (said,) = caplog.messages
+    assert said.endswith("does not use 1 weights of its checkpoint, such as 'vision.weight'")
+
+
+@pytest.mark.parametrize(
+    ("layer", "what"), [("layers.9.", "not fill these"), ("none", "fit nowhere")]
+)
+def test_an_adapter_for_another_base_is_refused(
+    adapter: Path, tmp_path: Path, layer: str, what: str
+) -> None:
+    folder = _copied(adapter, tmp_path / "adapter")
+    if layer == "none":
+        path = folder / "adapter_config.json"
+        path.write_text(json.dumps({**json.loads(path.read_text()), "layers_to_transform": [0, 1]}))
+    else:
+        _renamed(folder / "adapter_model.safetensors", "layers.3.", layer)
+    with pytest.raises(BadInput, match=f"model '{folder}': .* {what}.* and [0-9]+ more$"):
+        Model.load(str(folder), device="cpu")
+
+
+def _copied(folder: Path, to: Path) -> Path:
+    shutil.copytree(folder, to)
+    return to
+
+
+def _renamed(file: Path, old: str, new: str) -> None:
+    """Give tensors of a file other names."""
+    tensors = {name.replace(old, new): value for name, value in load_file(file).items()}
+    save_file(tensors, file, metadata={"format": "pt"})
 
 
 @pytest.fixture(scope="module")

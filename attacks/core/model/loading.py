@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,8 @@ from transformers.utils import logging as transformers_logging
 
 from attacks.core.errors import BadInput
 from attacks.core.model.sources import Source, content_hash, find_source, unknown
+
+_logger = logging.getLogger(__name__)
 
 _EXTRA = "extras: reroute-bench[formats] for GGUF and PEFT, [quantised] for bitsandbytes"
 #: Strategies of accelerate.
@@ -100,7 +102,20 @@ def _weights(
     if not weights.gguf:
         options["use_safetensors"] = True
     with _explaining(weights.name):
-        hf: Any = auto.from_pretrained(weights.place, **weights.options, **options)
+        hf, info = auto.from_pretrained(
+            weights.place,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # They are told, and refused below.
+            **weights.options,
+            **options,
+        )
+    misshapen = [key for key, *_ in info["mismatched_keys"]]
+    _demand(weights.name, lacking=[*info["missing_keys"], *misshapen])
+    if unused := sorted(info["unexpected_keys"]):  # As with the images' part of a larger model.
+        _logger.warning(
+            "model '%s' does not use %d weights of its checkpoint, such as %s",
+            *(weights.name, len(unused), ascii(unused[0])),
+        )
     for module in hf.modules():
         # bitsandbytes lays out 4-bit weights anew at the first pass without gradients, for a kernel
         # that passes no gradient back: from there on those of a search would be wrong.
@@ -108,8 +123,7 @@ def _weights(
             module.support_avx512bf16_for_cpu = False
     if source.base is None:
         return hf
-    with _explaining(source.name):
-        return _adapted(hf, source.place, merge=not _quantised(source, config))
+    return _adapted(hf, source, merge=not _quantised(source, config))
 
 
 def _quantised(source: Source, config: Any) -> bool:
@@ -118,11 +132,34 @@ def _quantised(source: Source, config: Any) -> bool:
     return getattr(config, "quantization_config", None) is not None and not weights.gguf
 
 
-def _adapted(hf: Any, folder: str, *, merge: bool) -> Any:
-    """The model with a PEFT adapter: merged into its weights, or beside quantised ones."""
-    from peft import PeftModel
+def _demand(name: str, *, lacking: Iterable[str], unused: Iterable[str] = ()) -> None:
+    """Refuse weights that do not fill their model: transformers would fill it at random.
 
-    on = PeftModel.from_pretrained(hf, folder, autocast_adapter_dtype=False, use_safetensors=True)
+    Raises:
+        BadInput: tensors are lacking, or fit nowhere.
+    """
+    for keys, what in (
+        (sorted(lacking), "its checkpoint does not fill these weights, which would be random"),
+        (sorted(unused), "its checkpoint has weights that fit nowhere"),
+    ):
+        if keys:
+            more = f" and {len(keys) - 2} more" if len(keys) > 2 else ""
+            raise BadInput(f"model '{name}': {what}: {', '.join(keys[:2])}{more}")
+
+
+def _adapted(hf: Any, source: Source, *, merge: bool) -> Any:
+    """The model with a PEFT adapter: merged into its weights, or beside quantised ones."""
+    with _explaining(source.name):
+        from peft import PeftModel, get_peft_model_state_dict, load_peft_weights
+
+        own = {f"base_model.model.{name}" for name in hf.state_dict()}
+        on = PeftModel.from_pretrained(
+            hf, source.place, autocast_adapter_dtype=False, use_safetensors=True
+        )
+        wanted = set(get_peft_model_state_dict(on, save_embedding_layers=False))
+        given = set(load_peft_weights(source.place, device="cpu"))
+    # Embeddings that come with an adapter go into the base.
+    _demand(source.name, lacking=wanted - given, unused=given - wanted - own)
     return on.merge_and_unload(safe_merge=True) if merge else on.get_base_model()
 
 
@@ -178,8 +215,9 @@ def _quiet() -> Iterator[None]:
     """Without progress bars and warnings of libraries, and the Hub client's lines about retries."""
     bar: Any = transformers_logging
     hub = logging.getLogger("huggingface_hub")
-    level, bars = hub.level, bar.is_progress_bar_enabled()
+    level, bars, verbosity = hub.level, bar.is_progress_bar_enabled(), bar.get_verbosity()
     hub.setLevel(logging.ERROR)
+    bar.set_verbosity_error()
     bar.disable_progress_bar()
     try:
         with warnings.catch_warnings():
@@ -188,6 +226,7 @@ def _quiet() -> Iterator[None]:
             yield
     finally:
         hub.setLevel(level)
+        bar.set_verbosity(verbosity)
         if bars:
             bar.enable_progress_bar()
 
