@@ -14,7 +14,7 @@ from gguf import GGUFWriter
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
+from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, TorchAoConfig
 
 from attacks.core.errors import BadInput
 from attacks.core.interventions import AblateDirection
@@ -247,18 +247,23 @@ def test_a_gguf_file_that_is_none_is_refused(tmp_path: Path) -> None:
             Model.load(name)
 
 
-@pytest.fixture(scope="module", params=["load_in_8bit", "load_in_4bit"])
+@pytest.fixture(scope="module", params=["load_in_8bit", "load_in_4bit", "torchao"])
 def quantised(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """`pocket-llama` as bitsandbytes keeps it."""
+    """`pocket-llama` as bitsandbytes or torchao keeps it."""
     folder = tmp_path_factory.mktemp(request.param)
     few_bits: Callable[..., Any] = BitsAndBytesConfig
-    # On CPUs with bfloat16 instructions bitsandbytes takes whole blocks of 64 inputs only, and
-    # these layers of a pocket model have 352.
-    config = few_bits(
-        **{request.param: True},
-        bnb_4bit_compute_dtype=torch.float32,
-        llm_int8_skip_modules=["down_proj", "lm_head"],
-    )
+    if request.param == "torchao":
+        # In no extra: transformers imports it wherever it is installed, and says much while at it.
+        ways = pytest.importorskip("torchao.quantization")
+        config = TorchAoConfig(ways.Int8WeightOnlyConfig())
+    else:
+        # On CPUs with bfloat16 instructions bitsandbytes takes whole blocks of 64 inputs only, and
+        # these layers of a pocket model have 352.
+        config = few_bits(
+            **{request.param: True},
+            bnb_4bit_compute_dtype=torch.float32,
+            llm_int8_skip_modules=["down_proj", "lm_head"],
+        )
     plain(BASE, quantization_config=config, device_map={"": "cpu"}).save_pretrained(folder)
     AutoTokenizer.from_pretrained(BASE).save_pretrained(folder)
     return folder
@@ -299,6 +304,28 @@ def test_weights_of_few_bits_cannot_be_edited(quantised: Path) -> None:
     edit = Orthogonalise(torch.ones(model.width))
     with pytest.raises(BadInput, match="only floating-point weights"):
         model.changed([edit]).generate([model.conversation(REQUEST)], max_new_tokens=2)
+
+
+def test_quantised_weights_that_pass_no_gradient_back_are_refused(quantised: Path) -> None:
+    """What arrives goes along the residual stream only, as with torchao's dynamic 8 bits."""
+    model = Model.load(str(quantised), device="cpu")
+    embeds = model.embed(request_ids(model)).detach().requires_grad_()
+    reads = [Site(-1, "logits", (embeds.shape[1] - 1,))]
+    assert model.trace(embeds, reads)[reads[0]].requires_grad
+    model = Model.load(str(quantised), device="cpu")
+    for layer in model.hf.model.layers:
+        for module in (layer.self_attn, layer.mlp):
+            module.register_forward_hook(_cut)
+    assert not model.trace(embeds.detach(), reads)[reads[0]].requires_grad
+    with pytest.raises(BadInput, match="quantised weights pass no right gradients back"):
+        model.trace(embeds, reads)
+
+
+def _cut(module: torch.nn.Module, inputs: object, output: Any) -> Any:
+    """Without what it passes back."""
+    if isinstance(output, tuple):
+        return (output[0].detach(), *output[1:])
+    return output.detach()
 
 
 def test_a_model_spread_over_places_gives_what_one_in_one_place_gives() -> None:

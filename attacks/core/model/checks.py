@@ -7,6 +7,7 @@ it is refused by name.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from functools import cached_property
 from typing import Any
 
@@ -85,6 +86,11 @@ class Checks:
                 "so losses and activations would not be those behind its answers"
             )
 
+    def writes(self, places: Iterable[Site]) -> None:
+        """`residual_writes`, where `attn_out` or `mlp_out` is among the `places`."""
+        if any(place.name in ("attn_out", "mlp_out") for place in places):
+            self.residual_writes()
+
     @torch.no_grad()
     def residual_writes(self) -> None:
         """Make sure that `attn_out` and `mlp_out` are all that each block adds to the stream.
@@ -118,6 +124,46 @@ class Checks:
                     f"outputs (relative error {error:.2g}), so these sites cannot be used"
                 )
         self._passed.add("residual writes")
+
+    def gradients(self) -> None:
+        """Make sure that gradients at the embeddings say how logits change.
+
+        Kernels of quantised weights need not pass any back: what arrives has then gone around the
+        weights only, along the residual stream. Others are torch's own, and are not tried.
+
+        Raises:
+            BadInput: this format passes none back, or wrong ones.
+        """
+        quantised = getattr(self._hf.config, "quantization_config", None) is not None
+        if not quantised or "gradients" in self._passed:
+            return
+        at = self._embedded.detach()
+
+        def highest(embeds: Tensor) -> Tensor:
+            logits = self._hf(inputs_embeds=embeds, use_cache=False).logits[0, -1].float()
+            return (logits - logits.mean())[token]
+
+        with torch.no_grad():
+            token = int(self._hf(inputs_embeds=at, use_cache=False).logits[0, -1].argmax())
+        told = found = 0.0
+        with torch.enable_grad():
+            embeds = at.requires_grad_()
+            score = highest(embeds)
+            (gradient,) = torch.autograd.grad(score, embeds) if score.requires_grad else (None,)
+        if gradient is not None and gradient.any():
+            # A hundredth of the embeddings' length is small enough to be nearly linear, and large
+            # enough for weights and activations of 8 bits to show it.
+            way = 0.01 * at.norm() * gradient / gradient.norm()
+            told = float((gradient * way).sum())
+            with torch.no_grad():
+                found = float(highest(at + way) - highest(at - way)) / 2
+        if not 0 < told / 3 < found < told * 3:
+            raise self._refuse(
+                "its quantised weights pass no right gradients back (along the gradient the "
+                f"highest logit changes by {found:.2g} where {told:.2g} is told), so attacks that "
+                "need gradients cannot be run on it"
+            )
+        self._passed.add("gradients")
 
     @torch.no_grad()
     def prefix(self) -> None:

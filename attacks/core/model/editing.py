@@ -40,8 +40,11 @@ class _Slot:
 
     def edited(self, edit: WeightEdit) -> nn.Parameter | None:
         held = self.parameter.detach()
-        if not held.is_floating_point() or held.is_meta:
-            what = "not loaded" if held.is_meta else str(held.dtype)
+        # Classes of quantised tensors may call themselves floating-point.
+        plain = type(held) in (Tensor, nn.Parameter) and held.is_floating_point()
+        if not plain or held.is_meta:
+            kind = str(held.dtype) if type(held) is Tensor else type(held).__name__
+            what = "not loaded" if held.is_meta else kind
             raise BadInput(
                 f"{self.writer.name}: its weights are {what}; only floating-point weights in "
                 "memory can be edited"

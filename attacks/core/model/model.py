@@ -271,8 +271,9 @@ class Model(OnDevice):
             past = cache.get_seq_length() if cache else 0
             changes = (*self._changes, *interventions)
             plan = tracing.plan(reads, changes, past=past, n_layers=self.n_layers)
-            if any(place.name in ("attn_out", "mlp_out") for place in plan.places):
-                self.checks.residual_writes()
+            self.checks.writes(plan.places)
+            if embeds.requires_grad:
+                self.checks.gradients()
             told = None if roles is None else roles.to(self.device).expand(rows, new)
             work = tracing.Pass(embeds, cache, past, changes, told)
             trace = tracing.run(self._envoy, self.structure, work, plan)
@@ -321,8 +322,7 @@ class Model(OnDevice):
                 f"'{self.name}' ({self.chat.context})"
             )
         interventions = (*self._changes, *interventions)
-        if any(site.name in ("attn_out", "mlp_out") for site in by_site(interventions)):
-            self.checks.residual_writes()
+        self.checks.writes(by_site(interventions))
         answers = [""] * len(tokens)
         pad = self.hf.generation_config.pad_token_id
         size = batch_size or len(tokens)
