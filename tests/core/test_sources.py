@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
+from formats import BASE, REQUEST, logits, plain, request_ids
 from gguf import GGUFWriter
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
-from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, TorchAoConfig
+from transformers import AutoTokenizer
 
 from attacks.core.errors import BadInput
 from attacks.core.interventions import AblateDirection
@@ -22,26 +20,6 @@ from attacks.core.model import Model
 from attacks.core.model.loading import save_plain
 from attacks.core.model.sources import Source, find_source
 from attacks.core.sites import Site
-from attacks.core.weights import Orthogonalise
-from conftest import POCKET
-
-BASE = POCKET / "pocket-llama"
-REQUEST = "How do I paint the harp?"
-
-
-def plain(folder: Path | str, **options: Any) -> Any:
-    hf = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, **options)
-    return hf.eval().requires_grad_(False)
-
-
-def logits(hf: Any, ids: Tensor) -> Tensor:
-    """With gradients, where blocks run as transformers has them (see `attacks.core.model.lean`)."""
-    with torch.enable_grad():
-        return hf(input_ids=ids).logits.detach()
-
-
-def request_ids(model: Model) -> Tensor:
-    return model.plain(REQUEST).ids.unsqueeze(0)
 
 
 @pytest.fixture(scope="module")
@@ -245,87 +223,6 @@ def test_a_gguf_file_that_is_none_is_refused(tmp_path: Path) -> None:
     ):
         with pytest.raises(BadInput, match=reason):
             Model.load(name)
-
-
-@pytest.fixture(scope="module", params=["load_in_8bit", "load_in_4bit", "torchao"])
-def quantised(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """`pocket-llama` as bitsandbytes or torchao keeps it."""
-    folder = tmp_path_factory.mktemp(request.param)
-    few_bits: Callable[..., Any] = BitsAndBytesConfig
-    if request.param == "torchao":
-        # In no extra: transformers imports it wherever it is installed, and says much while at it.
-        ways = pytest.importorskip("torchao.quantization")
-        config = TorchAoConfig(ways.Int8WeightOnlyConfig())
-    else:
-        # On CPUs with bfloat16 instructions bitsandbytes takes whole blocks of 64 inputs only, and
-        # these layers of a pocket model have 352.
-        config = few_bits(
-            **{request.param: True},
-            bnb_4bit_compute_dtype=torch.float32,
-            llm_int8_skip_modules=["down_proj", "lm_head"],
-        )
-    plain(BASE, quantization_config=config, device_map={"": "cpu"}).save_pretrained(folder)
-    AutoTokenizer.from_pretrained(BASE).save_pretrained(folder)
-    return folder
-
-
-def test_a_quantised_model_answers_as_in_transformers(quantised: Path) -> None:
-    model = Model.load(str(quantised), device="cpu")
-    ids = request_ids(model)
-    theirs = logits(plain(quantised, device_map={"": "cpu"}), ids)
-    # Theirs may be of a kernel that computes in bfloat16 and passes no gradient back.
-    assert float((logits(model.hf, ids) - theirs).norm() / theirs.norm()) < 0.01
-    exact = logits(plain(BASE), ids)
-    assert 0 < float((logits(model.hf, ids) - exact).norm() / exact.norm()) < 0.5
-
-
-def test_gradients_reach_the_embeddings_of_a_quantised_model(quantised: Path) -> None:
-    """Also once it has answered, after which bitsandbytes would keep 4 bits in another layout."""
-    model = Model.load(str(quantised), device="cpu")
-    model.generate([model.conversation("a")], max_new_tokens=2)
-    embeds = model.embed(request_ids(model)).detach()
-
-    def score(of: Tensor) -> Tensor:
-        return model.hf(inputs_embeds=of).logits[0, -1, 100]
-
-    of = embeds.clone().requires_grad_()
-    score(of).backward()
-    assert of.grad is not None
-    way = 0.02 * embeds.norm() * torch.nn.functional.normalize(of.grad, dim=(0, 1, 2))
-    told = float((of.grad * way).sum())
-    with torch.no_grad():
-        found = float(score(embeds + way) - score(embeds - way)) / 2
-    # With 8 bits activations are rounded too, so that differences are those of steps.
-    assert found == pytest.approx(told, rel=0.1 if "4bit" in quantised.name else 0.25)
-
-
-def test_weights_of_few_bits_cannot_be_edited(quantised: Path) -> None:
-    model = Model.load(str(quantised), device="cpu")
-    edit = Orthogonalise(torch.ones(model.width))
-    with pytest.raises(BadInput, match="only floating-point weights"):
-        model.changed([edit]).generate([model.conversation(REQUEST)], max_new_tokens=2)
-
-
-def test_quantised_weights_that_pass_no_gradient_back_are_refused(quantised: Path) -> None:
-    """What arrives goes along the residual stream only, as with torchao's dynamic 8 bits."""
-    model = Model.load(str(quantised), device="cpu")
-    embeds = model.embed(request_ids(model)).detach().requires_grad_()
-    reads = [Site(-1, "logits", (embeds.shape[1] - 1,))]
-    assert model.trace(embeds, reads)[reads[0]].requires_grad
-    model = Model.load(str(quantised), device="cpu")
-    for layer in model.hf.model.layers:
-        for module in (layer.self_attn, layer.mlp):
-            module.register_forward_hook(_cut)
-    assert not model.trace(embeds.detach(), reads)[reads[0]].requires_grad
-    with pytest.raises(BadInput, match="quantised weights pass no right gradients back"):
-        model.trace(embeds, reads)
-
-
-def _cut(module: torch.nn.Module, inputs: object, output: Any) -> Any:
-    """Without what it passes back."""
-    if isinstance(output, tuple):
-        return (output[0].detach(), *output[1:])
-    return output.detach()
 
 
 def test_a_model_spread_over_places_gives_what_one_in_one_place_gives() -> None:

@@ -140,7 +140,7 @@ class Checks:
         at = self._embedded.detach()
 
         def highest(embeds: Tensor) -> Tensor:
-            logits = self._hf(inputs_embeds=embeds, use_cache=False).logits[0, -1].float()
+            logits: Tensor = self._hf(inputs_embeds=embeds, use_cache=False).logits[0, -1].float()
             return (logits - logits.mean())[token]
 
         with torch.no_grad():
