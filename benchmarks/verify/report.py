@@ -89,19 +89,36 @@ def _line(
     cells.append(str(sum(found.condition == PLAIN for found in findings)))
     for condition in conditions:
         own = Counter(found.status for found in findings if found.condition == condition)
-        cells.append(f"{own['same'] + own['other']} ({own['same']})")
+        none = own["unverifiable"] == own.total()
+        cells.append("-" if none else f"{own['same'] + own['other']} ({own['same']})")
     return cells
 
 
 def _lines(findings: Sequence[Finding]) -> list[str]:
-    """One line for each success that does not reproduce in the first condition."""
+    """A line for each success that does not reproduce in the first condition.
+
+    What cannot be tried is counted by attack and reason.
+    """
     lost = [found for found in findings if found.condition == PLAIN and not found.reproduces]
-    if not lost:
-        return []
-    lines = [
+    untried = Counter(
+        (found.claim.record.model, found.claim.record.attack, found.reason)
+        for found in lost
+        if found.status == "unverifiable"
+    )
+    counted = [
+        f"- {text(model)} · {text(attack)}: {count}, {text(reason)}"
+        for (model, attack, reason), count in untried.items()
+    ]
+    failed = [
         f"- {text(found.claim.record.model)} · {text(found.claim.record.attack)} · "
         f"{text(found.claim.record.behavior_id)}, seed {found.claim.record.seed}, candidate "
         f"{found.claim.index + 1}: {text(found.reason)}"
         for found in lost
+        if found.status != "unverifiable"
     ]
-    return [f"Not reproduced: {len(lost)}.", "\n".join(lines)]
+    parts = []
+    if failed:
+        parts += [f"Not reproduced: {len(failed)}.", "\n".join(failed)]
+    if counted:
+        parts += [f"Not verifiable: {untried.total()}.", "\n".join(counted)]
+    return parts
