@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from attacks.core.model import Model, PlainModel
 from attacks.core.model.reader import Reader
 from attacks.core.prompt import conversation
+from attacks.core.template import turn_end
 from conftest import POCKET
 
 SOURCE = POCKET / "pocket-llama"
@@ -118,3 +119,26 @@ def test_every_end_token_ends_an_answer(tokenizer: dict[str, Any], tmp_path: Pat
     model = Model.load(str(folder))
     said = model.generate([conversation(text) for text in ASKED], max_new_tokens=TOKENS)
     assert [one.ended for one in said] == [True, True]
+
+
+def test_an_answer_ends_where_the_template_ends_it(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Also where the checkpoint names another end only: what comes then is no answer any more."""
+    folder = checkpoint(tmp_path / "m", {"eos_token_id": 1}, eos_token="<|end_of_text|>")
+    expected = [by_argmax(text, OWN_ENDS) for text in ASKED]
+    assert expected != [by_argmax(text, (1,)) for text in ASKED]
+    assert answers(folder) == dict.fromkeys(("model", "plain", "judge"), expected)
+    assert "ends answers with '<|eot_id|>'" in caplog.text
+    caplog.clear()
+    answers(checkpoint(tmp_path / "own", {"eos_token_id": OWN_ENDS}))
+    assert not caplog.messages
+
+
+def test_text_that_a_template_writes_after_answers_is_no_end_token() -> None:
+    tokenizer = AutoTokenizer.from_pretrained(SOURCE)
+    assert turn_end(tokenizer) == ("<|eot_id|>", [5])
+    tokenizer.chat_template = "{% for turn in messages %}{{ turn.content }} so\n{% endfor %}"
+    assert turn_end(tokenizer)[0] == ""
+    tokenizer.chat_template = "{{ raise_exception('no') }}"
+    assert turn_end(tokenizer) == ("", [])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -10,6 +11,9 @@ from torch import Tensor
 from transformers import GenerationConfig
 
 from attacks.core.answer import Answer
+from attacks.core.template import turn_end
+
+_logger = logging.getLogger(__name__)
 
 
 def batches(
@@ -47,17 +51,26 @@ def plain_generation(hf: Any, tokenizer: Any) -> Any:
     """Greedy decoding with the checkpoint's end tokens and nothing else of its settings.
 
     `generate` fills whatever is unset from the checkpoint (a repetition penalty, say), so this
-    replaces the checkpoint's own configuration when a model is wrapped.
+    replaces the checkpoint's own configuration when a model is wrapped. Where none of its end
+    tokens ends an answer in its chat template, the one that does is added: without it the model
+    would go on to invent the user's next turn, and that would be judged as part of its answer.
     """
     own = hf.generation_config
-    end = own.eos_token_id if own is not None and own.eos_token_id is not None else None
+    end = None if own is None else own.eos_token_id
     end = tokenizer.eos_token_id if end is None else end
-    pad = tokenizer.pad_token_id
-    if pad is None:
-        # Padded positions are masked, so any id will do.
-        pad = end[0] if isinstance(end, list) else end or 0
+    ends = [] if end is None else list(end) if isinstance(end, (list, tuple)) else [end]
+    closing, written = turn_end(tokenizer)
+    if closing and not set(ends) & set(written):
+        _logger.warning(
+            "the chat template of %s ends answers with %s, which is no end token of its checkpoint; "
+            "here it is one",
+            *(hf.config.name_or_path or type(hf).__name__, ascii(closing)),
+        )
+        ends.append(written[0])
+    # Padded positions are masked, so any id will do.
+    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else [*ends, 0][0]
     config: Any = GenerationConfig
-    return config(do_sample=False, num_beams=1, eos_token_id=end, pad_token_id=pad)
+    return config(do_sample=False, num_beams=1, eos_token_id=ends or None, pad_token_id=pad)
 
 
 @torch.no_grad()
