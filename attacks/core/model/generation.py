@@ -62,7 +62,7 @@ def plain_generation(hf: Any, tokenizer: Any) -> Any:
     closing, written = turn_end(tokenizer)
     if closing and not set(ends) & set(written):
         _logger.warning(
-            "the chat template of %s ends answers with %s, which is no end token of its checkpoint; "
+            "the chat template of %s ends answers with %s, no end token of its checkpoint; "
             "here it is one",
             *(hf.config.name_or_path or type(hf).__name__, ascii(closing)),
         )
