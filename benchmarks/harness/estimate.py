@@ -43,8 +43,8 @@ def estimate(plan: Plan, out: Path, *, workers: int) -> list[str]:
     """Lines with the cells of each model and attack, and their time; writes nothing.
 
     The time comes from earlier records in `out`, else from those of the committed board, else from
-    one step that is run and timed for the purpose. A defended cell counts as an undefended one, to
-    which most defences add little.
+    one step that is run and timed for the purpose. A defended cell counts as an undefended one,
+    which is said: most defences add little, but some ask the model several times.
 
     Raises:
         BadInput: a model that does not load, or a malformed record in `out`.
@@ -89,6 +89,8 @@ def estimate(plan: Plan, out: Path, *, workers: int) -> list[str]:
                     line += f" after {_clock(cost.prepare)} of fitting"
             lines.append(f"{line} ({origin})" if left else line)
     note = f" and {unknown} cells of unknown length" if unknown else ""
+    if cells and any(stance for attack in plan.attacks for stance in plan.stances(attack)):
+        note += ", without what defences take"
     lines.append(_detectable(plan))
     whole = fitting + total / workers
     lines.append(f"total: {cells} cells to run, about {_clock(whole)}{note}")

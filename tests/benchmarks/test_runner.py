@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -249,7 +250,10 @@ def test_a_dry_run_writes_nothing(
     assert run(suite, tmp_path / "out", dry_run=True)
     lines = capsys.readouterr().out.splitlines()
     assert "2 cells, 1 done" in lines[1] and f"records in {tmp_path / 'out'}" in lines[1]
-    assert lines[3].startswith("total: 2 cells to run")
+    assert lines[3].startswith("total: 2 cells to run") and "defences" not in lines[3]
+    defended = dataclasses.replace(suite, defense=("none", "system-prompt"))
+    assert run(defended, tmp_path / "other", dry_run=True)
+    assert capsys.readouterr().out.splitlines()[-1].endswith(", without what defences take")
 
 
 @pytest.mark.parametrize(
