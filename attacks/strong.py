@@ -21,6 +21,10 @@ from attacks.core.search.stages import Stage, Verdict, search_stages
 if TYPE_CHECKING:
     from attacks.core.model import Model
 
+#: Training behaviours that tell how the model opens its answers, and the share of them that has to
+#: begin as the behaviours' targets do, for these to be worth a search of their own.
+_TRIED, _OPENS = 8, 0.5
+
 
 @dataclass(frozen=True)
 class Strong(Attack):
@@ -31,9 +35,9 @@ class Strong(Attack):
 
     The target is the model's own answer with refusal ablated, with the behaviour's target as the
     fallback (`OwnAnswers`). The behaviour's target, which it mostly opens with, is minimised first,
-    and all of it once that is said or half of the steps are over (a model that opens its answers
-    otherwise never says it); the search stops when greedy decoding gives all of it. No judge is
-    consulted.
+    and all of it once that is said or half of the steps are over; a model that opens its answers
+    otherwise, on training behaviours, is searched for all of it from the start. The search stops
+    when greedy decoding gives all of it. No judge is consulted.
     """
 
     name: ClassVar[str] = "strong"
@@ -96,6 +100,10 @@ class Strong(Attack):
             for kind in ("weight", "bias"):
                 tensors |= {f"{kind}.{at}": found.tensors[f"{kind}.{at}"] for at in layers}
             data["layers"] = list(layers)
+        if self.target == "own":
+            own = OwnAnswers.of(tensors, data, model.n_layers)
+            tried = [row for row in train if row.harmful][:_TRIED]
+            data["opens"] = own.open_as_given(model, tried, tokens=self.tokens)
         return Artefact(tensors, data, check=dict(found.check))
 
     def search(self) -> CoordinateSearch:
@@ -146,6 +154,8 @@ class Strong(Attack):
         route = [probed] if self.route == "probe" else []
         if self.target == "given":
             return [*route, lambda: said(prompt, GIVEN, last=True)]
+        if artefact.data.get("opens", 1.0) < _OPENS:
+            return [*route, answered]
         return [*route, lambda: said(prompt, GIVEN, last=False), answered]
 
     def _through(self, found: Found) -> Verdict:

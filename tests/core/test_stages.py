@@ -71,6 +71,20 @@ def test_a_given_target_out_of_reach_is_left_for_the_own_answer(
         assert [step.prompts for step in rest] == [step.prompts for step in steps[at + 1 :]]
 
 
+def test_where_the_model_opens_otherwise_the_own_answer_comes_first(
+    behaviors: list[Behavior], train: list[Behavior]
+) -> None:
+    model, attack = pocket(MODEL), load("strong", steps=4)
+    shares = {}
+    for first, opening in ((GIVEN, None), (DIRECTION, "Zebras, zebras")):
+        told = [replace(row, target=opening) if opening else row for row in train]
+        artefact = attack.prepare(model, told, rng=generator())
+        shares[first] = artefact.data["opens"]
+        step = next(iter(attack.run(model, behaviors[0], artefact=artefact, rng=generator())))
+        assert step.source == first
+    assert shares[GIVEN] >= 0.5 and shares[DIRECTION] == 0
+
+
 def test_the_given_target_needs_no_own_answer(
     behaviors: list[Behavior], train: list[Behavior]
 ) -> None:

@@ -88,6 +88,12 @@ class OwnAnswers:
             return answer, BRANCHED
         return behavior.affirmative, GIVEN
 
+    def open_as_given(self, model: Model, behaviors: Sequence[Behavior], *, tokens: int) -> float:
+        """Share of the behaviours whose `target` begins with the behaviour's own target."""
+        found = [self.target(model, behavior, tokens=tokens)[0] for behavior in behaviors]
+        begun = [own.startswith(b.affirmative) for own, b in zip(found, behaviors, strict=True)]
+        return sum(begun) / max(1, len(begun))
+
     def answered(
         self, model: Model, behavior: Behavior, messages: Messages, *, tokens: int
     ) -> bool:
