@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import string
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -27,6 +28,7 @@ from attacks.core.template import DATE, asks_for_date, frozen_template
 from attacks.core.thinking import Markers, find_markers
 
 _MARK = "\ue001"
+_SIGNS = string.printable[:95]
 _DRAWS = 1000
 
 
@@ -53,6 +55,9 @@ class Chat:
             raise BadInput(f"model '{name}' has no chat template; only chat models can be attacked")
         if not tokenizer.is_fast:
             raise BadInput(f"model '{name}' has no fast tokenizer (tokenizer.json)")
+        # Those of a training run, which its `tokenizer.json` may keep.
+        tokenizer.backend_tokenizer.no_truncation()
+        tokenizer.backend_tokenizer.no_padding()
         self.tokenizer = tokenizer
         self.name = name
         self.vocab_rows = vocab_rows
@@ -78,13 +83,18 @@ class Chat:
         """Render a conversation to see whether that can be done, twice with the same text.
 
         Raises:
-            BadInput: as `render`; a template that draws at random, say.
+            BadInput: as `render`; a template that draws at random, or leaves out what is said.
         """
         if self.render(messages) != self.render(messages):
             raise BadInput(
                 f"model '{self.name}': its chat template writes a different prompt each time; a "
                 "prompt must be a function of the conversation"
             )
+        marks = [f"{_MARK}{at}{_MARK}" for at in range(len(messages))]
+        turns = list(zip(messages, marks, strict=True))
+        shown = self.render(tuple(t._replace(content=f"{t.content} {mark}") for t, mark in turns))
+        if lost := [turn.role for turn, mark in turns if mark not in shown]:
+            raise BadInput(f"model '{self.name}': its chat template leaves out {lost[0]} turns")
 
     def render(self, messages: Messages) -> str:
         """The conversation as text, ready for the answer; an assistant turn at the end is opened.
@@ -291,17 +301,16 @@ class Chat:
         return torch.tensor(joint[len(ids) :])
 
     def _trims(self, messages: Messages) -> bool:
-        """Whether the template strips white space around contents."""
-        index = next((i for i, m in enumerate(messages) if SLOT in m.content), None)
-        if index is None:
-            return False
-        padded = f" {_MARK} "
-        probe = (
-            *messages[:index],
-            Message(messages[index].role, padded),
-            *messages[index + 1 :],
-        )
-        return padded not in self.render(probe)
+        """Whether the template strips white space around contents; it must not change others."""
+        padded = f" {_MARK}{_SIGNS}{_MARK} "
+        turns = [t._replace(content=padded) if SLOT in t.content else t for t in messages]
+        slotted = sum(turn.content == padded for turn in turns)
+        shown = self.render(tuple(turns)) if slotted else ""
+        if shown.count(padded.strip()) < slotted:
+            raise BadInput(
+                f"model '{self.name}': its chat template rewrites contents (quotes or case, say)"
+            )
+        return shown.count(padded) < slotted
 
     def _groups(self, prompt: Prompt, candidates: Tensor) -> list[tuple[str, ...]]:
         """For each candidate (B, S) the text of each group of adjacent slots."""
