@@ -34,13 +34,17 @@ _ROUNDS = 8
 class Template:
     """A text with places for a request and an answer, in tokens."""
 
-    def __init__(self, text: str, tokenizer: Any, *, who: str) -> None:
+    def __init__(
+        self, text: str, tokenizer: Any, *, who: str, before: Any = (), after: Any = ()
+    ) -> None:
         """Takes the text apart.
 
         Args:
             text: in which `REQUEST` and `ANSWER` stand where these go.
             tokenizer: of the model that reads it.
             who: begins the message of an error.
+            before: ids of tokens that precede the text.
+            after: ids of tokens that follow it.
 
         Raises:
             BadInput: the answer has no place in it.
@@ -50,6 +54,7 @@ class Template:
         if "a" not in self._parts[1::2]:
             raise BadInput(f"{who}: the template shows no answer")
         self._tokenizer = tokenizer
+        self._around = (before, after)
         added = tokenizer.get_added_vocab()
         # A run of spaces may be a token of its own, and controls nothing.
         self._control = {at for name, at in added.items() if len(name.strip()) > 1}
@@ -69,7 +74,8 @@ class Template:
         """Ids (T,) with the texts in place; None where these pass for control tokens even so."""
         texts = {"q": self.harmless(request), "a": self.harmless(answer)}
         ids = self._ids(texts)
-        return ids if self._controls(ids) == self._wanted else None
+        before, after = self._around
+        return [*before, *ids, *after] if self._controls(ids) == self._wanted else None
 
     def harmless(self, text: str) -> str:
         """`text` with nothing in it that could be taken for the template's."""
@@ -157,6 +163,25 @@ class Reader:
         """
         return self._template([("user", REQUEST), ("assistant", ANSWER)], options)
 
+    def text_around(self, text: str, *, who: str) -> Template:
+        """A text that holds `REQUEST` and `ANSWER`, as the tokenizer by itself encodes it.
+
+        So BERT's has its classification and separator tokens. What ends a text is there for
+        classifiers only: a causal model is to go on.
+
+        Raises:
+            BadInput: the answer has no place in it; begins with `who`.
+        """
+        bare, whole = (
+            self.tokenizer("a", add_special_tokens=add).input_ids for add in (False, True)
+        )
+        start = next(at for at in range(len(whole)) if whole[at : at + len(bare)] == bare)
+        before, after = whole[:start], whole[start + len(bare) :]
+        if before and text.startswith(self.tokenizer.decode(before)):
+            before = []
+        after = [] if self._auto is AutoModelForCausalLM else after
+        return Template(text, self.tokenizer, who=who, before=before, after=after)
+
     def chat_around(self, text: str) -> Template:
         """The chat template around a user's turn that holds `REQUEST` and `ANSWER`.
 
@@ -228,17 +253,23 @@ class Reader:
 
     @torch.no_grad()
     def label_shares(self, ids: Sequence[int]) -> list[float] | None:
-        """The probability of each label of a sequence classifier; None where the text is too long.
+        """What a sequence classifier gives each label; None where the text is too long.
 
-        Of a single label, its own probability.
+        Probabilities, of a single label or of each of several that do not exclude one another its
+        own; the values themselves where the model was trained to regress (`problem_type`).
         """
-        if len(ids) > context_of(self._config.get_text_config()):
+        # Position embeddings of RoBERTa begin at 2, so that its configuration names two too many.
+        context = min(context_of(self._config.get_text_config()), self.tokenizer.model_max_length)
+        if len(ids) > context:
             return None
         logits = (
             self._hf(input_ids=torch.tensor([list(ids)]).to(self._hf.device)).logits[0].double()
         )
-        shares = logits.sigmoid() if len(logits) == 1 else logits.softmax(0)
-        return [float(share) for share in shares]
+        kind = getattr(self._config, "problem_type", None)
+        if kind != "regression":
+            apart = len(logits) == 1 or kind == "multi_label_classification"
+            logits = logits.sigmoid() if apart else logits.softmax(0)
+        return [float(share) for share in logits]
 
     def write(self, ids: Sequence[int], *, tokens: int) -> str | None:
         """The greedy continuation; None where there is no room for it."""
