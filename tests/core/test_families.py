@@ -304,3 +304,24 @@ def test_a_family_whose_writes_cannot_be_told_is_refused_by_name(
         model.trace(ids_of(model), reads, interventions=change)
     with pytest.raises(BadInput, match=match):
         model.generate([model.conversation(REQUEST)], max_new_tokens=2, interventions=change)
+
+
+def test_beyond_its_first_context_longrope_has_no_beginnings() -> None:
+    """All positions of a longer sequence are rotated otherwise, those of its beginning too."""
+    rope = {"rope_type": "longrope", "rope_theta": 1e4, "factor": 4.0}
+    factors = {"short_factor": [1.0] * 4, "long_factor": [1.0, 2.0, 3.0, 4.0]}
+    first = {"original_max_position_embeddings": 32}
+    model = random_model("phi3", rope_parameters=rope | factors | first, **first)
+    assert model.chat.context == 32
+    ids = model.chat.allowed.nonzero().squeeze(1)[:40]
+
+    def apart(length: int) -> float:
+        """How far cached and uncached logits differ after so many tokens."""
+        site = Site(-1, "logits", (length - 1,))
+        full = model.trace(ids[:length].unsqueeze(0), [site])[site]
+        rest = ids[20:length].unsqueeze(0)
+        return float((model.trace(rest, [site], prefix=model.prefix(ids[:20]))[site] - full).norm())
+
+    assert apart(32) < 1e-4 < 1e-2 < apart(40)
+    with pytest.raises(BadInput, match="longer than the context"):
+        model.generate([model.conversation("word " * 20)], max_new_tokens=2)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import string
-import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property
@@ -342,8 +341,3 @@ class Chat:
             encoding.ids == ids for encoding, ids in zip(self.encode(texts), wanted, strict=True)
         ]
         return torch.tensor(same) & torch.tensor(whole)
-
-
-def context_of(config: Any) -> int:
-    """The longest sequence that a model with this configuration takes."""
-    return int(getattr(config, "max_position_embeddings", None) or sys.maxsize)

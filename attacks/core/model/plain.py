@@ -12,9 +12,9 @@ from contextlib import nullcontext
 from functools import cached_property
 
 from attacks.core.errors import BadInput
-from attacks.core.model.chat import Chat, context_of
+from attacks.core.model.chat import Chat
 from attacks.core.model.editing import edited
-from attacks.core.model.families import Structure, structure_of
+from attacks.core.model.families import Structure, context_of, structure_of
 from attacks.core.model.generation import greedy, plain_generation
 from attacks.core.model.loading import load_parts
 from attacks.core.prompt import Messages

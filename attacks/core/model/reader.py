@@ -18,7 +18,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from attacks.core.errors import BadInput
-from attacks.core.model.chat import context_of
+from attacks.core.model.families import context_of
 from attacks.core.model.generation import greedy, plain_generation
 from attacks.core.model.loading import load_tokenizer, load_weights, revision_of
 from attacks.core.template import DATE, frozen_template
