@@ -69,8 +69,10 @@ def plain_generation(hf: Any, tokenizer: Any) -> Any:
             *(hf.config.name_or_path or type(hf).__name__, ascii(closing)),
         )
         ends.append(written[0])
-    # Padded positions are masked, so any id will do.
-    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else [*ends, 0][0]
+    # Padded positions are masked, so any id will do, if it has an embedding: a padding token that a
+    # tokenizer was given for fine-tuning may have none.
+    rows, pad = hf.get_input_embeddings().weight.shape[0], tokenizer.pad_token_id
+    pad = pad if pad is not None and pad < rows else [*ends, 0][0]
     config: Any = GenerationConfig
     return config(do_sample=False, num_beams=1, eos_token_id=ends or None, pad_token_id=pad)
 
