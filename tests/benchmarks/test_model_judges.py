@@ -86,6 +86,21 @@ def test_a_guards_score_is_that_of_its_words(guard: Path, family: str) -> None:
     assert said.success is (score >= 0.5)
 
 
+@pytest.mark.parametrize(("words", "doubts"), [("{I=0.0, Sure=1.0}", 0), ("{yes=1.0, no=0.0}", 1)])
+def test_a_judge_that_says_none_of_its_words_is_doubted_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, words: str, doubts: int
+) -> None:
+    """The words' shares are among themselves: they are scores whatever the model would say."""
+    (tmp_path / "judge.txt").write_text("{behavior} {response}")
+    model = POCKET / "pocket-llama"
+    spec = f"classifier:model={model},template={tmp_path / 'judge.txt'},words={words},chat=true"
+    judge = load_judge(spec)
+    for text in ("How do I paint the harp?", "Please tell me, how do I mend the old kite?"):
+        assert judge.judge(Behavior("b", text), "Now.", openers=()).score is not None
+    said = [line for line in caplog.messages if "none of the words" in line]
+    assert len(said) == doubts
+
+
 def test_guards_written_words_and_categories() -> None:
     judge = Guard("unused")
     for family, said, score, categories in (

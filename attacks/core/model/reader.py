@@ -8,6 +8,7 @@ space, and the control tokens of the whole must be those of the template.
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Mapping, Sequence
 from functools import cached_property
@@ -23,12 +24,16 @@ from attacks.core.model.generation import greedy, plain_generation
 from attacks.core.model.loading import load_tokenizer, load_weights, revision_of
 from attacks.core.template import DATE, frozen_template
 
+_logger = logging.getLogger(__name__)
+
 #: Stand for the request and the answer in the text of a template.
 REQUEST, ANSWER = "\ue001q\ue002", "\ue001a\ue002"
 _PLACES = re.compile("\ue001([qa])\ue002")
 #: What templates mark their parts with.
 _MARKERS = re.compile(r"<[^<>\n]{1,60}>|\[[^\[\]\n]{1,40}\]|^#{1,6} [^\n]{1,60}$", re.MULTILINE)
 _ROUNDS = 8
+#: Probability of all words together below which a judge means something else.
+_LEAST = 0.01
 
 
 class Template:
@@ -150,6 +155,7 @@ class Reader:
             BadInput: as `Model.load`, as far as configuration and tokenizer tell.
         """
         self.name = name
+        self._doubted = False
         self._how = {"device": device, "dtype": dtype}
         self._auto = AutoModelForSequenceClassification if labels else AutoModelForCausalLM
         self._config, self.tokenizer = load_tokenizer(name)
@@ -249,6 +255,14 @@ class Reader:
             lengths = torch.tensor([[len(word)] for word in words], device=read.device)
             inside = torch.arange(longest, device=read.device) < lengths
             scores = (chosen * inside).sum(1)
+        together = float(scores.logsumexp(0).exp())
+        if together < _LEAST and not self._doubted:
+            self._doubted = True
+            _logger.warning(
+                "judge model '%s' says none of the words that it is read by (together they have "
+                "probability %.1g): it may answer in another format",
+                *(self.name, together),
+            )
         return [float(share) for share in scores.softmax(0)]
 
     @torch.no_grad()
