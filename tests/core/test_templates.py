@@ -127,3 +127,14 @@ def test_lengths_that_a_tokenizer_was_trained_with_do_not_hold() -> None:
     assert len(tokenizer.backend_tokenizer.encode(own.render(asked)).ids) == 12
     cut = Chat(tokenizer, "m", vocab_rows=own.vocab_rows, context=512)
     assert torch.equal(cut.tokens(asked)[0], own.tokens(asked)[0])
+
+
+def test_a_template_whose_tokens_have_no_embedding_is_refused() -> None:
+    """As where a tokenizer was saved with tokens that its model was not resized for."""
+    model = tiny("llama")
+    tokenizer = copy.deepcopy(model.chat.tokenizer)
+    tokenizer.chat_template = PLAIN.replace("USER", "<|im_start|>")
+    assert Model(model.hf, tokenizer, name="m").chat.try_out(model.conversation("a")) is None
+    tokenizer.add_tokens(["<|im_start|>"])
+    with pytest.raises(BadInput, match=r"writes '<.im_start.>', which has no embedding"):
+        Model(model.hf, tokenizer, name="m")

@@ -82,7 +82,8 @@ class Chat:
         """Render a conversation to see whether that can be done, twice with the same text.
 
         Raises:
-            BadInput: as `render`; a template that draws at random, or leaves out what is said.
+            BadInput: as `render`; a template that draws at random, leaves out what is said, or
+                writes tokens that the model does not know.
         """
         if self.render(messages) != self.render(messages):
             raise BadInput(
@@ -94,6 +95,11 @@ class Chat:
         shown = self.render(tuple(t._replace(content=f"{t.content} {mark}") for t, mark in turns))
         if lost := [turn.role for turn, mark in turns if mark not in shown]:
             raise BadInput(f"model '{self.name}': its chat template leaves out {lost[0]} turns")
+        if beyond := [at for at in self.ids(shown) if at >= self.vocab_rows]:
+            token = ascii(self.decode([beyond[:1]])[0])
+            raise BadInput(
+                f"model '{self.name}': its chat template writes {token}, which has no embedding"
+            )
 
     def render(self, messages: Messages) -> str:
         """The conversation as text, ready for the answer; an assistant turn at the end is opened.
