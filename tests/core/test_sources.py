@@ -150,6 +150,22 @@ def test_weights_that_are_not_used_are_said(
     assert said.endswith("does not use 1 weights of its checkpoint, such as 'vision.weight'")
 
 
+def test_code_that_a_checkpoint_brings_is_said_not_to_run(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A kind of model that transformers knows is loaded as that, whatever the code would do."""
+    folder = _copied(BASE, tmp_path / "model")
+    config = json.loads((folder / "config.json").read_text())
+    for kind, lines in (("AutoTokenizer", 0), ("AutoModelForCausalLM", 1)):
+        caplog.clear()
+        own = {"auto_map": {kind: "modeling_own.Own"}}
+        (folder / "config.json").write_text(json.dumps(config | own))
+        Model.load(str(folder), device="cpu")
+        assert [line.endswith("is transformers' LlamaForCausalLM") for line in caplog.messages] == (
+            [True] * lines
+        )
+
+
 @pytest.mark.parametrize(
     ("layer", "what"), [("layers.9.", "not fill these"), ("none", "fit nowhere")]
 )

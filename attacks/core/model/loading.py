@@ -118,6 +118,11 @@ def _weights(
             "model '%s' does not use %d weights of its checkpoint, such as %s",
             *(weights.name, len(unused), ascii(unused[0])),
         )
+    if any("Model" in kind for kind in getattr(config, "auto_map", None) or {}):
+        _logger.warning(
+            "model '%s' brings code of its own, which is not run: here it is transformers' %s",
+            *(weights.name, type(hf).__name__),
+        )
     for module in hf.modules():
         # bitsandbytes lays out 4-bit weights anew at the first pass without gradients, for a kernel
         # that passes no gradient back: from there on those of a search would be wrong.
