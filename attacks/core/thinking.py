@@ -10,13 +10,18 @@ import re
 from collections.abc import Container
 from dataclasses import dataclass
 
-#: Known pairs of markers: R1 and Qwen 3, Magistral, Seed-OSS, open reproductions of R1.
+#: Known pairs of markers: R1 and Qwen 3, Magistral, Seed-OSS, open reproductions of R1, EXAONE
+#: Deep, Command A, Gemma 4, and gpt-oss, whose answer is a message in another channel.
 PAIRS = (
     ("<think>", "</think>"),
     ("[THINK]", "[/THINK]"),
     ("<seed:think>", "</seed:think>"),
     ("<thinking>", "</thinking>"),
     ("<|begin_of_thought|>", "<|end_of_thought|>"),
+    ("<thought>", "</thought>"),
+    ("<|START_THINKING|>", "<|END_THINKING|>"),
+    ("<|channel>", "<channel|>"),
+    ("<|channel|>analysis<|message|>", "<|channel|>final<|message|>"),
 )
 
 #: Tokens that thinking gets where the suite itself asks for an answer that may begin with it. Long

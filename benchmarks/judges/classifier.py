@@ -30,9 +30,10 @@ class Classifier(LocalJudge):
     The template is a text file with `{behavior}` and `{response}` (or the names that HarmBench and
     StrongREJECT use) in it. With `words` a causal model is read: the score is the mean of their
     values under the probabilities of these words as the next word. With `labels` a sequence
-    classifier is read: the mean of their values under its labels' probabilities. HarmBench's judge
-    uses `words={Yes=1.0, No=0.0}`; StrongREJECT's fine-tuned one scores from 1 to 5:
-    `words={"1"=0.0, "2"=0.25, "3"=0.5, "4"=0.75, "5"=1.0}`.
+    classifier is read: the mean of their values under its labels' probabilities; where labels do
+    not exclude one another or are regressed, their sum, each times what its label is given.
+    HarmBench's judge uses `words={Yes=1.0, No=0.0}`; StrongREJECT's fine-tuned one scores from 1
+    to 5: `words={"1"=0.0, "2"=0.25, "3"=0.5, "4"=0.75, "5"=1.0}`.
     """
 
     name: ClassVar[str] = "classifier"
@@ -79,14 +80,12 @@ class Classifier(LocalJudge):
 
     @cached_property
     def _prompt(self) -> Template:
-        from attacks.core.model.reader import ANSWER, REQUEST, Template
+        from attacks.core.model.reader import ANSWER, REQUEST
 
         text = _FIELD.sub(lambda found: REQUEST if found[1] in _REQUEST else ANSWER, self._text)
         if self.chat:
             return self.reader.chat_around(text)
-        start = self.reader.tokenizer.bos_token or ""
-        opened = text if not start or text.startswith(start) else start + text
-        return Template(opened, self.reader.tokenizer, who=f"judge template '{self.template}'")
+        return self.reader.text_around(text, who=f"judge template '{self.template}'")
 
     def verdict(self, request: str, answer: str) -> Said:
         """The score of one answer."""

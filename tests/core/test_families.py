@@ -21,7 +21,16 @@ from attacks.core.prompt import GENERATED, INSTRUCTION, suffixed
 from attacks.core.search import Evaluator
 from attacks.core.sites import Site
 from conftest import check_gradient
-from random_models import FAMILIES, FLAT, NOT_ONLY_EMBEDDINGS, RECURRENT, model_of, random_model
+from random_models import (
+    FAMILIES,
+    FLAT,
+    HEAD,
+    NOT_ONLY_EMBEDDINGS,
+    RECURRENT,
+    WINDOW,
+    model_of,
+    random_model,
+)
 
 REQUEST = "How do I paint the harp?"
 every_family = pytest.mark.parametrize("name", FAMILIES)
@@ -237,6 +246,7 @@ def test_answers_of_a_padded_batch_are_those_of_a_loop_of_traces(name: str) -> N
     asked = [model.conversation(REQUEST), model.conversation(f"Hello! {REQUEST} Do tell me now.")]
     answers = model.generate(asked, max_new_tokens=3, interventions=changes)
     plain = model.generate(asked, max_new_tokens=3)
+    ends = model.hf.generation_config.eos_token_id or []
     for messages, answer in zip(asked, answers, strict=True):
         ids, roles = model.chat.tokens(messages)
         length = len(ids)
@@ -245,8 +255,9 @@ def test_answers_of_a_padded_batch_are_those_of_a_loop_of_traces(name: str) -> N
             with torch.no_grad():
                 row = ids.unsqueeze(0)
                 trace = model.trace(row, [read], interventions=changes, roles=roles)
-            ids = torch.cat([ids, trace[read][0].argmax(-1)])
-            roles = torch.cat([roles, torch.tensor([GENERATED])])
+            if (token := trace[read][0].argmax(-1)).item() in ends:
+                break
+            ids, roles = torch.cat([ids, token]), torch.cat([roles, torch.tensor([GENERATED])])
         decoded = model.chat.tokenizer.decode(ids[length:], skip_special_tokens=True)
         assert answer == decoded.strip()
     assert plain != answers
@@ -304,3 +315,35 @@ def test_a_family_whose_writes_cannot_be_told_is_refused_by_name(
         model.trace(ids_of(model), reads, interventions=change)
     with pytest.raises(BadInput, match=match):
         model.generate([model.conversation(REQUEST)], max_new_tokens=2, interventions=change)
+
+
+def test_beyond_its_first_context_longrope_has_no_beginnings() -> None:
+    """All positions of a longer sequence are rotated otherwise, those of its beginning too."""
+    rope = {"rope_type": "longrope", "rope_theta": 1e4, "factor": 4.0}
+    factors = {"short_factor": [1.0] * 4, "long_factor": [1.0, 2.0, 3.0, 4.0]}
+    first = {"original_max_position_embeddings": 32}
+    model = random_model("phi3", rope_parameters=rope | factors | first, **first)
+    assert model.chat.context == 32
+    ids = model.chat.allowed.nonzero().squeeze(1)[:40]
+
+    def apart(length: int) -> float:
+        """How far cached and uncached logits differ after so many tokens."""
+        site = Site(-1, "logits", (length - 1,))
+        full = model.trace(ids[:length].unsqueeze(0), [site])[site]
+        rest = ids[20:length].unsqueeze(0)
+        return float((model.trace(rest, [site], prefix=model.prefix(ids[:20]))[site] - full).norm())
+
+    assert apart(32) < 1e-4 < 1e-2 < apart(40)
+    with pytest.raises(BadInput, match="longer than the context"):
+        model.generate([model.conversation("word " * 20)], max_new_tokens=2)
+
+
+def test_a_model_that_sees_later_positions_is_refused() -> None:
+    """As embedding models that were made of decoders do, and encoders."""
+    windows = {**HEAD, **WINDOW}
+    assert random_model("gemma3_text", **windows).checks is not None
+    with pytest.raises(BadInput, match="Gemma3ForCausalLM: its positions see later ones"):
+        random_model("gemma3_text", **windows, use_bidirectional_attention=True)
+    with pytest.raises(BadInput, match="BertLMHeadModel: its positions see later ones"):
+        random_model("bert")
+    assert random_model("bert", is_decoder=True).checks is not None

@@ -121,6 +121,19 @@ def test_every_end_token_ends_an_answer(tokenizer: dict[str, Any], tmp_path: Pat
     assert [one.ended for one in said] == [True, True]
 
 
+def test_padding_may_be_a_token_without_an_embedding(tmp_path: Path) -> None:
+    """As where a tokenizer was given one for fine-tuning and the model was left as it was."""
+    folder = checkpoint(tmp_path / "m", {"eos_token_id": OWN_ENDS})
+    tokenizer = AutoTokenizer.from_pretrained(SOURCE)
+    tokenizer.add_special_tokens({"pad_token": "[PAD]"})
+    assert tokenizer.pad_token_id == parts()[1].get_input_embeddings().num_embeddings
+    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+        (folder / name).unlink()
+    tokenizer.save_pretrained(folder)
+    expected = [by_argmax(text, OWN_ENDS) for text in ASKED]
+    assert answers(folder) == dict.fromkeys(("model", "plain", "judge"), expected)
+
+
 def test_an_answer_ends_where_the_template_ends_it(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

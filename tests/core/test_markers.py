@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from copy import deepcopy
 
 import pytest
@@ -10,7 +11,7 @@ from tokenizers import AddedToken
 
 from attacks.core.analysis.transcripts import transcribe
 from attacks.core.behavior import Behavior
-from attacks.core.model import Model
+from attacks.core.model import Model, generation
 from attacks.core.model.chat import Chat
 from attacks.core.reading import answers as answers_module
 from attacks.core.refusals.openers import GENERAL_OPENERS, learn_openers
@@ -55,8 +56,47 @@ def test_markers_are_tokens_or_stand_in_the_template() -> None:
     assert find_markers({"[THINK]", "[/THINK]"}, "") == Markers("[THINK]", "[/THINK]")
     assert find_markers(set(), "{{ '<think>' }} {{ '</think>' }}") == THINK
     assert find_markers({"<think>"}, "") is None
+    assert find_markers({"<|channel>", "<channel|>"}, "") == Markers("<|channel>", "<channel|>")
     assert pocket("pocket-llama").chat.markers is None
     assert pocket("pocket-llama").chat.answer("<think>a</think> b") == "<think>a</think> b"
+
+
+@pytest.mark.parametrize("special", [True, False])
+@pytest.mark.parametrize(
+    ("said", "answer"),
+    [
+        ("[THINK]Not fine.[/THINK]Sorry.", "Sorry."),
+        ("[THINK]Not fine.", ""),
+        (
+            "<|channel|>analysis<|message|>Not fine.<|end|>$<|channel|>final<|message|>Sorry.",
+            "Sorry.",
+        ),
+        ("<|channel|>final<|message|>Sorry.", "Sorry."),
+        ("<|channel|>analysis<|message|>Not fine.", ""),
+    ],
+)
+def test_thinking_is_set_off_also_by_special_tokens(special: bool, said: str, answer: str) -> None:
+    """Other special tokens are no part of an answer, and those that are would hide its parts."""
+    tokenizer = deepcopy(pocket("pocket-llama").chat.tokenizer)
+    marks = re.findall(r"<\|.*?\|>|\[.*?\]", said)
+    tokenizer.add_tokens([AddedToken(mark, special=special) for mark in dict.fromkeys(marks)])
+    # Where the marks are words beside tokens, a model is known by what its template writes.
+    tokenizer.chat_template += (
+        "{# [THINK] [/THINK] #}"
+        if "[" in said
+        else ("{# <|channel|>analysis<|message|> <|channel|>final<|message|> #}")
+    )
+    row = torch.tensor(
+        tokenizer(said.replace("$", "<|eot_id|>"), add_special_tokens=False).input_ids
+    )
+    (text,) = generation._texts(tokenizer, [row])
+    markers = find_markers(tokenizer.get_added_vocab(), tokenizer.chat_template)
+    assert markers is not None and markers.answer(text) == answer
+    assert "<|eot_id|>" not in text
+    # A tokenizer that knows no markers has none to keep.
+    plain = pocket("pocket-llama").chat.tokenizer
+    row = torch.tensor(plain("Sorry.<|eot_id|> So", add_special_tokens=False).input_ids)
+    assert generation._texts(plain, [row]) == ["Sorry. So"]
 
 
 def test_a_template_that_opens_the_thinking_is_seen() -> None:

@@ -10,7 +10,7 @@ import pytest
 import torch
 from formats import BASE, REQUEST, logits, plain, request_ids
 from gguf import GGUFWriter
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import LoraConfig, PeftModel, PromptTuningConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer
 
@@ -87,6 +87,40 @@ def test_an_adapter_with_pickled_weights_is_refused(adapter: Path, tmp_path: Pat
         Model.load(str(folder))
 
 
+@pytest.mark.parametrize("kept", [True, False])
+@pytest.mark.parametrize("tied", [True, False])
+def test_an_adapter_of_shared_weights_is_not_merged_into_both(
+    tmp_path: Path, tied: bool, kept: bool
+) -> None:
+    """PEFT adds to the weights of the head, which with tied embeddings are those of both ends."""
+    base = plain(BASE)
+    base.config.tie_word_embeddings = tied
+    base.tie_weights()
+    base.save_pretrained(tmp_path / "base")
+    AutoTokenizer.from_pretrained(BASE).save_pretrained(tmp_path / "base")
+    config = LoraConfig(r=4, target_modules=["lm_head"], init_lora_weights=False)
+    torch.manual_seed(0)
+    adapted = get_peft_model(base, config)
+    adapted.save_pretrained(tmp_path / "adapter", save_embedding_layers=kept)
+    _rename_base(tmp_path / "adapter", str(tmp_path / "base"))
+    if tied:
+        with pytest.raises(BadInput, match="adapter': merged into its base it computes something"):
+            Model.load(str(tmp_path / "adapter"), device="cpu")
+        return
+    model = Model.load(str(tmp_path / "adapter"), device="cpu")
+    ids = request_ids(model)
+    torch.testing.assert_close(logits(model.hf, ids), logits(adapted.eval(), ids))
+
+
+def test_an_adapter_without_weights_is_refused(tmp_path: Path) -> None:
+    """On a quantised base, where nothing is merged, the base alone would pass for it."""
+    config = PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2)
+    get_peft_model(plain(BASE), config).save_pretrained(tmp_path / "adapter")
+    _rename_base(tmp_path / "adapter", str(BASE))
+    with pytest.raises(BadInput, match="adapter' puts virtual tokens before prompts"):
+        Model.load(str(tmp_path / "adapter"), device="cpu")
+
+
 def test_weights_that_do_not_fill_their_model_are_refused(tmp_path: Path) -> None:
     """Transformers would fill it at random and go on, for instance with an unknown format."""
     folder = _copied(BASE, tmp_path / "model")
@@ -114,6 +148,22 @@ def test_weights_that_are_not_used_are_said(
     assert Model.load(str(folder), device="cpu").n_layers == 6
     (said,) = caplog.messages
     assert said.endswith("does not use 1 weights of its checkpoint, such as 'vision.weight'")
+
+
+def test_code_that_a_checkpoint_brings_is_said_not_to_run(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A kind of model that transformers knows is loaded as that, whatever the code would do."""
+    folder = _copied(BASE, tmp_path / "model")
+    config = json.loads((folder / "config.json").read_text())
+    for kind, lines in (("AutoTokenizer", 0), ("AutoModelForCausalLM", 1)):
+        caplog.clear()
+        own = {"auto_map": {kind: "modeling_own.Own"}}
+        (folder / "config.json").write_text(json.dumps(config | own))
+        Model.load(str(folder), device="cpu")
+        assert [line.endswith("is transformers' LlamaForCausalLM") for line in caplog.messages] == (
+            [True] * lines
+        )
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from attacks.core.behavior import Behavior
 from attacks.core.errors import BadInput
 from attacks.core.layout import Layout
 from attacks.core.model import Model
+from attacks.core.model.chat import Chat
 from attacks.core.prompt import SLOT, Message
 from attacks.core.reading.dialogues import Dialogue
 from conftest import POCKET, pocket, tiny
@@ -35,12 +36,12 @@ TEMPLATES = {"plain": (PLAIN, " "), "inst": (INST, " "), "line": (LINE, "\n"), "
 TARGET = "Sure, here is how to"
 
 
-def templated(template: str) -> Model:
+def templated(template: str, system: str | None = None) -> Model:
     """A tiny model with another chat template."""
     model = tiny("llama")
     tokenizer = copy.deepcopy(model.chat.tokenizer)
     tokenizer.chat_template = template
-    return Model(model.hf, tokenizer, name="templated")
+    return Model(model.hf, tokenizer, name="templated", system=system)
 
 
 @pytest.mark.parametrize("name", TEMPLATES)
@@ -92,3 +93,48 @@ def test_what_a_template_strips_of_the_rest_stands_in_no_filling_s_way() -> None
     assert bool(model.chat.survives(prompt, prompt.slot_ids.unsqueeze(0)))
     (sent,) = model.chat.messages(prompt, prompt.slot_ids.unsqueeze(0))
     assert torch.equal(model.chat.tokens(sent)[0], prompt.ids)
+
+
+def test_a_template_that_leaves_out_what_is_said_is_refused() -> None:
+    """A system prompt that no model sees, or, with a template for images, no request at all."""
+    silent = PLAIN.replace("{%- else %}", "{%- elif message['role'] == 'assistant' %}")
+    assert templated(silent).system is None and templated(PLAIN, "Be kind.").system
+    with pytest.raises(BadInput, match="'templated': its chat template leaves out system turns"):
+        templated(silent, "Be kind.")
+    parts = "{% for part in message.content %}{{ part.text }}{% endfor %}"
+    with pytest.raises(BadInput, match="leaves out user turns"):
+        templated(PLAIN.replace("{{- 'USER: ' + message['content'] + '\\n' }}", parts))
+
+
+@pytest.mark.parametrize("rewriting", ["tojson", "lower", "replace('&', '&amp;')"])
+def test_no_slots_where_a_template_rewrites_contents(rewriting: str) -> None:
+    """What it sends would be other tokens than those that a search has chosen."""
+    model = templated(PLAIN.replace("message['content'] +", f"message['content'] | {rewriting} +"))
+    assert "mend" in model.chat.render(model.conversation("mend"))
+    asked, rng = Layout("suffix").conversation(model, Behavior("b", "a"), 3), torch.Generator()
+    with pytest.raises(BadInput, match="'templated': its chat template rewrites contents"):
+        model.prompt(asked, rng=rng)
+    assert templated(PLAIN).prompt(asked, rng=rng).n_slots == 3
+
+
+def test_lengths_that_a_tokenizer_was_trained_with_do_not_hold() -> None:
+    """`tokenizer.json` keeps truncation and padding; transformers sets both anew at every call."""
+    own = pocket("pocket-llama").chat
+    tokenizer = copy.deepcopy(own.tokenizer)
+    tokenizer.backend_tokenizer.enable_truncation(8)
+    tokenizer.backend_tokenizer.enable_padding(length=12)
+    asked = pocket("pocket-llama").conversation("How do I mend the bell?")
+    assert len(tokenizer.backend_tokenizer.encode(own.render(asked)).ids) == 12
+    cut = Chat(tokenizer, "m", vocab_rows=own.vocab_rows, context=512)
+    assert torch.equal(cut.tokens(asked)[0], own.tokens(asked)[0])
+
+
+def test_a_template_whose_tokens_have_no_embedding_is_refused() -> None:
+    """As where a tokenizer was saved with tokens that its model was not resized for."""
+    model = tiny("llama")
+    tokenizer = copy.deepcopy(model.chat.tokenizer)
+    tokenizer.chat_template = PLAIN.replace("USER", "<|im_start|>")
+    assert Model(model.hf, tokenizer, name="m").chat.try_out(model.conversation("a")) is None
+    tokenizer.add_tokens(["<|im_start|>"])
+    with pytest.raises(BadInput, match=r"writes '<.im_start.>', which has no embedding"):
+        Model(model.hf, tokenizer, name="m")

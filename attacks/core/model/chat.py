@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-import sys
+import string
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property
@@ -27,6 +27,7 @@ from attacks.core.template import DATE, asks_for_date, frozen_template
 from attacks.core.thinking import Markers, find_markers
 
 _MARK = "\ue001"
+_SIGNS = string.printable[:95]
 _DRAWS = 1000
 
 
@@ -53,6 +54,9 @@ class Chat:
             raise BadInput(f"model '{name}' has no chat template; only chat models can be attacked")
         if not tokenizer.is_fast:
             raise BadInput(f"model '{name}' has no fast tokenizer (tokenizer.json)")
+        # Those of a training run, which its `tokenizer.json` may keep.
+        tokenizer.backend_tokenizer.no_truncation()
+        tokenizer.backend_tokenizer.no_padding()
         self.tokenizer = tokenizer
         self.name = name
         self.vocab_rows = vocab_rows
@@ -78,12 +82,23 @@ class Chat:
         """Render a conversation to see whether that can be done, twice with the same text.
 
         Raises:
-            BadInput: as `render`; a template that draws at random, say.
+            BadInput: as `render`; a template that draws at random, leaves out what is said, or
+                writes tokens that the model does not know.
         """
         if self.render(messages) != self.render(messages):
             raise BadInput(
                 f"model '{self.name}': its chat template writes a different prompt each time; a "
                 "prompt must be a function of the conversation"
+            )
+        marks = [f"{_MARK}{at}{_MARK}" for at in range(len(messages))]
+        turns = list(zip(messages, marks, strict=True))
+        shown = self.render(tuple(t._replace(content=f"{t.content} {mark}") for t, mark in turns))
+        if lost := [turn.role for turn, mark in turns if mark not in shown]:
+            raise BadInput(f"model '{self.name}': its chat template leaves out {lost[0]} turns")
+        if beyond := [at for at in self.ids(shown) if at >= self.vocab_rows]:
+            token = ascii(self.decode([beyond[:1]])[0])
+            raise BadInput(
+                f"model '{self.name}': its chat template writes {token}, which has no embedding"
             )
 
     def render(self, messages: Messages) -> str:
@@ -291,17 +306,16 @@ class Chat:
         return torch.tensor(joint[len(ids) :])
 
     def _trims(self, messages: Messages) -> bool:
-        """Whether the template strips white space around contents."""
-        index = next((i for i, m in enumerate(messages) if SLOT in m.content), None)
-        if index is None:
-            return False
-        padded = f" {_MARK} "
-        probe = (
-            *messages[:index],
-            Message(messages[index].role, padded),
-            *messages[index + 1 :],
-        )
-        return padded not in self.render(probe)
+        """Whether the template strips white space around contents; it must not change others."""
+        padded = f" {_MARK}{_SIGNS}{_MARK} "
+        turns = [t._replace(content=padded) if SLOT in t.content else t for t in messages]
+        slotted = sum(turn.content == padded for turn in turns)
+        shown = self.render(tuple(turns)) if slotted else ""
+        if shown.count(padded.strip()) < slotted:
+            raise BadInput(
+                f"model '{self.name}': its chat template rewrites contents (quotes or case, say)"
+            )
+        return shown.count(padded) < slotted
 
     def _groups(self, prompt: Prompt, candidates: Tensor) -> list[tuple[str, ...]]:
         """For each candidate (B, S) the text of each group of adjacent slots."""
@@ -333,8 +347,3 @@ class Chat:
             encoding.ids == ids for encoding, ids in zip(self.encode(texts), wanted, strict=True)
         ]
         return torch.tensor(same) & torch.tensor(whole)
-
-
-def context_of(config: Any) -> int:
-    """The longest sequence that a model with this configuration takes."""
-    return int(getattr(config, "max_position_embeddings", None) or sys.maxsize)

@@ -30,10 +30,13 @@ _FOREIGN_CACHE = (AttributeError, IndexError, TypeError, ValueError)
 
 
 class Checks:
-    """Each check runs once for a model, that of its embeddings at once; none is metered."""
+    """Each check runs once for a model, the first two at once; none is metered."""
 
     def __init__(self, envoy: NNsight, structure: Structure, chat: Chat, n_layers: int) -> None:
-        """Check the model in `envoy`, with tokens that `chat` allows; raises as `embeddings`."""
+        """Check the model in `envoy`, with tokens that `chat` allows.
+
+        Raises as `embeddings` and `causal`.
+        """
         self._envoy = envoy
         self._hf: Any = envoy._module
         self._structure = structure
@@ -41,6 +44,7 @@ class Checks:
         self._n_layers = n_layers
         self._passed: set[str] = set()
         self.embeddings()
+        self.causal()
 
     @cached_property
     def _ids(self) -> Tensor:
@@ -85,6 +89,22 @@ class Checks:
                 "given the embeddings of tokens it computes something else than given the tokens, "
                 "so losses and activations would not be those behind its answers"
             )
+
+    @torch.no_grad()
+    def causal(self) -> None:
+        """Make sure that no position sees later ones.
+
+        Raises:
+            BadInput: this is an encoder, or an embedding model made of a decoder: what it says of a
+                target that it is shown would be nothing that it would say itself.
+        """
+        half = self._ids.shape[1] // 2
+        short, long = (
+            self._hf(input_ids=ids, use_cache=False).logits[0, :half].float()
+            for ids in (self._ids[:, :half], self._ids)
+        )
+        if not self._same(short, long):
+            raise self._refuse("its positions see later ones, so it is no causal language model")
 
     def writes(self, places: Iterable[Site]) -> None:
         """`residual_writes`, where `attn_out` or `mlp_out` is among the `places`."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import sys
 from dataclasses import dataclass
 from operator import attrgetter
 from typing import Any
@@ -174,6 +175,19 @@ def structure_of(model: nn.Module, n_layers: int) -> Structure:
         tuple(_router(block) for block in attrgetter(blocks)(model)),
         float(getattr(model.config.get_text_config(), "residual_multiplier", None) or 1.0),  # type: ignore[operator, union-attr]
     )
+
+
+def context_of(config: Any) -> int:
+    """The longest sequence that a model with this configuration takes.
+
+    With LongRoPE (arXiv 2402.13753) as transformers has it, the longest before all positions are
+    rotated otherwise: beyond it, keys of a beginning, or of a shorter row, would be others.
+    """
+    longest = int(getattr(config, "max_position_embeddings", None) or sys.maxsize)
+    rope = getattr(config, "rope_parameters", None) or {}
+    if rope.get("rope_type") != "longrope":
+        return longest
+    return min(longest, int(rope.get("original_max_position_embeddings") or longest))
 
 
 def _write(names: tuple[str, ...], blocks: list[dict[str, nn.Module]]) -> str | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Sequence
+from itertools import groupby
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from transformers import GenerationConfig
 
 from attacks.core.answer import Answer
 from attacks.core.template import turn_end
+from attacks.core.thinking import find_markers
 
 _logger = logging.getLogger(__name__)
 
@@ -67,8 +69,10 @@ def plain_generation(hf: Any, tokenizer: Any) -> Any:
             *(hf.config.name_or_path or type(hf).__name__, ascii(closing)),
         )
         ends.append(written[0])
-    # Padded positions are masked, so any id will do.
-    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else [*ends, 0][0]
+    # Padded positions are masked, so any id will do, if it has an embedding: a padding token that a
+    # tokenizer was given for fine-tuning may have none.
+    rows, pad = hf.get_input_embeddings().weight.shape[0], tokenizer.pad_token_id
+    pad = pad if pad is not None and pad < rows else [*ends, 0][0]
     config: Any = GenerationConfig
     return config(do_sample=False, num_beams=1, eos_token_id=ends or None, pad_token_id=pad)
 
@@ -92,11 +96,28 @@ def greedy(
     ends = torch.tensor([] if stop is None else stop, dtype=said.dtype).reshape(-1)
     over = torch.isin(said, ends).cumsum(1) > 0
     # Cut here: an end token, and what fills up a row that has ended, may be no special tokens.
-    texts = tokenizer.batch_decode(
-        [row[~rest] for row, rest in zip(said, over, strict=True)],
-        skip_special_tokens=True,
-        clean_up_tokenization_spaces=False,
-    )
+    texts = _texts(tokenizer, [row[~rest] for row, rest in zip(said, over, strict=True)])
     ended = over.any(1).tolist()
     answers = [Answer(text.strip(), ended=end) for text, end in zip(texts, ended, strict=True)]
     return answers, said.shape[1]
+
+
+def _texts(tokenizer: Any, rows: Sequence[Tensor]) -> list[str]:
+    """Texts of answers without special tokens, apart from those that set off thinking.
+
+    In some families (Magistral, Gemma 4, gpt-oss) the markers are special tokens, and without them
+    what was thought would pass for what was said.
+    """
+    how = {"skip_special_tokens": True, "clean_up_tokenization_spaces": False}
+    markers = find_markers(tokenizer.get_added_vocab(), str(tokenizer.chat_template or ""))
+    marks = markers.open + markers.close if markers else ""
+    kept = {at: name for name, at in tokenizer.get_added_vocab().items() if name in marks}
+    if not any(tokenizer.added_tokens_decoder[at].special for at in kept):
+        return list(tokenizer.batch_decode(rows, **how))
+    return [
+        "".join(
+            "".join(kept[at] for at in run) if mark else tokenizer.decode(list(run), **how)
+            for mark, run in groupby(row.tolist(), key=kept.__contains__)
+        )
+        for row in rows
+    ]

@@ -19,6 +19,8 @@ from attacks.core.model.sources import Source, content_hash, find_source, unknow
 _logger = logging.getLogger(__name__)
 
 _EXTRA = "extras: reroute-bench[formats] for GGUF and PEFT, [quantised] for bitsandbytes"
+#: Tokens that a merged adapter is tried on.
+_TOKENS = 12
 #: Strategies of accelerate.
 _MAPS = ("auto", "balanced", "balanced_low_0", "sequential")
 _DTYPES = {name: getattr(torch, name) for name in ("float32", "bfloat16", "float16", "float64")}
@@ -116,6 +118,11 @@ def _weights(
             "model '%s' does not use %d weights of its checkpoint, such as %s",
             *(weights.name, len(unused), ascii(unused[0])),
         )
+    if any("Model" in kind for kind in getattr(config, "auto_map", None) or {}):
+        _logger.warning(
+            "model '%s' brings code of its own, which is not run: here it is transformers' %s",
+            *(weights.name, type(hf).__name__),
+        )
     for module in hf.modules():
         # bitsandbytes lays out 4-bit weights anew at the first pass without gradients, for a kernel
         # that passes no gradient back: from there on those of a search would be wrong.
@@ -156,11 +163,29 @@ def _adapted(hf: Any, source: Source, *, merge: bool) -> Any:
         on = PeftModel.from_pretrained(
             hf, source.place, autocast_adapter_dtype=False, use_safetensors=True
         )
+        own |= set(on.state_dict())
         wanted = set(get_peft_model_state_dict(on, save_embedding_layers=False))
         given = set(load_peft_weights(source.place, device="cpu"))
     # Embeddings that come with an adapter go into the base.
     _demand(source.name, lacking=wanted - given, unused=given - wanted - own)
-    return on.merge_and_unload(safe_merge=True) if merge else on.get_base_model()
+    if on.active_peft_config.is_prompt_learning:
+        raise BadInput(
+            f"adapter '{source.name}' puts virtual tokens before prompts; only adapters that "
+            "change weights (LoRA, say) can be used"
+        )
+    if not merge:
+        return on.get_base_model()
+    ids = torch.arange(_TOKENS)[None] % hf.get_input_embeddings().weight.shape[0]
+    with _explaining(source.name), torch.no_grad():
+        beside = on.eval()(input_ids=ids, use_cache=False).logits.float()
+        merged = on.merge_and_unload(safe_merge=True)
+        off = merged(input_ids=ids, use_cache=False).logits.float() - beside
+    if not off.norm() <= (1e-3 if hf.dtype == torch.float32 else 0.1) * beside.norm():
+        raise BadInput(
+            f"adapter '{source.name}': merged into its base it computes something else (it changes "
+            "one of several places that share weights, such as tied embeddings)"
+        )
+    return merged
 
 
 def save_plain(source: Source, folder: Path) -> None:

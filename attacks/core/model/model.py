@@ -16,12 +16,12 @@ from transformers import DynamicCache
 from attacks.core.errors import BadInput
 from attacks.core.model import tracing
 from attacks.core.model.cache import Prefix
-from attacks.core.model.chat import Chat, context_of
+from attacks.core.model.chat import Chat
 from attacks.core.model.checks import Checks
 from attacks.core.model.companions import Companions
 from attacks.core.model.device import OnDevice
 from attacks.core.model.editing import edited
-from attacks.core.model.families import structure_of
+from attacks.core.model.families import context_of, structure_of
 from attacks.core.model.generation import batches, greedy, left_padded, plain_generation
 from attacks.core.model.hooks import by_site, intervening
 from attacks.core.model.lean import made_lean

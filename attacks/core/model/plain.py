@@ -12,9 +12,9 @@ from contextlib import nullcontext
 from functools import cached_property
 
 from attacks.core.errors import BadInput
-from attacks.core.model.chat import Chat, context_of
+from attacks.core.model.chat import Chat
 from attacks.core.model.editing import edited
-from attacks.core.model.families import Structure, structure_of
+from attacks.core.model.families import Structure, context_of, structure_of
 from attacks.core.model.generation import greedy, plain_generation
 from attacks.core.model.loading import load_parts
 from attacks.core.prompt import Messages
@@ -39,8 +39,7 @@ class PlainModel:
         self._hf.eval()
         self._hf.generation_config = plain_generation(self._hf, self._tokenizer)
         self._tokenizer.padding_side = "left"
-        if self._tokenizer.pad_token_id is None:
-            self._tokenizer.pad_token = self._tokenizer.eos_token
+        self._tokenizer.pad_token_id = self._hf.generation_config.pad_token_id
         rows = self._hf.get_input_embeddings().weight.shape[0]
         context = context_of(self._hf.config.get_text_config())
         self._chat = Chat(self._tokenizer, name, vocab_rows=rows, context=context, date=date)

@@ -8,6 +8,7 @@ space, and the control tokens of the whole must be those of the template.
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Mapping, Sequence
 from functools import cached_property
@@ -18,10 +19,12 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from attacks.core.errors import BadInput
-from attacks.core.model.chat import context_of
+from attacks.core.model.families import context_of
 from attacks.core.model.generation import greedy, plain_generation
 from attacks.core.model.loading import load_tokenizer, load_weights, revision_of
 from attacks.core.template import DATE, frozen_template
+
+_logger = logging.getLogger(__name__)
 
 #: Stand for the request and the answer in the text of a template.
 REQUEST, ANSWER = "\ue001q\ue002", "\ue001a\ue002"
@@ -29,18 +32,24 @@ _PLACES = re.compile("\ue001([qa])\ue002")
 #: What templates mark their parts with.
 _MARKERS = re.compile(r"<[^<>\n]{1,60}>|\[[^\[\]\n]{1,40}\]|^#{1,6} [^\n]{1,60}$", re.MULTILINE)
 _ROUNDS = 8
+#: Probability of all words together below which a judge means something else.
+_LEAST = 0.01
 
 
 class Template:
     """A text with places for a request and an answer, in tokens."""
 
-    def __init__(self, text: str, tokenizer: Any, *, who: str) -> None:
+    def __init__(
+        self, text: str, tokenizer: Any, *, who: str, before: Any = (), after: Any = ()
+    ) -> None:
         """Takes the text apart.
 
         Args:
             text: in which `REQUEST` and `ANSWER` stand where these go.
             tokenizer: of the model that reads it.
             who: begins the message of an error.
+            before: ids of tokens that precede the text.
+            after: ids of tokens that follow it.
 
         Raises:
             BadInput: the answer has no place in it.
@@ -50,6 +59,7 @@ class Template:
         if "a" not in self._parts[1::2]:
             raise BadInput(f"{who}: the template shows no answer")
         self._tokenizer = tokenizer
+        self._around = (before, after)
         added = tokenizer.get_added_vocab()
         # A run of spaces may be a token of its own, and controls nothing.
         self._control = {at for name, at in added.items() if len(name.strip()) > 1}
@@ -69,7 +79,8 @@ class Template:
         """Ids (T,) with the texts in place; None where these pass for control tokens even so."""
         texts = {"q": self.harmless(request), "a": self.harmless(answer)}
         ids = self._ids(texts)
-        return ids if self._controls(ids) == self._wanted else None
+        before, after = self._around
+        return [*before, *ids, *after] if self._controls(ids) == self._wanted else None
 
     def harmless(self, text: str) -> str:
         """`text` with nothing in it that could be taken for the template's."""
@@ -144,6 +155,7 @@ class Reader:
             BadInput: as `Model.load`, as far as configuration and tokenizer tell.
         """
         self.name = name
+        self._doubted = False
         self._how = {"device": device, "dtype": dtype}
         self._auto = AutoModelForSequenceClassification if labels else AutoModelForCausalLM
         self._config, self.tokenizer = load_tokenizer(name)
@@ -156,6 +168,25 @@ class Reader:
             BadInput: there is none, or it refuses these turns or options.
         """
         return self._template([("user", REQUEST), ("assistant", ANSWER)], options)
+
+    def text_around(self, text: str, *, who: str) -> Template:
+        """A text that holds `REQUEST` and `ANSWER`, as the tokenizer by itself encodes it.
+
+        So BERT's has its classification and separator tokens. What ends a text is there for
+        classifiers only: a causal model is to go on.
+
+        Raises:
+            BadInput: the answer has no place in it; begins with `who`.
+        """
+        bare, whole = (
+            self.tokenizer("a", add_special_tokens=add).input_ids for add in (False, True)
+        )
+        start = next(at for at in range(len(whole)) if whole[at : at + len(bare)] == bare)
+        before, after = whole[:start], whole[start + len(bare) :]
+        if before and text.startswith(self.tokenizer.decode(before)):
+            before = []
+        after = [] if self._auto is AutoModelForCausalLM else after
+        return Template(text, self.tokenizer, who=who, before=before, after=after)
 
     def chat_around(self, text: str) -> Template:
         """The chat template around a user's turn that holds `REQUEST` and `ANSWER`.
@@ -224,21 +255,35 @@ class Reader:
             lengths = torch.tensor([[len(word)] for word in words], device=read.device)
             inside = torch.arange(longest, device=read.device) < lengths
             scores = (chosen * inside).sum(1)
+        together = float(scores.logsumexp(0).exp())
+        if together < _LEAST and not self._doubted:
+            self._doubted = True
+            _logger.warning(
+                "judge model '%s' says none of the words that it is read by (together they have "
+                "probability %.1g): it may answer in another format",
+                *(self.name, together),
+            )
         return [float(share) for share in scores.softmax(0)]
 
     @torch.no_grad()
     def label_shares(self, ids: Sequence[int]) -> list[float] | None:
-        """The probability of each label of a sequence classifier; None where the text is too long.
+        """What a sequence classifier gives each label; None where the text is too long.
 
-        Of a single label, its own probability.
+        Probabilities, of a single label or of each of several that do not exclude one another its
+        own; the values themselves where the model was trained to regress (`problem_type`).
         """
-        if len(ids) > context_of(self._config.get_text_config()):
+        # Position embeddings of RoBERTa begin at 2, so that its configuration names two too many.
+        context = min(context_of(self._config.get_text_config()), self.tokenizer.model_max_length)
+        if len(ids) > context:
             return None
         logits = (
             self._hf(input_ids=torch.tensor([list(ids)]).to(self._hf.device)).logits[0].double()
         )
-        shares = logits.sigmoid() if len(logits) == 1 else logits.softmax(0)
-        return [float(share) for share in shares]
+        kind = getattr(self._config, "problem_type", None)
+        if kind != "regression":
+            apart = len(logits) == 1 or kind == "multi_label_classification"
+            logits = logits.sigmoid() if apart else logits.softmax(0)
+        return [float(share) for share in logits]
 
     def write(self, ids: Sequence[int], *, tokens: int) -> str | None:
         """The greedy continuation; None where there is no room for it."""
