@@ -67,9 +67,10 @@ class Classifier(LocalJudge):
         return bool(self.labels)
 
     def reading(self) -> Mapping[str, Any]:
-        """The template's hash, and what is read."""
+        """The template's hash, whose special tokens surround it, and what is read."""
         read = {"labels": list(self.labels)} if self.labels else {"words": dict(self.words)}
-        return {"template": digest(self._text), "lead": self.lead, "chat": self.chat, **read}
+        about = {"lead": self.lead, "chat": self.chat, "special": "tokenizer"}
+        return {"template": digest(self._text), **about, **read}
 
     @cached_property
     def _text(self) -> str:

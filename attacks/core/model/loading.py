@@ -175,7 +175,8 @@ def _adapted(hf: Any, source: Source, *, merge: bool) -> Any:
         )
     if not merge:
         return on.get_base_model()
-    ids = torch.arange(_TOKENS)[None] % hf.get_input_embeddings().weight.shape[0]
+    table = hf.get_input_embeddings().weight
+    ids = torch.arange(_TOKENS, device=table.device)[None] % len(table)
     with _explaining(source.name), torch.no_grad():
         beside = on.eval()(input_ids=ids, use_cache=False).logits.float()
         merged = on.merge_and_unload(safe_merge=True)
