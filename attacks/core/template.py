@@ -13,8 +13,8 @@ from attacks.core.errors import BadInput
 #: do): the same request must have the same tokens tomorrow. Records name it in their revision.
 DATE = "2024-07-26"
 _ASKS = "strftime_now"
-#: Stands for an answer; in no template.
-_MARK = "\ue001"
+#: Stands for what is said in a turn; in no template.
+MARK = "\ue001"
 
 
 def asks_for_date(template: str) -> bool:
@@ -51,12 +51,12 @@ def turn_end(tokenizer: Any) -> tuple[str, list[int]]:
 
     Only a token that was added to the vocabulary counts as an end: text may be in any answer.
     """
-    turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": _MARK}]
+    turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": MARK}]
     try:
         written = str(tokenizer.apply_chat_template(turns, tokenize=False))
     except Exception:  # A template is somebody else's program, and this one wants other turns.
         return "", []
-    rest = written.rpartition(_MARK)[2].strip()
+    rest = written.rpartition(MARK)[2].strip()
     ids = tokenizer(rest, add_special_tokens=False)["input_ids"]
     first = tokenizer.convert_ids_to_tokens(ids[:1])
     return (first[0] if first and first[0] in tokenizer.get_added_vocab() else ""), ids

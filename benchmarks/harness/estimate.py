@@ -89,7 +89,7 @@ def estimate(plan: Plan, out: Path, *, workers: int) -> list[str]:
                     line += f" after {_clock(cost.prepare)} of fitting"
             lines.append(f"{line} ({origin})" if left else line)
     note = f" and {unknown} cells of unknown length" if unknown else ""
-    if cells and any(stance for attack in plan.attacks for stance in plan.stances(attack)):
+    if cells and any(plan.defenses):
         note += ", without what defences take"
     lines.append(_detectable(plan))
     whole = fitting + total / workers

@@ -23,10 +23,9 @@ from attacks.core.prompt import (
     Messages,
     Prompt,
 )
-from attacks.core.template import DATE, asks_for_date, frozen_template
+from attacks.core.template import DATE, MARK, asks_for_date, frozen_template
 from attacks.core.thinking import Markers, find_markers
 
-_MARK = "\ue001"
 _SIGNS = string.printable[:95]
 _DRAWS = 1000
 
@@ -90,7 +89,7 @@ class Chat:
                 f"model '{self.name}': its chat template writes a different prompt each time; a "
                 "prompt must be a function of the conversation"
             )
-        marks = [f"{_MARK}{at}{_MARK}" for at in range(len(messages))]
+        marks = [f"{MARK}{at}{MARK}" for at in range(len(messages))]
         turns = list(zip(messages, marks, strict=True))
         shown = self.render(tuple(t._replace(content=f"{t.content} {mark}") for t, mark in turns))
         if lost := [turn.role for turn, mark in turns if mark not in shown]:
@@ -134,8 +133,8 @@ class Chat:
         """
         asked = (Message("user", "a"),)
         try:
-            answered = self.render((*asked, Message("assistant", _MARK)))
-            before, after = self.render(asked), answered.partition(_MARK)[0]
+            answered = self.render((*asked, Message("assistant", MARK)))
+            before, after = self.render(asked), answered.partition(MARK)[0]
         except BadInput:
             return ""
         lead = after.removeprefix(before) if after.startswith(before) else ""
@@ -150,8 +149,8 @@ class Chat:
     def _around(self, messages: Messages) -> tuple[str, str]:
         """The rendered conversation before and after the last user message."""
         last = max(i for i, message in enumerate(messages) if message.role == "user")
-        marked = (*messages[:last], Message("user", _MARK), *messages[last + 1 :])
-        before, _, after = self.render(marked).partition(_MARK)
+        marked = (*messages[:last], Message("user", MARK), *messages[last + 1 :])
+        before, _, after = self.render(marked).partition(MARK)
         return before, after
 
     def encode(self, texts: Sequence[str]) -> list[Any]:
@@ -195,8 +194,8 @@ class Chat:
         before, after = self._around(messages)
         start, end, answer = len(before), len(text) - len(after), len(text)
         if messages[-1].role == "assistant":
-            opened = self.render((*messages[:-1], Message("assistant", _MARK)))
-            answer = len(opened.partition(_MARK)[0])
+            opened = self.render((*messages[:-1], Message("assistant", MARK)))
+            answer = len(opened.partition(MARK)[0])
 
         def role(begin: int, stop: int) -> int:
             if begin < start:
@@ -307,7 +306,7 @@ class Chat:
 
     def _trims(self, messages: Messages) -> bool:
         """Whether the template strips white space around contents; it must not change others."""
-        padded = f" {_MARK}{_SIGNS}{_MARK} "
+        padded = f" {MARK}{_SIGNS}{MARK} "
         turns = [t._replace(content=padded) if SLOT in t.content else t for t in messages]
         slotted = sum(turn.content == padded for turn in turns)
         shown = self.render(tuple(turns)) if slotted else ""

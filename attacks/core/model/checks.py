@@ -43,8 +43,9 @@ class Checks:
         self._chat = chat
         self._n_layers = n_layers
         self._passed: set[str] = set()
-        self.embeddings()
-        self.causal()
+        whole = self._logits(input_ids=self._ids)
+        self.embeddings(whole)
+        self.causal(whole)
 
     @cached_property
     def _ids(self) -> Tensor:
@@ -73,37 +74,36 @@ class Checks:
         return bool(errors.median() < (1e-3 if exact else 0.1))
 
     @torch.no_grad()
-    def embeddings(self) -> None:
+    def _logits(self, **inputs: Tensor) -> Tensor:
+        """(T, V) float32."""
+        logits: Tensor = self._hf(**inputs, use_cache=False).logits[0].float()
+        return logits
+
+    def embeddings(self, whole: Tensor) -> None:
         """Make sure that the embeddings of tokens are to the model what the tokens are.
 
-        Losses and activations are computed from embeddings, and answers from tokens.
+        Losses and activations are computed from embeddings, and answers from tokens, whose logits
+        are `whole` (T, V).
 
         Raises:
             BadInput: this family reads more of a token than its embedding (Gemma 3n), or scales the
                 embeddings of tokens only (Falcon-H1): the two would be of different models.
         """
-        given = ({"input_ids": self._ids}, {"inputs_embeds": self._embedded})
-        tokens, embeddings = (self._hf(**inputs, use_cache=False).logits[0] for inputs in given)
-        if not self._same(embeddings.float(), tokens.float()):
+        if not self._same(self._logits(inputs_embeds=self._embedded), whole):
             raise self._refuse(
                 "given the embeddings of tokens it computes something else than given the tokens, "
                 "so losses and activations would not be those behind its answers"
             )
 
-    @torch.no_grad()
-    def causal(self) -> None:
-        """Make sure that no position sees later ones.
+    def causal(self, whole: Tensor) -> None:
+        """Make sure that no position sees later ones; `whole` (T, V) are the logits of all tokens.
 
         Raises:
             BadInput: this is an encoder, or an embedding model made of a decoder: what it says of a
                 target that it is shown would be nothing that it would say itself.
         """
         half = self._ids.shape[1] // 2
-        short, long = (
-            self._hf(input_ids=ids, use_cache=False).logits[0, :half].float()
-            for ids in (self._ids[:, :half], self._ids)
-        )
-        if not self._same(short, long):
+        if not self._same(self._logits(input_ids=self._ids[:, :half]), whole[:half]):
             raise self._refuse("its positions see later ones, so it is no causal language model")
 
     def writes(self, places: Iterable[Site]) -> None:
