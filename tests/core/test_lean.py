@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from transformers import GPT2Config, GPT2LMHeadModel
 from transformers.models.llama import modeling_llama as llama
 
 from attacks.core.model import Model, lean
@@ -132,7 +133,19 @@ def test_what_does_not_compute_the_same_is_left_as_it_is(monkeypatch: pytest.Mon
     for forwards, changed in ((lean._FORWARDS, 3), ({off: (llama.LlamaMLP,)}, 0)):
         monkeypatch.setattr(lean, "_FORWARDS", forwards)
         model = lean.made_lean(llama.LlamaForCausalLM(config).eval())
-        assert sum("forward" in vars(module) for module in model.modules()) == changed
+        assert sum("forward" in vars(module) for module in model.model.modules()) == changed
+
+
+@pytest.mark.parametrize("rows", [1, 3])
+def test_a_head_takes_the_last_positions_of_a_batch_as_one_matrix(rows: int) -> None:
+    """In a product of batches, torch would repeat the weights of the vocabulary for each row."""
+    config = GPT2Config(n_embd=8, n_head=2, n_layer=1, vocab_size=40)
+    head = lean.made_lean(GPT2LMHeadModel(config).eval()).lm_head
+    last = torch.randn(rows, 5, 8)[:, -2:]
+    with torch.profiler.profile() as profile:
+        logits = head(last)
+    assert "aten::bmm" not in {event.name for event in profile.events()}
+    torch.testing.assert_close(logits, nn.Linear.forward(head, last))
 
 
 def test_a_cache_begins_with_views_and_keeps_what_it_is_told_to() -> None:

@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 from transformers.models.llama import modeling_llama as llama
 from transformers.models.mistral import modeling_mistral as mistral
 from transformers.models.qwen2 import modeling_qwen2 as qwen2
@@ -30,10 +31,16 @@ def made_lean(model: nn.Module) -> nn.Module:
 
     Attention may also be Mistral's or Qwen2's, which hand on a window that the mask already holds.
     All others, and modules whose `forward` somebody else has replaced, are left as they are; so is
-    a model that would not compute the same, such as one of a later transformers.
+    a model that would not compute the same, such as one of a later transformers. Whatever the
+    family, the head takes its rows as one matrix.
     """
+    if next(model.parameters()).device.type != "cpu":
+        return model
+    head = model.get_output_embeddings() if isinstance(model, PreTrainedModel) else None
+    if type(head) is nn.Linear and "forward" not in vars(head):
+        head.forward = MethodType(_head, head)
     found = {module: own for module in model.modules() if (own := replacement(module))}
-    if not found or next(model.parameters()).device.type != "cpu":
+    if not found:
         return model
     before = _tried(model)
     for module, forward in found.items():
@@ -92,6 +99,12 @@ def _words(function: Any) -> tuple[object, ...]:
 
 def _applies(module: nn.Module, inputs: Tensor) -> bool:
     return not torch.is_grad_enabled() and inputs.device.type == "cpu" and not module.training
+
+
+def _head(self: Any, x: Tensor) -> Tensor:
+    # The last positions of a batch are no view of one matrix. For such an input torch repeats the
+    # weights for each row: gigabytes with a large vocabulary in bfloat16, a minute for a batch.
+    return nn.functional.linear(x.flatten(0, -2), self.weight, self.bias).unflatten(0, x.shape[:-1])
 
 
 def _mlp(self: Any, x: Tensor) -> Tensor:
