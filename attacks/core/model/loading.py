@@ -189,14 +189,14 @@ def _adapted(hf: Any, source: Source, *, merge: bool) -> Any:
     return merged
 
 
-def save_plain(source: Source, folder: Path) -> None:
-    """Write a model in float32 to `folder`, dequantised and with its adapter merged.
+def save_plain(source: Source, folder: Path, dtype: str = "float32") -> None:
+    """Write a model to `folder`, dequantised and with its adapter merged.
 
     Raises:
         BadInput: as `load_parts`.
     """
     config, tokenizer = _config_and_tokenizer(source)
-    hf = _weights(source, config, on_cpu=True, dtype=torch.float32)
+    hf = _weights(source, config, on_cpu=True, dtype=_DTYPES[dtype])
     # What a GGUF file was quantised by says nothing about the weights that are written.
     hf.hf_quantizer = None
     if hasattr(hf.config, "quantization_config"):

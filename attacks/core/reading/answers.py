@@ -4,12 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
+from weakref import WeakKeyDictionary
 
+from attacks.core.prompt import Messages
 from attacks.core.thinking import ALLOWANCE
 from attacks.core.weights import Change
 
 if TYPE_CHECKING:
     from attacks.core.model import Model
+
+#: What each model has said as it is, by conversation, tokens and rows of the batch: the fits of
+#: several attacks ask the same prompts.
+_SAID: WeakKeyDictionary[Model, dict[tuple[Messages, int, int], str]] = WeakKeyDictionary()
 
 
 def completions(
@@ -18,16 +24,20 @@ def completions(
     """Greedy completions of plain conversations, long enough for `tokens` tokens of answer.
 
     In batches of a fixed shape, so that an answer does not depend on the others; a single text is
-    asked alone. A model that
-    begins to think gets `thinking.ALLOWANCE` tokens more; `Chat.answer` tells what was said.
+    asked alone. A model that begins to think gets `thinking.ALLOWANCE` tokens more; `Chat.answer`
+    tells what was said. Without interventions nothing is asked twice.
     """
     asked = [model.conversation(text) for text in texts]
     markers = model.chat.markers
     rows = 16 if len(asked) > 1 else 1
+    said = {} if interventions else _SAID.setdefault(model, {})
     for length in (tokens, tokens + ALLOWANCE):
-        found = model.generate(
-            asked, max_new_tokens=length, interventions=interventions, pad_to=32, batch_size=rows
+        new = [each for each in dict.fromkeys(asked) if (each, length, rows) not in said]
+        texts = model.generate(
+            new, max_new_tokens=length, interventions=interventions, pad_to=32, batch_size=rows
         )
+        said |= {(each, length, rows): text for each, text in zip(new, texts, strict=True)}
+        found = [said[each, length, rows] for each in asked]
         if markers is None or not any(markers.open in text for text in found):
             break
     return found
