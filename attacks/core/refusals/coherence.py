@@ -66,7 +66,8 @@ class Coherence:
     least_own: float | None = None
     """The same after what it answers; None where that was not learned, and `least` decides."""
     deep: bool = False
-    """Whether the model finds it unlikely to comply beyond the first token: `least` is enough."""
+    """Whether the model finds answers unlikely beyond the first token where it refuses: `least` is
+    enough."""
 
     @property
     def data(self) -> dict[str, Any]:
@@ -79,9 +80,10 @@ def fit_coherence(model: Model, train: Sequence[Behavior]) -> Coherence | None:
 
     Each is scored after its prompt, and as if it answered another (`Coherence.frame`). Refusals are
     left out where there are other answers: one that names its request is unlikely after another,
-    and would widen the range. Whether the model refuses beyond the first token is told by the
-    targets of harmful training prompts. None where there are fewer than two harmless prompts, or
-    where they are answered with nothing.
+    and would widen the range. Whether the model refuses beyond the first token is told by the same
+    answers after harmful training prompts, and not by these prompts' targets: a model that opens
+    its answers otherwise finds targets unlikely after any prompt. None where there are fewer than
+    two harmless prompts, or where they are answered with nothing.
     """
     texts = [row.text for row in train if not row.harmful][:_LEARN_FROM]
     if len(texts) < 2:
@@ -93,13 +95,12 @@ def fit_coherence(model: Model, train: Sequence[Behavior]) -> Coherence | None:
     if not own:
         return None
     texts, asked = map(list, zip(*own, strict=True))
-    least = min(mean_log_probs(model, texts, [frame] * len(own))) - _MARGIN_FRAMED
+    framed = mean_log_probs(model, texts, [frame] * len(own))
     least_own = min(_to_the_point(model, texts, asked)) - _MARGIN
-    harmful = [row for row in train if row.harmful][:_LEARN_FROM]
-    complying = [row.affirmative for row in harmful]
-    scores = _to_the_point(model, complying, [row.text for row in harmful])
-    deep = bool(scores) and median(scores) < least_own
-    return Coherence(least, frame, len(own), least_own, deep)
+    harmful = [row.text for row in train if row.harmful][: len(own)]
+    complying = mean_log_probs(model, texts[: len(harmful)], harmful)
+    deep = bool(complying) and median(complying) < median(framed) - _MARGIN
+    return Coherence(min(framed) - _MARGIN_FRAMED, frame, len(own), least_own, deep)
 
 
 @torch.no_grad()
