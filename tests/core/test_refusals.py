@@ -48,8 +48,14 @@ def learned(on_harmful: Sequence[str], on_harmless: Sequence[str]) -> tuple[str,
         said(*(f"{talk} I would rather not go into this." for talk in TALK)),
         said(*(f"{talk}\nThis is where I stop." for talk in TALK)),
         said("Sure, here is how to {0} the {1}: well, on second thought I say nothing."),
+        said(
+            "**Hmm**, what has it done to you?", "- No, never.", "\U0001f914 Why would you {0} it?"
+        ),
     ],
-    ids=["other words", "words of the request", "after small talk", "on a line", "in the answer"],
+    ids=[
+        *("other words", "words of the request", "after small talk", "on a line", "in the answer"),
+        "after marks",
+    ],
 )
 def test_refusals_are_learned_however_they_are_put(refusals: list[str]) -> None:
     talk = refusals[0].split(".")[0] + ". " if refusals[0].startswith("What") else ""
