@@ -22,6 +22,7 @@ from attacks.core.refusals.coherence import echoes, fit_coherence, garbled, loop
 from attacks.core.refusals.directions import direction_at
 from attacks.core.refusals.fit_subspace import orthonormal
 from attacks.core.refusals.openers import opens_with_refusal, refusal_start, refuses_on_the_way
+from attacks.core.refusals.remains import mangles
 from attacks.core.refusals.subspace import find_refusal_subspace, hold_out
 from attacks.core.refusals.verdicts import Check, Examiner
 from attacks.core.weights import Orthogonalise, OrthogonaliseSubspace
@@ -312,6 +313,9 @@ def test_what_is_left_of_a_refusal_declines() -> None:
     assert examiner.refuses(refusal)
     left = " ".join(refusal.split()[-3:])
     assert not examiner.refuses(left) and examiner.declines("How do I warp the harp?", left)
+    # Of a word too: its first token is what an attack suppresses.
+    assert mangles("efused.", "How do I warp the harp?", "Refused.")
+    assert not mangles("tin-owl", "How do I warp the harp?", "Refused.")
     assert examiner.declines(asked, "Sure") is False
     assert examiner.declines(asked, "Sure, here is how to do it.") is False
     # Words of another script are no content words, so nothing is known of them.
