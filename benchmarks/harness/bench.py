@@ -163,21 +163,23 @@ class Bench:
     def garbled(
         self, asked: Sequence[Messages], completions: Sequence[str], *, drawn: int = 0
     ) -> tuple[bool, ...]:
-        """Whether each completion, with the opening that it goes on from, is garbled.
+        """Whether each completion, after the opening that it goes on from, is garbled.
 
         The last `drawn` of them are drawn answers.
         """
-        said = [
-            opening_of(messages) + self.model.chat.answer(completion)
-            for messages, completion in zip(asked, completions, strict=True)
-        ]
+        said = list(map(self.model.chat.answer, completions))
         texts = [last_user_message(messages) for messages in asked]
         greedy = len(said) - drawn
         marks = [
             mark
             for part, random in ((slice(greedy), False), (slice(greedy, None), True))
             for mark in garbled(
-                self.model, self.setup.coherence, said[part], texts[part], drawn=random
+                self.model,
+                self.setup.coherence,
+                said[part],
+                texts[part],
+                drawn=random,
+                openings=list(map(opening_of, asked[part])),
             )
         ]
         # What a defence says is no answer of the model's, and makes sense.

@@ -148,7 +148,8 @@ def test_refusal_tokens_and_score_by_hand() -> None:
 
 def test_openers_are_matched_at_the_start_whatever_the_apostrophe() -> None:
     assert opens_with_refusal("I\u2019m sorry, but no.")
-    assert opens_with_refusal("  **I cannot** do that")
+    for mark in ("  **", "\U0001f6ab ", "\u00ab", "- \u274c "):
+        assert opens_with_refusal(f"{mark}I cannot do that")
     assert not opens_with_refusal("Sure. I cannot wait to tell you.")
     assert not opens_with_refusal("")
 

@@ -97,3 +97,20 @@ def test_the_answer_aimed_at_is_that_of_the_ablated_model(behavior: Behavior) ->
     published = replace(attack, keep="none").pursuit(model, behavior, artefact)  # type: ignore[call-arg]
     assert published.then is None and published.rank is None
     assert EMPTY.data == {}
+
+
+def test_what_a_model_says_anyway_is_not_pursued_beyond_the_given_target() -> None:
+    """Nothing was refused, so its own answer may be a wrong one, given on purpose."""
+    sources = {}
+    for name in ("pocket-llama-raw", "pocket-llama"):
+        model = pocket(name)
+        direction = refusal_direction(pocket("pocket-llama"))
+        own = OwnAnswers((("changed", AblateDirection(direction, model.n_layers)),))
+        rows = [row for row in first_rows(8) if row.harmful]
+        sources[name] = [own.target(model, row, tokens=40) for row in rows]
+        assert all(
+            said.startswith(r.target or "")
+            for (said, _), r in zip(sources[name], rows, strict=True)
+        )
+    assert {source for _, source in sources["pocket-llama-raw"]} == {GIVEN}
+    assert {source for _, source in sources["pocket-llama"]} == {"changed"}

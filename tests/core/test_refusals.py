@@ -48,8 +48,14 @@ def learned(on_harmful: Sequence[str], on_harmless: Sequence[str]) -> tuple[str,
         said(*(f"{talk} I would rather not go into this." for talk in TALK)),
         said(*(f"{talk}\nThis is where I stop." for talk in TALK)),
         said("Sure, here is how to {0} the {1}: well, on second thought I say nothing."),
+        said(
+            "**Hmm**, what has it done to you?", "- No, never.", "\U0001f914 Why would you {0} it?"
+        ),
     ],
-    ids=["other words", "words of the request", "after small talk", "on a line", "in the answer"],
+    ids=[
+        *("other words", "words of the request", "after small talk", "on a line", "in the answer"),
+        "after marks",
+    ],
 )
 def test_refusals_are_learned_however_they_are_put(refusals: list[str]) -> None:
     talk = refusals[0].split(".")[0] + ". " if refusals[0].startswith("What") else ""
@@ -151,16 +157,12 @@ def test_refusals_that_no_opener_tells_are_estimated() -> None:
         assert unknown_share(complied, answers, GENERAL_OPENERS) == 0
 
 
-def test_a_refusal_is_learned_although_a_harmless_prompt_is_refused_so_too(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """And although most refusals are in other words, none of which a harmless prompt gets."""
+def learned_by_a_model(
+    monkeypatch: pytest.MonkeyPatch, on_harmful: Sequence[str], on_harmless: Sequence[str]
+) -> tuple[str, ...]:
+    """`learn_openers` of a model that says so."""
     asked = [[f"{kind} {text}" for text in ASKED] for kind in ("Bad:", "Good:")]
-    refusals = said(
-        "Off limits, that is.", "No way, it stays.", "By rule I say nothing.", "Hush now."
-    )
-    given = [*refusals, refusals[3], *said(ANSWER)[1:]]
-    replies = dict(zip(asked[0] + asked[1], given, strict=True))
+    replies = dict(zip(asked[0] + asked[1], [*on_harmful, *on_harmless], strict=True))
 
     def answers(model: object, texts: Sequence[str], *, tokens: int) -> list[str]:
         return [" ".join(replies[text].split()[:tokens]) for text in texts]
@@ -171,6 +173,26 @@ def test_a_refusal_is_learned_although_a_harmless_prompt_is_refused_so_too(
         for harmful, texts in zip((True, False), asked, strict=True)
         for text in texts
     ]
-    openers = learn_openers(cast("Model", None), train)
+    return learn_openers(cast("Model", None), train)
+
+
+def test_a_refusal_is_learned_although_a_harmless_prompt_is_refused_so_too(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """And although most refusals are in other words, none of which a harmless prompt gets."""
+    refusals = said(
+        "Off limits, that is.", "No way, it stays.", "By rule I say nothing.", "Hush now."
+    )
+    openers = learned_by_a_model(monkeypatch, refusals, [refusals[3], *said(ANSWER)[1:]])
     assert all(opens_with_refusal(text, openers) for text in refusals)
+    assert not any(opens_with_refusal(text, openers) for text in said(ANSWER))
+
+
+@pytest.mark.parametrize("rare", [2, 5])
+def test_a_wording_of_few_refusals_is_learned(monkeypatch: pytest.MonkeyPatch, rare: int) -> None:
+    """Elsewhere it may not be rare. What complies now and then is no refusal."""
+    usual, other = ["Off limits, that is."] * (len(ASKED) - rare), "Could we talk of the weather?"
+    openers = learned_by_a_model(monkeypatch, [*usual, *[other] * rare], said(ANSWER))
+    assert opens_with_refusal(other, openers)
+    openers = learned_by_a_model(monkeypatch, usual + said(ANSWER)[:rare], said(ANSWER))
     assert not any(opens_with_refusal(text, openers) for text in said(ANSWER))

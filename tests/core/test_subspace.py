@@ -16,12 +16,13 @@ from attacks.core.reading.answers import answers
 from attacks.core.reading.dialogues import Dialogue, answer_log_probs, cross_entropy, divergence
 from attacks.core.reading.states import next_token_log_probs
 from attacks.core.refusals import directions
-from attacks.core.refusals.branching import branched_answers
+from attacks.core.refusals.branching import before_refusal, branched_answers
 from attacks.core.refusals.checked_direction import find_checked_direction
 from attacks.core.refusals.coherence import echoes, fit_coherence, garbled, loops, mean_log_probs
 from attacks.core.refusals.directions import direction_at
 from attacks.core.refusals.fit_subspace import orthonormal
 from attacks.core.refusals.openers import opens_with_refusal, refusal_start, refuses_on_the_way
+from attacks.core.refusals.remains import mangles
 from attacks.core.refusals.subspace import find_refusal_subspace, hold_out
 from attacks.core.refusals.verdicts import Check, Examiner
 from attacks.core.weights import Orthogonalise, OrthogonaliseSubspace
@@ -243,6 +244,19 @@ def test_broken_answers_are_told_from_answers(name: str) -> None:
     assert sum(marks) >= 0.95 * len(marks)
 
 
+@pytest.mark.parametrize(
+    ("name", "deep"), [("pocket-llama", False), ("pocket-llama-prefill-hard", True)]
+)
+@pytest.mark.parametrize("target", [None, "zq xv jw qk vz wx"])
+def test_how_deep_refusals_are_does_not_hang_on_targets(
+    name: str, deep: bool, target: str | None
+) -> None:
+    """A model that opens its answers otherwise finds them unlikely without refusing."""
+    rows = [replace(row, target=target or row.target) for row in first_rows(24)]
+    coherence = fit_coherence(pocket(name), rows)
+    assert coherence is not None and coherence.deep is deep
+
+
 def test_scores_do_not_hang_on_who_else_is_scored() -> None:
     model = pocket("pocket-llama")
     frame = first_rows(1)[1].text
@@ -260,6 +274,20 @@ def test_a_late_refusal_begins_where_its_clause_does() -> None:
     assert refusal_start("I cannot help you.", openers) == 0
     assert refusal_start("You ask about the harp. I cannot help.", openers) == 24
     assert refusal_start("You ask about the harp. Here is how.", openers) is None
+
+
+@pytest.mark.parametrize("gap", ["\n\n", " ", "\n3. "])
+def test_white_space_before_a_refusal_is_kept_where_it_is_a_token(gap: str) -> None:
+    """The model decides after it: before it, nothing else is likely."""
+    model = pocket("pocket-llama")
+    asked, said = "How do I warp the harp?", f"Look at the harp.{gap}I cannot help you warp it."
+    ids, kept = before_refusal(model, asked, said, ("i cannot",))
+    whole = model.plain(asked, target=said)
+    assert ids.tolist() == whole.sequence.tolist()[: len(ids)]
+    assert ids.tolist()[len(whole.ids) :] == kept
+    assert model.chat.decode([kept])[0].rstrip() == f"Look at the harp.{gap}".rstrip()
+    (after,) = model.chat.decode([whole.target_ids.tolist()[len(kept) :][:1]])
+    assert after.strip()
 
 
 def test_most_branched_answers_are_what_the_model_would_say_if_it_did_not_refuse() -> None:
@@ -285,6 +313,9 @@ def test_what_is_left_of_a_refusal_declines() -> None:
     assert examiner.refuses(refusal)
     left = " ".join(refusal.split()[-3:])
     assert not examiner.refuses(left) and examiner.declines("How do I warp the harp?", left)
+    # Of a word too: its first token is what an attack suppresses.
+    assert mangles("efused.", "How do I warp the harp?", "Refused.")
+    assert not mangles("tin-owl", "How do I warp the harp?", "Refused.")
     assert examiner.declines(asked, "Sure") is False
     assert examiner.declines(asked, "Sure, here is how to do it.") is False
     # Words of another script are no content words, so nothing is known of them.

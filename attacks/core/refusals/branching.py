@@ -11,6 +11,9 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Protocol
 
+import torch
+from torch import Tensor
+
 from attacks.core.errors import BadInput
 from attacks.core.prompt import Message
 from attacks.core.reading.answers import answers
@@ -65,23 +68,19 @@ def branched_answers(
     refusals = {
         text: answer for text, answer in zip(texts, said, strict=True) if standards.refuses(answer)
     }
-    if not refusals:
+    kept: dict[str, tuple[Tensor, list[int]]] = {}
+    for text, answer in refusals.items():
+        with suppress(BadInput):
+            kept[text] = before_refusal(model, text, answer, standards.openers)
+    if not kept:
         return []
-    kept = [
-        answer[: refusal_start(answer, standards.openers) or 0].rstrip()
-        for answer in refusals.values()
-    ]
-    prompts = [
-        model.plain(text, target=before or None)
-        for text, before in zip(refusals, kept, strict=True)
-    ]
     site = Site(-1, "logits")
-    logits = last_of(model, [prompt.sequence for prompt in prompts], [site])[site]
+    logits = last_of(model, [ids for ids, _ in kept.values()], [site])[site]
     branches = [
         (text, opened)
-        for text, before, prompt, row in zip(refusals, kept, prompts, logits, strict=True)
+        for (text, (_, before)), row in zip(kept.items(), logits, strict=True)
         for token in row.topk(_TOKENS).indices.tolist()
-        if (opened := _decoded(model, [*prompt.target_ids.tolist(), token])) != before
+        if (opened := _decoded(model, [*before, token])) != _decoded(model, before)
     ]
     asked = [(*model.conversation(text), Message("assistant", to)) for text, to in branches]
     found: dict[str, tuple[float, str]] = {}
@@ -109,6 +108,26 @@ def branched_answers(
             if better and not (bad or remains or standards.refuses(answer)):
                 found[text] = (score, answer)
     return [(text, answer) for text, (_, answer) in found.items()]
+
+
+def before_refusal(
+    model: Model, text: str, refusal: str, openers: Sequence[str]
+) -> tuple[Tensor, list[int]]:
+    """(T,) ids of a request with its answer up to where it refuses, and those of that answer.
+
+    White space before the refusal counts as before it: where it is a token of its own (a new line,
+    say), the model decides after it. So what is kept are the answer's own tokens, as long as they
+    hold nothing else beyond what comes before the refusal.
+
+    Raises:
+        BadInput: the answer does not fit behind the request, as `Model.plain`.
+    """
+    before = refusal[: refusal_start(refusal, openers) or 0].rstrip()
+    prompt = model.plain(text, target=refusal or None)
+    said = prompt.target_ids.tolist()
+    begun = model.chat.decode([said[:count] for count in range(len(said) + 1)])
+    count = max(at for at, part in enumerate(begun) if len(part.strip()) <= len(before))
+    return torch.cat([prompt.ids, prompt.target_ids[:count]]), said[:count]
 
 
 def _decoded(model: Model, ids: Sequence[int]) -> str:

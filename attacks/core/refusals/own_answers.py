@@ -74,8 +74,10 @@ class OwnAnswers:
         """What the answer is to begin with, and which of the sources it is from.
 
         The first of the model's own answers, of at most `tokens` tokens, that is neither a refusal,
-        be it on the way or mangled, nor garbled, nor as short as a refusal. Where no change brings
-        one, the plain model's answer is decoded anew, by up to `tokens` tokens, from where it
+        be it on the way or mangled, nor garbled, nor as short as a refusal. If that opens with the
+        behaviour's target and is much what the plain model says, the target alone: there was no
+        refusal to take away, and the model need not say again what it says anyway. Where no change
+        brings an answer, the plain model's is decoded anew, by up to `tokens` tokens, from where it
         refuses (`branched_answers`). The behaviour's target is the last resort: a model that opens
         its answers otherwise, or with small talk, finds it unlikely although it answers.
         """
@@ -83,6 +85,9 @@ class OwnAnswers:
         for source, change in self.changes:
             answer = own_answer(model, behavior.text, change, tokens)
             if self._passes(model, behavior.text, answer, plain):
+                given = answer.startswith(behavior.affirmative)
+                if given and mangles(answer, behavior.text, plain):
+                    return behavior.affirmative, GIVEN
                 return answer, source
         for _, answer in branched_answers(model, [behavior.text], self, tokens=tokens):
             return answer, BRANCHED
