@@ -290,8 +290,7 @@ def columns_of(rows: Sequence[Row]) -> list[Column]:
         ),
         Column(
             "Preparation",
-            "seconds to fit the attack to the model, once; what several fits ask of the unchanged "
-            "model is charged to the first.",
+            "seconds to fit the attack to the model, once.",
             lambda row: _seconds(row.prepare_seconds or None),
         ),
         Column(

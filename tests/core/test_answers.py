@@ -45,6 +45,13 @@ def test_what_is_known_is_not_asked_again(model: Model, asked: list[int]) -> Non
     assert completions(model.changed([]), texts, tokens=5) == first[:6] and sum(asked) == 12
 
 
+def test_a_single_text_is_asked_each_time(model: Model, asked: list[int]) -> None:
+    """A search that goes on after a failure is to count what an undisturbed one counts."""
+    text = load_behaviors("pocket-train")[0].text
+    assert len({completions(model, [text], tokens=5)[0] for _ in range(2)}) == 1
+    assert asked == [1, 1]
+
+
 def test_a_second_fit_learns_the_same_without_asking(model: Model, asked: list[int]) -> None:
     train = load_behaviors("pocket-train")
     learned = learn_openers(model, train)

@@ -23,14 +23,15 @@ def completions(
 ) -> list[str]:
     """Greedy completions of plain conversations, long enough for `tokens` tokens of answer.
 
-    In batches of a fixed shape, so that an answer does not depend on the others; a single text is
-    asked alone. A model that begins to think gets `thinking.ALLOWANCE` tokens more; `Chat.answer`
-    tells what was said. Without interventions nothing is asked twice.
+    In batches of a fixed shape, so that an answer does not depend on the others. A model that
+    begins to think gets `thinking.ALLOWANCE` tokens more; `Chat.answer` tells what was said.
+    Without interventions several texts are asked once; a single one is asked alone and each time,
+    since it may be a search's, whose operations are counted.
     """
     asked = [model.conversation(text) for text in texts]
     markers = model.chat.markers
     rows = 16 if len(asked) > 1 else 1
-    said = {} if interventions else _SAID.setdefault(model, {})
+    said = _SAID.setdefault(model, {}) if rows > 1 and not interventions else {}
     for length in (tokens, tokens + ALLOWANCE):
         new = [each for each in dict.fromkeys(asked) if (each, length, rows) not in said]
         texts = model.generate(
