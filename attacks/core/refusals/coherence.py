@@ -176,9 +176,10 @@ def garbled(
     before = openings or [""] * len(said)
     left = [at for at, mark in enumerate(marks) if not mark and said[at].strip()]
     if coherence.least_own is not None:
-        scores = _to_the_point(model, [said[at] for at in left], [prompts[at] for at in left])
-        low = [score < coherence.least_own for score in scores]
-        left = [at for at, bad in zip(left, low, strict=True) if bad or before[at]]
+        own = [at for at in left if not before[at]]
+        scores = _to_the_point(model, [said[at] for at in own], [prompts[at] for at in own])
+        high = {at for at, score in zip(own, scores, strict=True) if score >= coherence.least_own}
+        left = [at for at in left if at not in high]
     every = coherence.least_own is None or coherence.deep or drawn
     framed = [at for at in left if every or before[at]]
     scores = mean_log_probs(
