@@ -65,8 +65,15 @@ class Endpoint:
             who: what needs the endpoint, for messages.
 
         Raises:
-            BadInput: the package is missing, or the address is none.
+            BadInput: the package is missing, or no address is given, or a wrong one.
         """
+        # The package itself would send to its makers' servers what nobody meant to leave here.
+        address = self.url or os.environ.get("OPENAI_BASE_URL")
+        if not address:
+            raise BadInput(
+                f"{who}: no address is given for the model '{self.model}'; give url=..., or set "
+                "OPENAI_BASE_URL"
+            )
         try:
             import openai
         except ImportError as error:
@@ -76,12 +83,12 @@ class Endpoint:
         try:
             client = openai.OpenAI(
                 api_key=os.environ.get(self.key) or "none",
-                base_url=self.url or None,
+                base_url=address,
                 max_retries=self.tries - 1,
                 timeout=self.timeout,
             )
         except Exception as error:
-            raise BadInput(f"{who}: '{self.url}' is not a URL") from error
+            raise BadInput(f"{who}: '{address}' is not a URL") from error
 
         def ask(messages: Sequence[Mapping[str, str]], *, max_tokens: int, **more: Any) -> Reply:
             try:

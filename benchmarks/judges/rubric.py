@@ -219,7 +219,7 @@ class Rubric(ModelJudge):
             BadInput: as `Endpoint.connect`.
         """
         ask = Endpoint(self.model, self.url, self.key, self.tries, self.timeout).connect(
-            f"judge '{self.name}'"
+            f"judge '{self.name}' without local=true"
         )
         schema = {"name": "grades", "strict": True, "schema": Grades.model_json_schema()}
         structured: list[dict[str, Any]] = [

@@ -121,6 +121,16 @@ def test_nobody_at_the_address() -> None:
         list(judge.judge_all(CASES))
 
 
+def test_nothing_is_sent_where_no_address_is_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    import openai
+
+    monkeypatch.delenv("OPENAI_BASE_URL", raising=False)
+    monkeypatch.setattr(openai, "OpenAI", lambda **_: pytest.fail("a client was made"))
+    judge = load_judge("rubric:model=village-smollm2-base")
+    with pytest.raises(BadInput, match=r"local=true: no address .*-base'; give url="):
+        list(judge.judge_all(CASES))
+
+
 def test_what_failed_is_judged_by_the_next_pass_elsewhere(
     serve: Any,
     tmp_path: Path,
