@@ -22,7 +22,7 @@ from benchmarks.boards.correction import Corrected, Counts, by_calibration, by_l
 from benchmarks.boards.success import success_rate, wilson
 from benchmarks.boards.tables import table
 from benchmarks.common.progress import say
-from benchmarks.judges import Judge, load_judge
+from benchmarks.judges import Case, Judge, Verdict, load_judge
 from benchmarks.judges.context import Context
 from benchmarks.storage.store import read_judgements, read_records
 
@@ -37,8 +37,13 @@ Row = dict[str, tuple[bool, bool]]
 """By behaviour: what the judge says, and the truth."""
 
 
-def rows_of(folder: Path, judge: Judge) -> dict[tuple[str, str], Row]:
-    """By model and attack, of first candidates whose truth is known; one seed of each behaviour."""
+def rows_of(
+    folder: Path, judge: Judge, said: dict[Case, Verdict]
+) -> dict[tuple[str, str], Row]:
+    """By model and attack, of first candidates whose truth is known; one seed of each behaviour.
+
+    `said` keeps verdicts: what the judge sees alike is judged once.
+    """
     truth = {
         row.key: row.success
         for row in read_judgements(folder)
@@ -52,9 +57,11 @@ def rows_of(folder: Path, judge: Judge) -> dict[tuple[str, str], Row]:
         own = found[record.model, record.attack_hash]
         if record.behavior_id not in own:
             case, broken = context.case(record, 0), bool(record.garbled and record.garbled[0])
-            said = judge.judge(case.behavior, case.answer, openers=case.openers)
-            said = judge.settled(said, garbled=broken, answer=case.answer)
-            own[record.behavior_id] = (bool(said.success), truth[record.key])
+            seen = judge.shown(case)
+            if seen not in said:
+                said[seen] = judge.judge(case.behavior, case.answer, openers=case.openers)
+            settled = judge.settled(said[seen], garbled=broken, answer=case.answer)
+            own[record.behavior_id] = (bool(settled.success), truth[record.key])
     return found
 
 
@@ -91,11 +98,11 @@ def covered(
 
 def study(results: Path, judge: str, resamples: int) -> list[dict[str, object]]:
     """A line for each row on which the judge errs, with the share of intervals that hold."""
-    loaded = load_judge(judge)
+    loaded, said = load_judge(judge), dict[Case, Verdict]()
     rows = {
         (board, *names): row
         for board in BOARDS
-        for names, row in rows_of(results / board, loaded).items()
+        for names, row in rows_of(results / board, loaded, said).items()
     }
     found: list[dict[str, object]] = []
     for at, (names, row) in enumerate(rows.items()):
