@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 #: Training behaviours that tell how the model opens its answers, and the share of them that has to
 #: begin as the behaviours' targets do, for these to be worth a search of their own.
 _TRIED, _OPENS = 8, 0.5
+#: Tokens of the opening of an own answer.
+_BEGUN = 8
 
 
 @dataclass(frozen=True)
@@ -36,8 +38,9 @@ class Strong(Attack):
     The target is the model's own answer with refusal ablated, with the behaviour's target as the
     fallback (`OwnAnswers`). The behaviour's target, which it mostly opens with, is minimised first,
     and all of it once that is said or half of the steps are over; a model that opens its answers
-    otherwise, on training behaviours, is searched for all of it from the start. The search stops
-    when greedy decoding gives all of it. No judge is consulted.
+    otherwise, on training behaviours, is searched for the opening of its own answer first, and then
+    for up to a quarter of the steps for all of it. The search stops when greedy decoding gives all
+    of it. No judge is consulted.
     """
 
     name: ClassVar[str] = "strong"
@@ -130,7 +133,7 @@ class Strong(Attack):
             losses = evaluator(ProbeLoss(tuple(artefact.data["layers"])), prompt)
             return Stage(prompt, losses, self._through, within=max(1, self.steps // 4))
 
-        def said(prompt: Prompt, source: str, *, last: bool) -> Stage:
+        def said(prompt: Prompt, source: str, *, last: bool, closing: int | None = None) -> Stage:
             mismatch = evaluator(TargetMismatch(), prompt)
 
             def judge(found: Found) -> Verdict:
@@ -144,19 +147,30 @@ class Strong(Attack):
 
             losses = evaluator(TargetCrossEntropy(), prompt)
             within = None if last else max(1, self.steps // 2)
-            return Stage(prompt, losses, judge, within=within, source=source)
+            return Stage(prompt, losses, judge, within=within, closing=closing, source=source)
+
+        def towards(target: str) -> Prompt:
+            return model.prompt(asked, target=target, rng=rng, init=prompt.slot_ids)
 
         def answered() -> Stage:
             target, source = own.target(model, behavior, tokens=self.tokens)
-            wanted = model.prompt(asked, target=target, rng=rng, init=prompt.slot_ids)
-            return said(wanted, source, last=True)
+            return said(towards(target), source, last=True)
 
         route = [probed] if self.route == "probe" else []
         if self.target == "given":
             return [*route, lambda: said(prompt, GIVEN, last=True)]
-        if artefact.data.get("opens", 1.0) < _OPENS:
-            return [*route, answered]
-        return [*route, lambda: said(prompt, GIVEN, last=False), answered]
+        if artefact.data.get("opens", 1.0) >= _OPENS:
+            return [*route, lambda: said(prompt, GIVEN, last=False), answered]
+        target, source = own.target(model, behavior, tokens=self.tokens)
+        opening = own.opening(model, behavior, target, tokens=_BEGUN)
+        if opening == target:
+            return [*route, lambda: said(towards(target), source, last=True)]
+        closing = max(1, self.steps // 4)
+        return [
+            *route,
+            lambda: said(towards(opening), source, last=False),
+            lambda: said(towards(target), source, last=True, closing=closing),
+        ]
 
     def _through(self, found: Found) -> Verdict:
         """Whether the probe is."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
@@ -11,7 +12,10 @@ import torch
 from attacks import load
 from attacks.core.behavior import Behavior
 from attacks.core.errors import BadInput
-from attacks.core.refusals.own_answers import DIRECTION, GIVEN
+from attacks.core.layout import Layout
+from attacks.core.refusals.own_answers import DIRECTION, GIVEN, OwnAnswers
+from attacks.core.search import CoordinateSearch, Found
+from attacks.core.search.stages import Stage, Verdict, search_stages
 from benchmarks.inputs.behaviors import load_behaviors
 from conftest import pocket
 
@@ -83,6 +87,73 @@ def test_where_the_model_opens_otherwise_the_own_answer_comes_first(
         step = next(iter(attack.run(model, behaviors[0], artefact=artefact, rng=generator())))
         assert step.source == first
     assert shares[GIVEN] >= 0.5 and shares[DIRECTION] == 0
+
+
+def test_the_opening_of_an_own_answer_comes_before_all_of_it(
+    behaviors: list[Behavior], train: list[Behavior]
+) -> None:
+    model, attack = pocket(MODEL), load("strong", steps=12)
+    told = [replace(row, target="Zebras, zebras") for row in train]
+    artefact = attack.prepare(model, told, rng=generator())
+    own = OwnAnswers.of(artefact.tensors, artefact.data, model.n_layers)
+    for behavior in behaviors[:2]:
+        target, _ = own.target(model, behavior, tokens=attack.tokens)
+        opening = own.opening(model, behavior, target, tokens=8)
+        assert (
+            len(model.chat.ids(opening)) == 8 and target.startswith(opening) and target != opening
+        )
+        steps = list(attack.run(model, behavior, artefact=artefact, rng=generator()))
+        (answer,) = model.generate(steps[-1].prompts[:1], max_new_tokens=40)
+        assert answer.startswith(opening)
+        for at in range(0, len(steps) - 1, 3):
+            state = steps[at].state
+            rest = attack.run(model, behavior, artefact=artefact, rng=generator(), state=state)
+            assert [step.prompts for step in rest] == [step.prompts for step in steps[at + 1 :]]
+
+
+@dataclass
+class Wants:
+    """Wants one token in every slot."""
+
+    token: int
+    rows: int
+
+    def losses(self, candidates: torch.Tensor, k: int | None = None) -> torch.Tensor:
+        return (candidates != self.token).float().mean(1)
+
+    def gradient(self, candidate: torch.Tensor) -> tuple[torch.Tensor, float]:
+        slope = torch.zeros(len(candidate), self.rows)
+        slope[:, self.token] = -1
+        return slope, float(self.losses(candidate.unsqueeze(0)))
+
+
+def test_what_has_passed_is_handed_over_where_the_end_has_lost_it(
+    behaviors: list[Behavior],
+) -> None:
+    model = pocket(MODEL)
+    asked = Layout("suffix").conversation(model, behaviors[0], 4)
+    prompt = model.prompt(asked, rng=generator())
+    first, second = (model.chat.ids(f"x {word}")[-1] for word in ("the", "and"))
+    made = [Wants(token, len(model.chat.allowed)) for token in (first, second)]
+
+    def stages(closing: int | None) -> list[Callable[[], Stage]]:
+        def passed(found: Found) -> Verdict:
+            return "passed" if (found.ids[0] == first).sum() >= 3 else "on"
+
+        one = Stage(prompt, made[0], passed, within=20)
+        other = Stage(prompt, made[1], lambda _: "on", closing=closing)
+        return [lambda: one, lambda: other]
+
+    search = CoordinateSearch(24, 32, 8)
+    ends = {}
+    for closing in (None, 4):
+        rng = generator()
+        steps = list(search_stages(model, stages(closing), search, restart=0, rng=rng))
+        text = steps[-1].prompts[0][-1].content
+        ends[closing] = len(steps), text.count(" the"), text.count(" and")
+    length, kept, new = ends[4]
+    assert kept >= 3 and new <= 1 and length < 24
+    assert ends[None][0] == 24 and ends[None][2] == 4, "without it the last stage has its way"
 
 
 def test_the_given_target_needs_no_own_answer(

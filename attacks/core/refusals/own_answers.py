@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import TYPE_CHECKING, Any
 
 from torch import Generator, Tensor
@@ -92,6 +93,20 @@ class OwnAnswers:
         for _, answer in branched_answers(model, [behavior.text], self, tokens=tokens):
             return answer, BRANCHED
         return behavior.affirmative, GIVEN
+
+    def opening(self, model: Model, behavior: Behavior, answer: str, *, tokens: int) -> str:
+        """How `answer`, which a limit of tokens cut, begins; otherwise, all of it.
+
+        Its first `tokens` tokens after what it has in common with the plain model's answer. Natural
+        language is hardly ever brought about word for word as far as where it happens to be cut.
+        """
+        if not isinstance(answer, Answer) or answer.ended or model.chat.answer(answer) != answer:
+            return answer  # Thoughts open alike, whatever they come to.
+        plain = self.plain(model, behavior.text)
+        same = takewhile(lambda pair: pair[0] == pair[1], zip(answer, plain, strict=False))
+        shared = sum(1 for _ in same)
+        ends = [end for _, end in model.chat.encode([answer])[0].offsets if end > shared]
+        return answer[: ends[tokens - 1]] if len(ends) > tokens else answer
 
     def open_as_given(self, model: Model, behaviors: Sequence[Behavior], *, tokens: int) -> float:
         """Share of the behaviours whose `target` begins with the behaviour's own target."""

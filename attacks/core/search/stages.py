@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import TYPE_CHECKING, Literal
 
@@ -20,8 +20,9 @@ if TYPE_CHECKING:
     from attacks.core.state import State
 
 _TOP_IDS, _TOP_LOSS, _STAGE, _SINCE = "top_ids", "top_loss", "stage", "since"
-#: In a checkpoint: the stage that new starts begin at, after those that were out of reach.
-_FROM = "from"
+#: In a checkpoint: the stage that new starts begin at, after those that were out of reach; and the
+#: filling that passed the stage before a closing one.
+_FROM, _PASSED = "from", "passed_ids"
 
 
 #: What becomes of a stage: it goes on, the next one begins, or all begins anew.
@@ -39,7 +40,10 @@ class Stage:
     astray where nothing good can come of it."""
     within: int | None = None
     """Steps, those of new starts included, after which it is out of reach: the next one begins, and
-    new starts leave it out."""
+    new starts leave it out. None for the last."""
+    closing: int | None = None
+    """Steps that the last stage takes at most where the one before was passed; nor does it begin
+    anew then. What passed is handed over unless the best filling still passes."""
     source: str = ""
     """Where what is aimed at is from, in words for the record."""
 
@@ -85,19 +89,27 @@ def search_stages(
     """
     made = cache(lambda number: stages[number]())
     first = made(0)
-    run = found = top = None
+    run = found = top = passed = None
     stage = since = start = 0
     if state is not None:
         stage, since, start = (int(state[name]) for name in (_STAGE, _SINCE, _FROM))
         tensors = {name: value for name, value in state.items() if isinstance(value, Tensor)}
         rng.set_state(tensors["generator"])
         found = Found(tensors["best_ids"], tensors["best_losses"], state)
-        top = (float(state[_TOP_LOSS]), tensors[_TOP_IDS])
+        top, passed = (float(state[_TOP_LOSS]), tensors[_TOP_IDS]), tensors.get(_PASSED)
+
+    def ends(found: Found) -> bool:
+        step, stale = int(found.state["step"]), int(found.state["stale"])
+        if step >= search.steps or passed is None:
+            return step >= search.steps
+        stuck = bool(restart) and stale > restart
+        return stuck or step - since >= (made(stage).closing or 0)
+
     while True:
         begin, step = None, int(found.state["step"]) if found else 0
         before, now = stage, made(stage)
         if found is not None:
-            if step >= search.steps:
+            if ends(found):
                 return
             verdict = now.judge(found)
             late = now.within is not None and step - since >= now.within
@@ -108,6 +120,8 @@ def search_stages(
                 stage, begin = stage + 1, found.ids
                 if verdict != "passed":
                     start = stage
+                elif made(stage).closing is not None:
+                    passed = found.ids[:1]
             elif verdict == "astray" or stuck:
                 stage, begin = start, _fillings(model, first.prompt, search.moves.starts, rng)
             now = made(stage)
@@ -125,11 +139,15 @@ def search_stages(
         if top is None or loss <= top[0]:
             top = (loss, found.ids[:1])
         ids = found.ids
-        if int(found.state["step"]) >= search.steps:
-            others = ids[(ids != top[1]).any(1)]
-            ids = torch.cat([top[1], others])
+        if ends(found):
+            chosen = top[1]
+            if passed is not None:
+                kept = made(stage - 1).judge(replace(found, ids=chosen)) == "passed"
+                chosen = chosen if kept else passed
+            ids = torch.cat([chosen, ids[(ids != chosen).any(1)]])
         where: State = {_STAGE: stage, _SINCE: since, _FROM: start}
-        best: State = {_TOP_IDS: top[1], _TOP_LOSS: top[0]}
+        safe = {} if passed is None else {_PASSED: passed}
+        best: State = {_TOP_IDS: top[1], _TOP_LOSS: top[0], **safe}
         found = Found(found.ids, found.losses, {**found.state, **where, **best})
         prompts = tuple(model.chat.messages(now.prompt, ids))
         yield Reached(prompts, loss, found.state, now.source)
