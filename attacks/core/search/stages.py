@@ -74,7 +74,7 @@ def search_stages(
     search that is stopped has paid for neither. Where more than `restart` steps in a row (0: any
     number) bring nothing better, it begins anew at the first stage that is not out of reach
     (`Stage.within`), with random fillings. What is handed over is that of the newest start; of all
-    starts, once the steps are used up.
+    starts, once the steps are used up. In a stage that is `closing` nothing is lost again.
 
     Args:
         model: the model under attack.
@@ -139,7 +139,7 @@ def search_stages(
         if top is None or loss <= top[0]:
             top = (loss, found.ids[:1])
         ids = found.ids
-        if ends(found):
+        if passed is not None or ends(found):
             chosen = top[1]
             if passed is not None:
                 kept = made(stage - 1).judge(replace(found, ids=chosen)) == "passed"
