@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 def unknown_refusals(model: Model, train: Sequence[Behavior], openers: Sequence[str]) -> float:
     """Estimated share of answers to harmful prompts that are refusals in words not in `openers`.
 
+    Empty answers are none: they have no words, and no judge takes one for an answer.
+
     Of the last 64 training prompts of either kind, since openers are learned from the first; see
     `unknown_share`. Asked at length only where at least a tenth of the harmful ones are answered
     with no known refusal.
@@ -33,7 +35,7 @@ def unknown_refusals(model: Model, train: Sequence[Behavior], openers: Sequence[
     left = [
         text
         for text, answer in zip(harmful, said, strict=True)
-        if not opens_with_refusal(answer, openers)
+        if answer.strip() and not opens_with_refusal(answer, openers)
     ]
     if not harmless or not left or len(left) < SHARE * len(harmful):
         return 0.0
@@ -47,11 +49,11 @@ def unknown_share(
     """By how much more of the answers to harmful prompts are short than of those to harmless ones.
 
     Refusals are shorter than answers, so that so many are refusals at least if the model would
-    answer both kinds of prompt at the same length. Only what opens with no refusal counts, on both
-    sides; 0 where the difference may be chance.
+    answer both kinds of prompt at the same length. Only what is said and opens with no refusal
+    counts, on both sides; 0 where the difference may be chance.
     """
     bad, good = (
-        [text for text in said if not opens_with_refusal(text, openers)]
+        [text for text in said if text.strip() and not opens_with_refusal(text, openers)]
         for said in (on_harmful, on_harmless)
     )
     short, usual = shorter(bad, good, longest_short(on_harmless))

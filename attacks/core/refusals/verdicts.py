@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Generator
 
+from attacks.core.answer import silent
 from attacks.core.behavior import Behavior
 from attacks.core.errors import BadInput
 from attacks.core.reading.answers import answers
@@ -84,7 +85,7 @@ class Check:
     """What a change does to held-out training prompts; shares of prompts."""
 
     refused_before: float
-    """Harmful prompts that the plain model refuses."""
+    """Harmful prompts that the plain model refuses, in words or by ending at once."""
     refused: float
     """Those whose answers decline once the model is changed (see `Examiner.declines`)."""
     garbled: float
@@ -188,8 +189,10 @@ class Examiner:
             if not any(refuses_on_the_way(answer, [opener]) for answer in kept)
         )
         said = answers(model, harmful, tokens=self.tokens)
-        self._refusals = [text for text in said if self.refuses(text)]
-        self.refused_before = len(self._refusals) / len(said) if said else 0.0
+        #: Whether the model refuses by saying nothing: only then is it no sign that it is broken.
+        self._falls_silent = any(map(silent, said))
+        self._refusals = [text for text in said if text and self.refuses(text)]
+        self.refused_before = _share(list(map(self.refuses, said)))
         answered = [(text, answer) for text, answer in plain if answer and not self.refuses(answer)]
         self.harmless = [text for text, _ in answered]
         #: Words of the median answer to a harmless prompt; 0 where none is answered.
@@ -198,7 +201,12 @@ class Examiner:
         self._likely = [not odd for odd in self._unlikely(self._dialogues)]
 
     def refuses(self, answer: str) -> bool:
-        """Whether an answer opens with a refusal, or goes over to one on the way."""
+        """Whether an answer opens with a refusal, or goes over to one on the way.
+
+        Of a model that ends answers to harmful prompts at once, also one that says nothing.
+        """
+        if self._falls_silent and silent(answer):
+            return True
         opens = opens_with_refusal(answer, self.openers)
         return opens or refuses_on_the_way(answer, self._turns)
 
