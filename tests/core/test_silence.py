@@ -9,8 +9,8 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from attacks import Behavior
-from attacks.core.answer import Answer, silent
 from attacks.core.analysis.experts import answer_labels
+from attacks.core.answer import Answer, silent
 from attacks.core.artefact import Artefact
 from attacks.core.interventions import AblateDirection
 from attacks.core.model import Model
