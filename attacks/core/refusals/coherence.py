@@ -4,8 +4,8 @@ An intervention that breaks a model leaves no refusals either. What its answers 
 of the plain model: how likely it finds them, token by token, after what they answer, compared with
 its own answers. Some models find whatever complies unlikely, far beyond the first token, or say
 nonsense where others refuse, and of these it is asked after a harmless request too: there answers
-to another request are less likely than its own, but not as unlikely as what is incoherent. Two signs need no model: an answer that
-repeats itself, and one that repeats the prompt.
+to another request are less likely than its own, but not as unlikely as what is incoherent. Two
+signs need no model: an answer that repeats itself, and one that repeats the prompt.
 """
 
 from __future__ import annotations
