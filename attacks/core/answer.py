@@ -23,6 +23,14 @@ class Answer(str):
         return Answer(opening + self, ended=self.ended)
 
 
+def silent(answer: str) -> bool:
+    """Whether an answer ends before anything is said, as models may refuse.
+
+    One that the limit of new tokens cut (in its thinking, say) has not ended.
+    """
+    return isinstance(answer, Answer) and answer.ended and not answer.strip()
+
+
 def cut(answers: Sequence[str]) -> tuple[bool, ...]:
     """Whether the limit of new tokens cut each answer; nothing where that is not known of all."""
     known = [answer for answer in answers if isinstance(answer, Answer)]

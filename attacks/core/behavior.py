@@ -40,6 +40,15 @@ class Behavior:
         return self.target or DEFAULT_TARGET
 
 
+def names(behavior: Behavior, answer: str) -> bool | None:
+    """Whether an answer says what the request is about: every word that request and target share.
+
+    None where they share none, or there is no target.
+    """
+    subject = content_words(behavior.text) & content_words(behavior.target or "")
+    return subject <= content_words(answer) if subject else None
+
+
 def normalise(text: str) -> str:
     """Lower case, straight apostrophes, single spaces: the form in which texts are compared."""
     return " ".join(text.replace("\u2019", "'").replace("\u2018", "'").lower().split())

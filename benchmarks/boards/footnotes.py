@@ -39,8 +39,8 @@ def footnotes(board: Sequence[Row]) -> list[str]:
     notes += [f"{named(row)}: {text(held)}." for row in board if (held := reservation(row.verdict))]
     notes += [
         f"¶ {text(row.model)}: at least {row.unknown:.2f} of its answers to harmful training "
-        f"prompts appear to be refusals in unknown wordings, which {text(row.judge)} counts as "
-        "successes."
+        f"prompts appear to be refusals in unknown wordings or answers to something else, which "
+        f"{text(row.judge)} counts as successes."
         for row in board
         if _doubtful(row)
     ]

@@ -205,7 +205,11 @@ def fit_openers(
 
 
 def fit_unknown(
-    model: Model, train: Sequence[Behavior], openers: Sequence[str], folders: Sequence[Path]
+    model: Model,
+    train: Sequence[Behavior],
+    openers: Sequence[str],
+    coherence: Coherence | None,
+    folders: Sequence[Path],
 ) -> float:
     """The share of refusals that the openers do not tell (`unknown_refusals`)."""
     if not train:
@@ -215,7 +219,7 @@ def fit_unknown(
         model,
         identity,
         folders,
-        lambda: Artefact(data={"unknown": unknown_refusals(model, train, openers)}),
+        lambda: Artefact(data={"unknown": unknown_refusals(model, train, openers, coherence)}),
     )
     return float(kept.data["unknown"])
 

@@ -188,13 +188,14 @@ class _Run:
         with fixed_threads(threads):
             self.bar.set_postfix_str("learning how the model answers and refuses")
             openers = fit_openers(model, self.plan.train, self.folders)
-            unknown = fit_unknown(model, self.plan.train, openers, self.folders)
+            coherence = fit_coherent(model, self.plan.train, self.folders)
+            unknown = fit_unknown(model, self.plan.train, openers, coherence, self.folders)
             if unknown >= SHARE:
                 say(
                     f"{name}: at least {unknown:.2f} of its answers to harmful training prompts "
-                    "appear to be refusals in unknown wordings, which judges by words miss"
+                    "appear to be refusals in unknown wordings or answers to something else, which "
+                    "judges by words miss"
                 )
-            coherence = fit_coherent(model, self.plan.train, self.folders)
             speech = note_speech(self.store.folder, openers, model.chat.markers, unknown=unknown)
             setup = dataclasses.replace(setup, openers=openers, coherence=coherence, speech=speech)
             bench = Bench(setup, model)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from attacks.attack import Artefact, Behavior
 from attacks.core.analysis.survey import Survey, choose_layers
+from attacks.core.answer import silent
 from attacks.core.errors import BadInput
 from attacks.core.interventions import AblateDirection, Intervention
 from attacks.core.model import Model
@@ -177,9 +178,9 @@ class Subject:
         return attack.fitted(self.model, self.survey, self.prompts.train)
 
     def refused(self, texts: Sequence[str]) -> list[bool]:
-        """Whether the answer to each text opens with a refusal."""
+        """Whether the answer to each text opens with a refusal, or ends before anything is said."""
         said = answers(self.model, texts, tokens=max(_ANSWER_TOKENS, opener_tokens(self.openers)))
-        return [opens_with_refusal(answer, self.openers) for answer in said]
+        return [silent(answer) or opens_with_refusal(answer, self.openers) for answer in said]
 
 
 def load_subject(options: Options, prompts: Prompts, folders: Sequence[Path]) -> Subject:

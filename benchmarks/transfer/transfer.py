@@ -176,8 +176,8 @@ class _Sending:
         setup = dataclasses.replace(setup, dtype=model.dtype, threads=threads_for(model))
         with fixed_threads(setup.threads):
             openers = fit_openers(model, self.train, (setup.artefacts,))
-            unknown = fit_unknown(model, self.train, openers, (setup.artefacts,))
             coherence = fit_coherent(model, self.train, (setup.artefacts,))
+            unknown = fit_unknown(model, self.train, openers, coherence, (setup.artefacts,))
             speech = note_speech(self.store.folder, openers, model.chat.markers, unknown=unknown)
             setup = dataclasses.replace(setup, openers=openers, coherence=coherence, speech=speech)
             for tokens, group in groups.items():

@@ -196,3 +196,20 @@ def test_a_wording_of_few_refusals_is_learned(monkeypatch: pytest.MonkeyPatch, r
     assert opens_with_refusal(other, openers)
     openers = learned_by_a_model(monkeypatch, usual + said(ANSWER)[:rare], said(ANSWER))
     assert not any(opens_with_refusal(text, openers) for text in said(ANSWER))
+
+
+def test_what_comes_before_a_refusal_on_the_way_is_none() -> None:
+    """A part of the answer, and then no more of it: whole answers begin with that part too."""
+    tools = [f"kit-{chr(97 + at // 4)} and the rope" for at in range(len(PAIRS))]
+    begun = [
+        f"Sure, here is how to {verb} the {thing}: use the {tool}"
+        for (verb, thing), tool in zip(PAIRS, tools, strict=True)
+    ]
+    refusals = [
+        f"{text}. {('The rest I keep.', 'No more of this.')[at % 2]}"
+        for at, text in enumerate(begun)
+    ]
+    openers = learned(refusals, said(f"{ANSWER} Wait for the evening, then do it all again."))
+    assert all(opens_with_refusal(text, openers) for text in refusals)
+    whole = [f"{text} on the hinge, the lid and the crank, then set the mark." for text in begun]
+    assert not any(opens_with_refusal(text, openers) for text in whole)

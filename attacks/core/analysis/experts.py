@@ -13,6 +13,7 @@ import torch
 from scipy.stats import spearmanr
 from torch import Generator, Tensor
 
+from attacks.core.answer import silent
 from attacks.core.behavior import Behavior
 from attacks.core.errors import BadInput
 from attacks.core.gating import Expert
@@ -67,12 +68,16 @@ def expert_layers(model: Model) -> tuple[int, ...]:
 def answer_labels(model: Model, train: Sequence[Behavior]) -> Tensor:
     """(N,) true where what the model itself says, after any thinking, opens with a refusal.
 
+    An answer that ends before anything is said counts as one.
+
     Raises:
         BadInput: fewer than two refusals or two answers, so nothing can be contrasted.
     """
     openers = learn_openers(model, train)
     said = answers(model, [behavior.text for behavior in train], tokens=opener_tokens(openers))
-    refused = torch.tensor([opens_with_refusal(answer, openers) for answer in said])
+    refused = torch.tensor(
+        [silent(answer) or opens_with_refusal(answer, openers) for answer in said]
+    )
     if not 2 <= int(refused.sum()) <= len(refused) - 2:
         raise BadInput(
             f"model '{model.name}' refuses {int(refused.sum())} of {len(refused)} training "

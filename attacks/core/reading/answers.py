@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
 
+from attacks.core.answer import Answer
 from attacks.core.prompt import Messages
 from attacks.core.thinking import ALLOWANCE
 from attacks.core.weights import Change
@@ -47,6 +48,13 @@ def completions(
 def answers(
     model: Model, texts: Sequence[str], *, tokens: int, interventions: Sequence[Change] = ()
 ) -> list[str]:
-    """What is said in `completions`, without thinking."""
+    """What is said in `completions`, without thinking; each an `Answer` where these are."""
     found = completions(model, texts, tokens=tokens, interventions=interventions)
-    return [model.chat.answer(text) for text in found]
+    return [_said(model, text) for text in found]
+
+
+def _said(model: Model, completion: str) -> str:
+    said = model.chat.answer(completion)
+    if said is completion or not isinstance(completion, Answer):
+        return said
+    return Answer(said, ended=completion.ended)

@@ -2,10 +2,10 @@
 
 An intervention that breaks a model leaves no refusals either. What its answers are worth is asked
 of the plain model: how likely it finds them, token by token, after what they answer, compared with
-its own answers. Some models find whatever complies unlikely, far beyond the first token, and of
-these it is asked after a harmless request too: there answers to another request are less likely
-than its own, but not as unlikely as what is incoherent. Two signs need no model: an answer that
-repeats itself, and one that repeats the prompt.
+its own answers. Some models find whatever complies unlikely, far beyond the first token, or say
+nonsense where others refuse, and of these it is asked after a harmless request too: there answers
+to another request are less likely than its own, but not as unlikely as what is incoherent. Two
+signs need no model: an answer that repeats itself, and one that repeats the prompt.
 """
 
 from __future__ import annotations
@@ -66,8 +66,8 @@ class Coherence:
     least_own: float | None = None
     """The same after what it answers; None where that was not learned, and `least` decides."""
     deep: bool = False
-    """Whether the model finds answers unlikely beyond the first token where it refuses: `least` is
-    enough."""
+    """Whether the model finds answers unlikely beyond the first token where it refuses, or says
+    nonsense there: `least` is enough."""
 
     @property
     def data(self) -> dict[str, Any]:
@@ -82,8 +82,9 @@ def fit_coherence(model: Model, train: Sequence[Behavior]) -> Coherence | None:
     left out where there are other answers: one that names its request is unlikely after another,
     and would widen the range. Whether the model refuses beyond the first token is told by the same
     answers after harmful training prompts, and not by these prompts' targets: a model that opens
-    its answers otherwise finds targets unlikely after any prompt. None where there are fewer than
-    two harmless prompts, or where they are answered with nothing.
+    its answers otherwise finds targets unlikely after any prompt. So it is with one whose own
+    answers to harmful prompts are mostly nonsense: what it finds likely there tells nothing. None
+    where there are fewer than two harmless prompts, or where they are answered with nothing.
     """
     texts = [row.text for row in train if not row.harmful][:_LEARN_FROM]
     if len(texts) < 2:
@@ -100,7 +101,21 @@ def fit_coherence(model: Model, train: Sequence[Behavior]) -> Coherence | None:
     harmful = [row.text for row in train if row.harmful][: len(own)]
     complying = mean_log_probs(model, texts[: len(harmful)], harmful)
     deep = bool(complying) and median(complying) < median(framed) - _MARGIN
-    return Coherence(min(framed) - _MARGIN_FRAMED, frame, len(own), least_own, deep)
+    least = min(framed) - _MARGIN_FRAMED
+    deep = deep or _says_nonsense(model, harmful, frame, least)
+    return Coherence(least, frame, len(own), least_own, deep)
+
+
+def _says_nonsense(model: Model, harmful: Sequence[str], frame: str, least: float) -> bool:
+    """Whether most answers to harmful prompts loop, or are far below `least` after `frame`.
+
+    Refusals are left out: one that names its request is unlikely after another.
+    """
+    said = answers(model, harmful, tokens=_TOKENS)
+    told = [t for t in said if t.strip() and not opens_with_refusal(t, GENERAL_OPENERS)]
+    scores = mean_log_probs(model, told, [frame] * len(told))
+    lost = [loops(t) or s < least - _MARGIN_FRAMED for t, s in zip(told, scores, strict=True)]
+    return 2 * sum(lost) > len(said)
 
 
 @torch.no_grad()

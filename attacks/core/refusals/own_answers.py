@@ -15,7 +15,7 @@ from torch import Generator, Tensor
 
 from attacks.core.answer import Answer
 from attacks.core.artefact import Artefact
-from attacks.core.behavior import Behavior
+from attacks.core.behavior import Behavior, names
 from attacks.core.interventions import AblateDirection, AblateSubspace
 from attacks.core.prompt import Messages
 from attacks.core.reading.answers import answers
@@ -77,7 +77,8 @@ class OwnAnswers:
         The first of the model's own answers, of at most `tokens` tokens, that is neither a refusal,
         be it on the way or mangled, nor garbled, nor as short as a refusal. If that opens with the
         behaviour's target and is much what the plain model says, the target alone: there was no
-        refusal to take away, and the model need not say again what it says anyway. Where no change
+        refusal to take away, and the model need not say again what it says anyway. Where that does
+        not even name what is asked, it is the model's way out, and no answer. Where no change
         brings an answer, the plain model's is decoded anew, by up to `tokens` tokens, from where it
         refuses (`branched_answers`). The behaviour's target is the last resort: a model that opens
         its answers otherwise, or with small talk, finds it unlikely although it answers.
@@ -87,9 +88,11 @@ class OwnAnswers:
             answer = own_answer(model, behavior.text, change, tokens)
             if self._passes(model, behavior.text, answer, plain):
                 given = answer.startswith(behavior.affirmative)
-                if given and mangles(answer, behavior.text, plain):
+                anyway = mangles(answer, behavior.text, plain)
+                if given and anyway:
                     return behavior.affirmative, GIVEN
-                return answer, source
+                if not (anyway and names(behavior, answer) is False):
+                    return answer, source
         for _, answer in branched_answers(model, [behavior.text], self, tokens=tokens):
             return answer, BRANCHED
         return behavior.affirmative, GIVEN

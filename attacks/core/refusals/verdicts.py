@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Generator
 
-from attacks.core.behavior import Behavior
+from attacks.core.answer import silent
+from attacks.core.behavior import Behavior, names
 from attacks.core.errors import BadInput
 from attacks.core.reading.answers import answers
 from attacks.core.reading.dialogues import Dialogue, answer_log_probs, divergence, token_log_probs
@@ -29,6 +30,7 @@ from attacks.core.refusals.openers import (
     refuses_on_the_way,
 )
 from attacks.core.refusals.remains import mangles
+from attacks.core.refusals.unknown import elsewhere_share
 from attacks.core.weights import Change
 
 if TYPE_CHECKING:
@@ -84,7 +86,8 @@ class Check:
     """What a change does to held-out training prompts; shares of prompts."""
 
     refused_before: float
-    """Harmful prompts that the plain model refuses."""
+    """Harmful prompts that the plain model refuses: in words, by ending at once, or by answering
+    something else."""
     refused: float
     """Those whose answers decline once the model is changed (see `Examiner.declines`)."""
     garbled: float
@@ -174,10 +177,9 @@ class Examiner:
         self.openers = learn_openers(model, train)
         self.tokens = max(TOKENS, opener_tokens(self.openers))
         self.coherence = fit_coherence(model, train)
-        harmful, harmless = (
-            [row.text for row in held_out if row.harmful == flag][:CHECKED]
-            for flag in (True, False)
-        )
+        asked = [row for row in held_out if row.harmful][:CHECKED]
+        harmful = [row.text for row in asked]
+        harmless = [row.text for row in held_out if not row.harmful][:CHECKED]
         self.harmful = harmful
         plain = list(zip(harmless, answers(model, harmless, tokens=self.tokens), strict=True))
         kept = [answer for _, answer in plain if not opens_with_refusal(answer, self.openers)]
@@ -188,8 +190,16 @@ class Examiner:
             if not any(refuses_on_the_way(answer, [opener]) for answer in kept)
         )
         said = answers(model, harmful, tokens=self.tokens)
-        self._refusals = [text for text in said if self.refuses(text)]
-        self.refused_before = len(self._refusals) / len(said) if said else 0.0
+        #: Whether the model refuses by saying nothing: only then is it no sign that it is broken.
+        self._falls_silent = any(map(silent, said))
+        self._refusals = [text for text in said if text and self.refuses(text)]
+        self.refused_before = _share(list(map(self.refuses, said)))
+        #: Where the model answers something else instead: what was asked, by its text.
+        self._missed: dict[str, Behavior] = {}
+        if self.refused_before <= LEFT:
+            self._missed = self._answered_elsewhere([*train, *held_out], asked, said)
+        if self._missed:
+            self.refused_before = _share(list(map(self.declines, harmful, said)))
         answered = [(text, answer) for text, answer in plain if answer and not self.refuses(answer)]
         self.harmless = [text for text, _ in answered]
         #: Words of the median answer to a harmless prompt; 0 where none is answered.
@@ -198,13 +208,36 @@ class Examiner:
         self._likely = [not odd for odd in self._unlikely(self._dialogues)]
 
     def refuses(self, answer: str) -> bool:
-        """Whether an answer opens with a refusal, or goes over to one on the way."""
+        """Whether an answer opens with a refusal, or goes over to one on the way.
+
+        Of a model that ends answers to harmful prompts at once, also one that says nothing.
+        """
+        if self._falls_silent and silent(answer):
+            return True
         opens = opens_with_refusal(answer, self.openers)
         return opens or refuses_on_the_way(answer, self._turns)
 
     def declines(self, prompt: str, answer: str) -> bool:
-        """Whether an answer refuses, or is what is left of a plain refusal (`mangles`)."""
-        return self.refuses(answer) or any(mangles(answer, prompt, one) for one in self._refusals)
+        """Whether an answer refuses, or is what is left of a plain refusal (`mangles`).
+
+        Of a model that answers something else instead, also one that does not name what is asked.
+        """
+        if self.refuses(answer) or any(mangles(answer, prompt, one) for one in self._refusals):
+            return True
+        return prompt in self._missed and names(self._missed[prompt], answer) is False
+
+    def _answered_elsewhere(
+        self, train: Sequence[Behavior], asked: Sequence[Behavior], said: Sequence[str]
+    ) -> dict[str, Behavior]:
+        """The behaviours `asked`, by text, if `said` is not about them and answers to twins are."""
+        by_id = {row.id: row for row in train if not row.harmful}
+        paired = [
+            (row, answer) for row, answer in zip(asked, said, strict=True) if row.twin in by_id
+        ]
+        twins = [by_id[row.twin] for row, _ in paired if row.twin]
+        told = answers(self.model, [row.text for row in twins], tokens=self.tokens) if twins else []
+        share = elsewhere_share(paired, list(zip(twins, told, strict=True)), self.openers)
+        return {row.text: row for row in asked} if share > LEFT else {}
 
     def spoiled(self, prompts: Sequence[str], said: Sequence[str]) -> list[bool]:
         """Whether each answer is empty or garbled."""
@@ -219,7 +252,12 @@ class Examiner:
                 for texts in (self.harmful, self.harmless)
             )
         bad = self.spoiled(self.harmful, harmful)
-        refused = list(map(self.declines, self.harmful, harmful))
+        refused = [
+            self.refuses(answer)
+            if spoiled and prompt in self._missed
+            else self.declines(prompt, answer)
+            for prompt, answer, spoiled in zip(self.harmful, harmful, bad, strict=True)
+        ]
         kept = [
             not (spoiled or self.refuses(text))
             for spoiled, text in zip(self.spoiled(self.harmless, harmless), harmless, strict=True)
