@@ -37,9 +37,7 @@ Row = dict[str, tuple[bool, bool]]
 """By behaviour: what the judge says, and the truth."""
 
 
-def rows_of(
-    folder: Path, judge: Judge, said: dict[Case, Verdict]
-) -> dict[tuple[str, str], Row]:
+def rows_of(folder: Path, judge: Judge, said: dict[Case, Verdict]) -> dict[tuple[str, str], Row]:
     """By model and attack, of first candidates whose truth is known; one seed of each behaviour.
 
     `said` keeps verdicts: what the judge sees alike is judged once.
