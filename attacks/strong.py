@@ -38,9 +38,9 @@ class Strong(Attack):
     The target is the model's own answer with refusal ablated, with the behaviour's target as the
     fallback (`OwnAnswers`). The behaviour's target, which it mostly opens with, is minimised first,
     and all of it once that is said or half of the steps are over; a model that opens its answers
-    otherwise, on training behaviours, is searched for the opening of its own answer first, and then
-    for up to a quarter of the steps for all of it. The search stops when greedy decoding gives all
-    of it. No judge is consulted.
+    otherwise, on training behaviours, is searched for all of it from the start, or, where that is
+    longer than `tokens`, for its opening first and then for all of it for up to a quarter of the
+    steps. The search stops when greedy decoding gives all of it. No judge is consulted.
     """
 
     name: ClassVar[str] = "strong"
@@ -163,14 +163,11 @@ class Strong(Attack):
             return [*route, lambda: said(prompt, GIVEN, last=False), answered]
         target, source = own.target(model, behavior, tokens=self.tokens)
         opening = own.opening(model, behavior, target, tokens=_BEGUN)
-        if opening == target:
-            return [*route, lambda: said(towards(target), source, last=True)]
-        closing = max(1, self.steps // 4)
-        return [
-            *route,
-            lambda: said(towards(opening), source, last=False),
-            lambda: said(towards(target), source, last=True, closing=closing),
-        ]
+        closing = None
+        if opening != target:
+            route.append(lambda: said(towards(opening), source, last=False))
+            closing = max(1, self.steps // 4)
+        return [*route, lambda: said(towards(target), source, last=True, closing=closing)]
 
     def _through(self, found: Found) -> Verdict:
         """Whether the probe is."""

@@ -30,7 +30,7 @@ from attacks.core.refusals.openers import (
     refuses_on_the_way,
 )
 from attacks.core.refusals.remains import mangles
-from attacks.core.refusals.unknown import elsewhere_share
+from attacks.core.refusals.unknown import answered_elsewhere
 from attacks.core.weights import Change
 
 if TYPE_CHECKING:
@@ -197,7 +197,9 @@ class Examiner:
         #: Where the model answers something else instead: what was asked, by its text.
         self._missed: dict[str, Behavior] = {}
         if self.refused_before <= LEFT:
-            self._missed = self._answered_elsewhere([*train, *held_out], asked, said)
+            pairs, rows = list(zip(asked, said, strict=True)), [*train, *held_out]
+            share, _ = answered_elsewhere(model, rows, pairs, self.openers, tokens=self.tokens)
+            self._missed = {row.text: row for row in asked} if share > LEFT else {}
         if self._missed:
             self.refused_before = _share(list(map(self.declines, harmful, said)))
         answered = [(text, answer) for text, answer in plain if answer and not self.refuses(answer)]
@@ -225,19 +227,6 @@ class Examiner:
         if self.refuses(answer) or any(mangles(answer, prompt, one) for one in self._refusals):
             return True
         return prompt in self._missed and names(self._missed[prompt], answer) is False
-
-    def _answered_elsewhere(
-        self, train: Sequence[Behavior], asked: Sequence[Behavior], said: Sequence[str]
-    ) -> dict[str, Behavior]:
-        """The behaviours `asked`, by text, if `said` is not about them and answers to twins are."""
-        by_id = {row.id: row for row in train if not row.harmful}
-        paired = [
-            (row, answer) for row, answer in zip(asked, said, strict=True) if row.twin in by_id
-        ]
-        twins = [by_id[row.twin] for row, _ in paired if row.twin]
-        told = answers(self.model, [row.text for row in twins], tokens=self.tokens) if twins else []
-        share = elsewhere_share(paired, list(zip(twins, told, strict=True)), self.openers)
-        return {row.text: row for row in asked} if share > LEFT else {}
 
     def spoiled(self, prompts: Sequence[str], said: Sequence[str]) -> list[bool]:
         """Whether each answer is empty or garbled."""

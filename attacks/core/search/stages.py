@@ -98,12 +98,14 @@ def search_stages(
         found = Found(tensors["best_ids"], tensors["best_losses"], state)
         top, passed = (float(state[_TOP_LOSS]), tensors[_TOP_IDS]), tensors.get(_PASSED)
 
+    def stuck(found: Found) -> bool:
+        return bool(restart) and int(found.state["stale"]) > restart
+
     def ends(found: Found) -> bool:
-        step, stale = int(found.state["step"]), int(found.state["stale"])
+        step = int(found.state["step"])
         if step >= search.steps or passed is None:
             return step >= search.steps
-        stuck = bool(restart) and stale > restart
-        return stuck or step - since >= (made(stage).closing or 0)
+        return stuck(found) or step - since >= (made(stage).closing or 0)
 
     while True:
         begin, step = None, int(found.state["step"]) if found else 0
@@ -113,7 +115,6 @@ def search_stages(
                 return
             verdict = now.judge(found)
             late = now.within is not None and step - since >= now.within
-            stuck = bool(restart) and int(found.state["stale"]) > restart
             if verdict == "passed" or late:
                 if stage + 1 == len(stages):
                     return
@@ -122,7 +123,7 @@ def search_stages(
                     start = stage
                 elif made(stage).closing is not None:
                     passed = found.ids[:1]
-            elif verdict == "astray" or stuck:
+            elif verdict == "astray" or stuck(found):
                 stage, begin = start, _fillings(model, first.prompt, search.moves.starts, rng)
             now = made(stage)
         if stage != before:
