@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from attacks.attack import Artefact, State, Step
 from attacks.core.prompt import Messages
 from attacks.core.weights import Change
-from benchmarks.harness.alike import same
+from attacks.core.alike import same
 from benchmarks.harness.bench import Bench, OnStep, Outcome, Tally, release_memory
 from benchmarks.harness.budget import exhausted, verification_due
 from benchmarks.harness.cells import Cell, Task, cell_generator

@@ -19,7 +19,7 @@ from attacks.core.weights import Change, WeightEdit
 from attacks.registry import load
 from benchmarks.defenses.registry import rebuilt
 from benchmarks.harness import artefacts
-from benchmarks.harness.alike import same
+from attacks.core.alike import same
 from benchmarks.harness.artefacts import artefact_of
 from benchmarks.harness.cells import ModelId, artefact_id, cell_generator
 from benchmarks.harness.failures import failure_of
