@@ -242,10 +242,18 @@ def _add_run(sub: argparse.ArgumentParser) -> None:
     how.add_argument("--out", type=Path, metavar="DIR", help="results folder (default: runs/SUITE)")
     how.add_argument(
         "--workers",
-        type=_workers,
+        type=_number_or_auto,
         default=1,
         metavar="W",
         help="cells to run at a time; auto: as many as fit",
+    )
+    how.add_argument(
+        "--together",
+        type=_number_or_auto,
+        default=1,
+        metavar="N",
+        help="searches of one attack whose passes share a batch, on devices that one cannot fill; "
+        "auto: chosen by measurement",
     )
     how.add_argument("--engine", default="local", metavar="E", help="local (default) or ray")
     how.add_argument("--devices", metavar="D,D,...", help="devices of the local workers, in turn")
@@ -328,8 +336,8 @@ def _add_tokens(sub: argparse.ArgumentParser) -> None:
     )
 
 
-def _workers(text: str) -> int | str:
-    """The value of `--workers`."""
+def _number_or_auto(text: str) -> int | str:
+    """The value of `--workers` or of `--together`."""
     try:
         return text if text == "auto" else int(text)
     except ValueError:

@@ -177,6 +177,7 @@ def run(args: Namespace) -> int:
             suite,
             out,
             workers=args.workers,
+            together=args.together,
             artefacts=args.artefacts,
             dry_run=args.dry_run,
             checkpoint=args.checkpoint,

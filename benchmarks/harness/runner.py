@@ -38,6 +38,7 @@ from benchmarks.harness.fitting import Fitted, fit_coherent, fit_openers, fit_un
 from benchmarks.harness.forecast import Forecast
 from benchmarks.harness.guarding import fit_defense, fit_under
 from benchmarks.harness.machinery import Machinery
+from benchmarks.harness.occupancy import together_on
 from benchmarks.harness.plan import Plan, check
 from benchmarks.harness.timing import Bar, Stopwatch
 from benchmarks.inputs.suites import Suite, attack_hash, note_suite
@@ -107,7 +108,8 @@ def run(
         )
         folders = (out / ARTEFACTS, *([artefacts] if artefacts else []))
         engine = stack.enter_context(machinery.start(say, partial(_steps, bar)))
-        going = _Run(plan, store, checkpoints, engine, machinery.size, folders, forecast, bar)
+        numbers = machinery.size, machinery.together
+        going = _Run(plan, store, checkpoints, engine, *numbers, folders, forecast, bar)
         for name, source in plan.models.items():
             going.run_model(name, source)
     say(f"records: {out / RECORDS}; leaderboard: reroute leaderboard {out}")
@@ -155,6 +157,7 @@ class _Run:
     checkpoints: Checkpoints
     engine: Engine
     workers: int
+    together: int | Literal["auto"]
     folders: Sequence[Path]
     forecast: Forecast
     bar: Bar
@@ -266,7 +269,7 @@ class _Run:
             if fitted.failure is None:
                 if pending and fitted.verdict.startswith("failed"):
                     say(f"{progress.title}: the fit {fitted.verdict}")
-                tasks += split(pending)
+                tasks += split(pending, together_on(bench, pending, self.together))
                 continue
             say(f"{progress.title} could not be prepared: {fitted.failure.reason}")
             for cell in pending:

@@ -129,7 +129,8 @@ def handed_out(cache: DynamicCache | None, parts: Sequence[Part], new: Sequence[
         if part.cache is None or not part.kept:
             continue
         held: list[Any] = list(part.cache.layers)
-        past, layers = part.past, []
+        past = part.past
+        layers: list[Any] = []
         for at, layer in enumerate(joint):
             if layer.keys is not None:
                 first, end = layer.past - past, layer.past + length

@@ -237,13 +237,17 @@ def _context(place: Site, work: Pass, rows: Sequence[int] | None) -> Context:
 
 
 def _framed(place: Site, work: Pass, frame: Frame, columns: Tensor | None) -> Context:
-    """`_context` where sequences differ in length; (B, N) `columns` are those computed, if not all."""
-    roles = steps = None
-    if work.roles is not None:
-        given = work.roles == ANSWER
-        roles, steps = work.roles.masked_fill(given, GENERATED), given.cumsum(1)
-    found = (roles, frame.real, frame.positions.masked_fill(~frame.real, -1), steps)
-    if columns is not None:
-        found = tuple(None if each is None else each.gather(1, columns) for each in found)
-    roles, real, positions, steps = found
+    """`_context` where sequences differ in length.
+
+    (B, N) `columns` are those of the positions that are computed, if not all are.
+    """
+
+    def at(values: Tensor) -> Tensor:
+        return values if columns is None else values.gather(1, columns)
+
+    real, positions = at(frame.real), at(frame.positions.masked_fill(~frame.real, -1))
+    if work.roles is None:
+        return Context(place, 0, None, real, positions)
+    given = work.roles == ANSWER
+    roles, steps = at(work.roles.masked_fill(given, GENERATED)), at(given.cumsum(1))
     return Context(place, 0, roles, real, positions, steps)
