@@ -1,4 +1,4 @@
-"""How many searches fill a device (`--together auto`): measured, by steps of more and more of them."""
+"""How many searches fill a device (`--together auto`): measured, with more and more of them."""
 
 from __future__ import annotations
 
