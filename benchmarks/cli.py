@@ -252,15 +252,12 @@ def _add_run(sub: argparse.ArgumentParser) -> None:
         type=_number_or_auto,
         default=1,
         metavar="N",
-        help="searches of one attack whose passes share a batch, on devices that one cannot fill; "
-        "auto: chosen by measurement",
+        help="searches that share their passes, for devices that one cannot fill; auto: measured",
     )
     how.add_argument("--engine", default="local", metavar="E", help="local (default) or ray")
     how.add_argument("--devices", metavar="D,D,...", help="devices of the local workers, in turn")
     how.add_argument("--address", metavar="A", help="of a Ray cluster (default: start one)")
-    how.add_argument(
-        "--gpus", type=float, metavar="X", help="GPUs per Ray worker, may be a fraction"
-    )
+    how.add_argument("--gpus", type=float, metavar="X", help="GPUs of a Ray worker, or a fraction")
     how.add_argument("--shard", metavar="I/N", help="run only the I-th of N parts (see merge)")
     how.add_argument(
         "--deadline",
@@ -327,9 +324,7 @@ def _add_tokens(sub: argparse.ArgumentParser) -> None:
         "behaviours to test on (pocket models: pocket-categories-test)",
     )
     sub.add_argument("--limit", type=int, metavar="N", help="prompts, harmful and harmless each")
-    sub.add_argument(
-        "--temperature", type=float, metavar="T", help="temperature of the probabilities"
-    )
+    sub.add_argument("--temperature", type=float, metavar="T", help="of the probabilities")
     sub.add_argument("--suffix", type=int, metavar="N", help="random tokens after each request")
     sub.add_argument(
         "--out", type=Path, metavar="DIR", help="folder for the report (default: runs/tokens-M)"

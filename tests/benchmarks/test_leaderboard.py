@@ -193,13 +193,6 @@ def test_what_does_not_belong_together_is_not_in_one_row(tmp_path: Path) -> None
     assert all(row.n == 1 for row in rows)
 
 
-def test_a_board_says_which_searches_shared_passes(tmp_path: Path) -> None:
-    cells = [(_record(0), ("knows",)), (_record(0, together=8), ("knows",))]
-    rows = _run(tmp_path, cells)
-    assert "shared each pass: gcg (8)." in render(rows, "md")
-    assert "shared each pass" not in render(rows[:1], "md")
-
-
 def test_every_judge_has_its_row(tmp_path: Path) -> None:
     record = _record(0)
     judgements = _judged(record, "knows") + _judged(record, "refused", judge="phrases")

@@ -11,15 +11,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import test_leaderboard as boards
 import torch
 from test_contract import artefact as fitted
 from torch import Tensor
 
 from attacks.attack import Artefact, Attack, Step
 from attacks.core.model import JointModel, Model, Wish
-from attacks.core.model.joint import _Reading
+from attacks.core.model.wishes import Reading
 from attacks.gcg import GCG
 from attacks.registry import parse_spec
+from benchmarks.boards.leaderboard import render
 from benchmarks.harness.bench import Bench, Outcome, model_id
 from benchmarks.harness.cells import Cell, Settings, Task, cell_key
 from benchmarks.harness.checkpoints import Checkpoints
@@ -130,14 +132,14 @@ def test_passes_are_shared_and_seconds_shared_out(
 ) -> None:
     bench = bench_for("pocket-llama", tmp_path, Artefact())
     cells, sizes = cells_of(parse_spec(GCG_SPEC), bench, 3), []
-    joint = _Reading.together.__func__  # type: ignore[attr-defined]
+    joint = Reading.together.__func__  # type: ignore[attr-defined]
 
     def counted(cls: Any, wishes: Sequence[Any]) -> list[Any]:
         sizes.append(len(wishes))
         answers: list[Any] = joint(cls, wishes)
         return answers
 
-    monkeypatch.setattr(_Reading, "together", classmethod(counted))
+    monkeypatch.setattr(Reading, "together", classmethod(counted))
     execute(bench, Task(cells, 3), unseen)
     # Some have candidates that share their beginnings in more groups than others, so one more pass.
     assert sizes[:2] == [3, 3] and sizes.count(3) > len(sizes) / 2
@@ -213,7 +215,7 @@ def test_what_does_not_fit_is_run_in_smaller_parts(
     bench = bench_for("pocket-llama", tmp_path, Artefact())
     cells = cells_of(parse_spec(GCG_SPEC), bench, 4)
     single = records(execute(bench, Task(cells), unseen))
-    joint, sizes = _Reading.together.__func__, []  # type: ignore[attr-defined]
+    joint, sizes = Reading.together.__func__, []  # type: ignore[attr-defined]
 
     def small(cls: Any, wishes: Sequence[Any]) -> list[Any]:
         sizes.append(len(wishes))
@@ -222,7 +224,7 @@ def test_what_does_not_fit_is_run_in_smaller_parts(
         answers: list[Any] = joint(cls, wishes)
         return answers
 
-    monkeypatch.setattr(_Reading, "together", classmethod(small))
+    monkeypatch.setattr(Reading, "together", classmethod(small))
     alike(records(execute(bench, Task(cells, 4), unseen)), single)
     assert 2 in sizes and sizes.count(4) < 4, "no room is asked for that was not there"
 
@@ -327,3 +329,10 @@ def test_a_view_counts_its_own_work_alone() -> None:
     view.prefix(ids)
     assert view.meter.forward_tokens == len(ids)
     assert model.meter.snapshot() == before
+
+
+def test_a_board_says_which_searches_shared_passes(tmp_path: Path) -> None:
+    cells = [(boards._record(0), ("knows",)), (boards._record(0, together=8), ("knows",))]
+    rows = boards._run(tmp_path, cells)
+    assert "shared each pass: gcg (8)." in render(rows, "md")
+    assert "shared each pass" not in render(rows[:1], "md")

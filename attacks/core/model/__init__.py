@@ -4,11 +4,12 @@ How a model is loaded, computes, is changed and answers; it knows no attack and 
 """
 
 from attacks.core.model.cache import Prefix
-from attacks.core.model.joint import Ask, JointModel, Wish, refusal_to_join
+from attacks.core.model.joint import Ask, JointModel, refusal_to_join
 from attacks.core.model.meter import Work
 from attacks.core.model.model import Model
 from attacks.core.model.plain import PlainModel
 from attacks.core.model.shielded import ShieldedModel, reworded
+from attacks.core.model.wishes import Wish
 
 __all__ = [
     "Ask",
