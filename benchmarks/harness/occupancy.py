@@ -41,8 +41,9 @@ def steps_per_second(
 ) -> float:
     """Steps of so many searches at a time: a gradient, and the losses of `shape.width` candidates.
 
-    Everything that a joint step takes is in it, what goes on between passes too. The searches are
-    for the `behaviors`, again where there are fewer.
+    Everything that a joint step takes is in it, what goes on between passes too; on a CPU seconds
+    are the processor's, which others on a busy machine hardly stretch. The searches are for the
+    `behaviors`, again where there are fewer.
     """
 
     def searching(behavior: Behavior, steps: int, seat: Seat[None]) -> None:
@@ -65,7 +66,7 @@ def steps_per_second(
         watch = Stopwatch()
         list(Rounds(together, model.synchronise).run(jobs))
         model.synchronise()
-        seconds.append(watch.elapsed)
+        seconds.append(watch.processor if model.device.type == "cpu" else watch.elapsed)
     return _STEPS * together / max(1e-9, seconds[1] - seconds[0])
 
 

@@ -1,8 +1,8 @@
 """How many searches fill a device: measured here, projected for a card; ``--out DIR``.
 
-Measured: steps a second of searches together on this machine's processor, on shipped models.
+Measured: steps a processor second of searches together, on shipped models.
 
-Projected: no card was there. A step of one search has a part that all searches of a joint step
+Projected: no card was there to measure on. A step of one search has a part that all searches of a joint step
 share (what it takes to issue the operations of each block, and to fetch the weights) and a part of
 its own (the arithmetic or the traffic of its positions, whichever takes longer, and the work of the
 host between passes). The first and the host's part are measured here, on one core; FLOPs are
@@ -98,7 +98,7 @@ def positions_of(model: Model, rows: Sequence[Behavior]) -> Positions:
 
 
 def host(rows: Sequence[Behavior], rounds: int = 15) -> Host:
-    """Processor time of what no card does: medians, of models of two depths and next to no width."""
+    """Processor time of what no card does: medians, on models of two depths and hardly any width."""
     taken: dict[tuple[int, bool], float] = {}
     with tempfile.TemporaryDirectory() as folder:
         for layers in (4, 24):
@@ -119,7 +119,7 @@ def host(rows: Sequence[Behavior], rounds: int = 15) -> Host:
                             torch.autograd.grad(logits.sum(), embeds)
                     seconds.append(watch.processor)
                 taken[layers, back] = median(seconds)
-    block, back = ((taken[24, which] - taken[4, which]) / 20 for which in (False, True))
+    block, again = ((taken[24, which] - taken[4, which]) / 20 for which in (False, True))
     model = Model.load(resolve("pocket-llama"), device="cpu", dtype="float32")
     seconds = []
     for row in rows:
@@ -130,7 +130,7 @@ def host(rows: Sequence[Behavior], rounds: int = 15) -> Host:
         drawn = swap(prompt.slot_ids, choices, width=CANDIDATES[-1], n_replace=1, rng=rng)
         model.chat.survives(prompt, drawn)
         seconds.append(watch.processor / CANDIDATES[-1])
-    return Host(block, back, median(seconds))
+    return Host(block, again, median(seconds))
 
 
 def intensity(size: Size, at: Positions, candidates: int) -> tuple[float, float]:
@@ -201,11 +201,12 @@ def page(facts: dict[str, Any], measured: dict[str, Any], projected: dict[str, A
         "Most gained",
         "Searches for nine tenths",
     )
+    how = "".join((__doc__ or "").partition("Projected: n")[2:])
     return (
-        f"# Searches together\n\n{told}\n## Measured on this processor\n\nSteps a second of all "
-        f"searches.\n\n{table(head, ours, left=1)}\n\n## Projected, not measured: {CARD.name}\n\n"
+        f"# Searches together\n\n{told}\n## Measured on this processor\n\nSteps a processor second "
+        f"of all searches.\n\n{table(head, ours, left=1)}\n\n## Projected, not measured: {CARD.name}\n\n"
         f"{table(titles, theirs, left=1)}\n\n"
-        f"{' '.join((__doc__ or '').split('Projected: ')[1].split())}\n"
+        f"N{' '.join(how.split())}\n"
     )
 
 
