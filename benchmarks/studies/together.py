@@ -2,12 +2,12 @@
 
 Measured: steps a processor second of searches together, on shipped models.
 
-Projected: no card was there to measure on. A step of one search has a part that all searches of a joint step
-share (what it takes to issue the operations of each block, and to fetch the weights) and a part of
-its own (the arithmetic or the traffic of its positions, whichever takes longer, and the work of the
-host between passes). The first and the host's part are measured here, on one core; FLOPs are
-counted by the suite's meter's rule; the card's numbers are its data sheet's, of which half is taken
-to be reached. Such a figure says where to look and is no measurement.
+Projected: no card was there to measure on. A step of one search has a part that all searches of a
+joint step share (what it takes to issue the operations of each block, and to fetch the weights) and
+a part of its own (the arithmetic or the traffic of its positions, whichever takes longer, and the
+work of the host between passes). The first and the host's part are measured here, on one core;
+FLOPs are counted by the suite's meter's rule; the card's numbers are its data sheet's, of which
+half is taken to be reached. Such a figure says where to look and is no measurement.
 """
 
 from __future__ import annotations
@@ -98,7 +98,7 @@ def positions_of(model: Model, rows: Sequence[Behavior]) -> Positions:
 
 
 def host(rows: Sequence[Behavior], rounds: int = 15) -> Host:
-    """Processor time of what no card does: medians, on models of two depths and hardly any width."""
+    """Processor time of what no card does: medians, on models of two depths and little width."""
     taken: dict[tuple[int, bool], float] = {}
     with tempfile.TemporaryDirectory() as folder:
         for layers in (4, 24):
@@ -203,9 +203,9 @@ def page(facts: dict[str, Any], measured: dict[str, Any], projected: dict[str, A
     )
     how = "".join((__doc__ or "").partition("Projected: n")[2:])
     return (
-        f"# Searches together\n\n{told}\n## Measured on this processor\n\nSteps a processor second "
-        f"of all searches.\n\n{table(head, ours, left=1)}\n\n## Projected, not measured: {CARD.name}\n\n"
-        f"{table(titles, theirs, left=1)}\n\n"
+        f"# Searches together\n\n{told}\n## Measured on this processor\n\nSteps a processor "
+        f"second of all searches.\n\n{table(head, ours, left=1)}\n\n"
+        f"## Projected, not measured: {CARD.name}\n\n{table(titles, theirs, left=1)}\n\n"
         f"N{' '.join(how.split())}\n"
     )
 
