@@ -51,8 +51,11 @@ def execute(bench: Bench, task: Task, on_step: OnStep) -> list[Outcome]:
     Raises:
         BadInput: damaged artefact files.
     """
-    found = {outcome.record.key: outcome for outcome in executed(bench, task, on_step)}
-    return [found[cell.key] for cell in task.cells]
+    found = list(executed(bench, task, on_step))
+    if task.together > 1:
+        order = [cell.key for cell in task.cells]
+        found.sort(key=lambda outcome: order.index(outcome.record.key))
+    return found
 
 
 def executed(bench: Bench, task: Task, on_step: OnStep) -> Iterator[Outcome]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import sys
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -216,14 +216,16 @@ class _Run:
         self, setup: Setup, tasks: Sequence[Task], identity: ModelId, bench: Bench | None
     ) -> None:
         """Has the engine run the tasks, and keeps what becomes of them."""
-        for task, result in self.engine.run(setup, tasks, bench):
-            if isinstance(result, list):
-                self._keep(result)
-            else:
-                self._keep(
-                    Outcome(make_record(cell, identity, setup, Tally(), failure=result))
-                    for cell in task.cells
-                )
+        results: Any = self.engine.run(setup, tasks, bench)
+        with closing(results):  # Searches that are under way are told of an interrupt at once.
+            for task, result in results:
+                if isinstance(result, list):
+                    self._keep(result)
+                else:
+                    self._keep(
+                        Outcome(make_record(cell, identity, setup, Tally(), failure=result))
+                        for cell in task.cells
+                    )
 
     def _tasks(self, bench: Bench) -> tuple[list[Task], list[Outcome]]:
         """What is left to run once all is fitted, and the records of what could not be fitted."""
