@@ -53,7 +53,7 @@ class Kept:
 
     def seconds(self, *names: str) -> float:
         """What these values took when they were made; without names, all."""
-        return sum(self._parts[name]["seconds"] for name in names or self._parts)
+        return sum(float(self._parts[name]["seconds"]) for name in names or self._parts)
 
     def put(self, name: str, value: object, seconds: float) -> None:
         """Keeps a value: of a dataclass, a plain type, or a list of either."""

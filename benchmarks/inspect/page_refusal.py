@@ -44,9 +44,7 @@ def _choice(report: Report) -> str:
     found = report.layers
     marks = f"The dashed line marks layer {found.chosen}, the one that attacks target:"
     if max(found.accuracy) < LEAST_ACCURACY:
-        return (
-            f"{marks} no probe is right on {LEAST_ACCURACY} of the prompts, and this is the best."
-        )
+        return f"{marks} its probe is the best, though none is right on {LEAST_ACCURACY}."
     if not any(found.effect):
         return f"{marks} the first whose probe is accurate, for no ablation has an effect."
     return f"{marks} the first that is accurate and has nearly the best effect."

@@ -100,7 +100,7 @@ def test_an_interrupted_inspection_goes_on(tmp_path: Path, monkeypatch: pytest.M
     options = Options("pocket-llama", out=tmp_path / "a", **QUICK)
     undisturbed = inspect(replace(options, out=tmp_path / "b")).parent / "data.json"
 
-    def interrupted(_: object) -> None:
+    def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
