@@ -91,14 +91,14 @@ def guesses(model: Model, options: Options, prompts: Prompts) -> dict[str, float
     attacked = min(options.attacked, len(prompts.harmful))
     reads = {
         # Three scores of each layer's direction on a quarter of them, and some answers.
-        "survey": train * (4 + 0.4 * model.n_layers),
+        "survey": train * (6 + 0.6 * model.n_layers),
         "openers": 0.0,
         **dict.fromkeys(searches.attacks(attacked), float(options.steps * options.width)),
-        f"answers {attacked}": 3.0 * attacked,
+        f"answers {attacked}": _answered(3 * attacked),
         "refuses": train,
         "layers": 0.0,
         f"plane {attacked}": test,
-        "heads": 2 * train + test + 8.0 * model.n_layers,
+        "heads": 3 * test + 8.0 * model.n_layers,
         f"curves {attacked}": 2.0 * attacked,
         "angles": 0.0,
         "paths": train + 16.0 * model.n_layers,
@@ -106,7 +106,12 @@ def guesses(model: Model, options: Options, prompts: Prompts) -> dict[str, float
         **dict.fromkeys(
             searches.inversions(options.restarts), 0.3 * options.reverse_steps * searches.WIDTH
         ),
-        f"strings {options.restarts}": 2.0 * options.restarts,
+        f"strings {options.restarts}": _answered(options.restarts),
         "thinking": 0.0 if model.chat.markers is None else 10.0 * (train + test),
     }
     return {name: each * count for name, count in reads.items()}
+
+
+def _answered(texts: int) -> float:
+    """Prompts that could be read while so many are answered, in batches of 16."""
+    return 128.0 * -(-texts // 16)

@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from statistics import fmean
 
+import numpy as np
+
+from attacks.core.analysis.survey import LEAST_ACCURACY
 from benchmarks.inspect import page_refusal, page_thinking
 from benchmarks.inspect.markdown import code, folded
 from benchmarks.inspect.markdown import number as _number
 from benchmarks.inspect.markdown import table as _table
-from benchmarks.inspect.results import GROUPS, Report
+from benchmarks.inspect.results import GROUPS, Plane, Report
 
 _ALT = {
     "layers": "Probe accuracy, separation and effect of ablation by layer",
@@ -107,8 +110,7 @@ def _plane(report: Report, figures: Mapping[str, str]) -> list[str]:
         f"Test prompts at layer {found.layer}, in the plane of the two directions in which they "
         f"vary most. Arrows lead from {len(found.moves)} harmful prompts to where the suffix of an "
         f"ssr-probe attack of at most {report.steps} steps of {report.width} candidates "
-        "carries each. An attacked prompt among the harmless ones looks harmless to this layer; "
-        "one between or outside the two clouds looks like neither.",
+        f"carries each. {_apart(found)}",
         figures["plane"],
         f"Of the {len(found.moves)} answers, {before} open with a refusal without an attack, "
         f"{noise} with a random suffix as long, and {refused} with the attack's. All attacks are "
@@ -125,6 +127,25 @@ def _plane(report: Report, figures: Mapping[str, str]) -> list[str]:
             rows,
         ),
     ]
+
+
+def _apart(plane: Plane) -> str:
+    """What the place of an attacked prompt says: nothing, where the two kinds overlap."""
+    harmful, harmless = np.array(plane.harmful), np.array(plane.harmless)
+    both = np.concatenate([harmful, harmless])
+    distances = [np.linalg.norm(both - rows.mean(0), axis=1) for rows in (harmful, harmless)]
+    own = (distances[0] < distances[1]) == (np.arange(len(both)) < len(harmful))
+    if own.mean() >= LEAST_ACCURACY:
+        return (
+            "An attacked prompt among the harmless ones looks harmless to this layer; one between "
+            "or outside the two clouds looks like neither."
+        )
+    return (
+        f"Harmful and harmless prompts overlap in this plane: {_number(float(own.mean()))} of them "
+        "are nearer to the mean of their own kind than to that of the other (0.5 is chance). So "
+        "what sets them apart lies across the plane, if anywhere, and the place of an arrow tells "
+        "little: go by the probe's figures below, as far as the probe carries over to these prompts."
+    )
 
 
 def _curves(report: Report, figures: Mapping[str, str]) -> list[str]:

@@ -71,7 +71,9 @@ def attack(subject: Subject, method: ProbeSSR, count: int, parts: Parts) -> Atta
     }
 
     def refused() -> dict[str, list[bool]]:
-        return {kind: subject.refused(texts) for kind, texts in asked.items()}
+        # Together, since answers come in batches of a fixed size.
+        flags = iter(subject.refused([text for texts in asked.values() for text in texts]))
+        return {kind: [next(flags) for _ in texts] for kind, texts in asked.items()}
 
     flags = parts.get(f"answers {len(behaviors)}", dict[str, list[bool]], refused)
     return Attacked(behaviors, asked["random"], asked["found"], flags)

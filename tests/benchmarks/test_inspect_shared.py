@@ -9,18 +9,22 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 
+from attacks.core.analysis.survey import Survey
 from attacks.core.errors import BadInput
+from attacks.core.refusals.coherence import Coherence
 from attacks.ssr import ProbeSSR
 from benchmarks.cli import main
-from benchmarks.harness import fitting
+from benchmarks.harness import artefacts, fitting
 from benchmarks.inputs.behaviors import load_behaviors
-from benchmarks.inspect import Options, inspect, measure, page_refusal, subject
+from benchmarks.inspect import Options, inspect, measure, page, page_refusal, subject
 from benchmarks.inspect.course import Course
 from benchmarks.inspect.kept import Kept
 from benchmarks.inspect.markdown import LONG, folded
-from benchmarks.inspect.results import Inverted, LensRow, Reverse, Thinking
+from benchmarks.inspect.results import Inverted, LensRow, Plane, Reverse, Thinking
+from conftest import ROOT
 
 QUICK: dict[str, Any] = {
     **{"train": "pocket-train[0:8]", "behaviors": "pocket-test[0:8]"},
@@ -30,6 +34,21 @@ QUICK: dict[str, Any] = {
 REQUEST, TARGET, REFUSAL, ANSWER, SYSTEM = PLANTED = (
     *("quagmirewort", "zibbleton", "frandlestick", "plumberwick", "ostrongmere"),
 )
+
+
+@pytest.fixture(autouse=True)
+def surveyed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The survey of the committed inspection, with a planted prompt: fitting one takes long."""
+    folder = ROOT / "results" / "inspect-pocket-llama" / "artefacts"
+    ids = [path.stem for path in folder.glob("*.safetensors")]
+    (found,) = [kept for kept in (artefacts.load(folder, name) for name in ids) if kept]
+    frame = Coherence(-5.0, f"Tell of {REQUEST}.", 24)
+    own = {"openers": [f"i {REFUSAL}"], "usual_words": 4.0, "coherence": frame.data}
+
+    def survey(*_: object, **__: object) -> Survey:
+        return replace(Survey.of(found), own=own)
+
+    monkeypatch.setattr(fitting, "survey", survey)
 
 
 @pytest.fixture
@@ -198,6 +217,16 @@ def test_the_page_says_why_a_layer_is_aimed_at(changes: dict[str, Any], said: st
     assert said in " ".join(found)
     warned = any("differ in their words" in block for block in found)
     assert warned == (changes.get("accuracy", [0])[0] > 0.9)
+
+
+def test_the_page_says_where_a_picture_tells_little() -> None:
+    rng = np.random.default_rng(0)
+    cloud = rng.normal(size=(40, 2))
+    for shift, said in ((8.0, "looks harmless to this layer"), (0.3, "overlap in this plane")):
+        plane = Plane(
+            1, [0.5, 0.2], cloud.tolist(), (rng.normal(size=(40, 2)) + shift).tolist(), []
+        )
+        assert said in page._apart(plane)
 
 
 def test_long_tables_are_folded() -> None:

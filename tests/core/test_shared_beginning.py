@@ -16,7 +16,10 @@ from conftest import normal, tiny
 #: Long enough to be shared; the requests differ in length and begin alike.
 BEGINNING = "the lamp and the harp and the rope and the bell and the drum and the coin of"
 TEXTS = [f"{BEGINNING} {end}" for end in ("gold", "a very old iron chest", "tin and lead", "wood")]
-SITES = [Site(0, "resid_pre"), Site(1, "attn_out"), Site(2, "resid_post"), Site(-1, "logits")]
+SITES = [
+    *(Site(0, "resid_pre"), Site(1, "z"), Site(1, "attn_out"), Site(1, "mlp_post")),
+    *(Site(2, "resid_post"), Site(-1, "logits")),
+]
 
 
 def changes(model: Model) -> list[Change]:
