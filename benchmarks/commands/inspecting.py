@@ -29,7 +29,7 @@ def add_inspect(add: Callable[..., ArgumentParser]) -> None:
         ("--attacked", "N", "test prompts that are attacked (default: 8)"),
         ("--steps", "N", "steps of each attack, at most (default: 12)"),
         ("--width", "N", "candidates of each of these steps (default: 128)"),
-        ("--restarts", "N", "strings searched that align with the direction (default: 8)"),
+        ("--restarts", "N", "strings searched that align with the direction (default: 8; 0: none)"),
         ("--seed", "S", "random seed of splits and searches"),
     ):
         sub.add_argument(flag, type=int, metavar=meta, help=text)

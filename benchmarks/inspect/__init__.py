@@ -48,6 +48,9 @@ def inspect(options: Options) -> Path:
         with course.shown():
             subject = fit_subject(model, options, prompts, folders, course)
             kept = Kept(folders, identity_of(subject, options))
+            for name in course.left:
+                if name in kept:
+                    course.done(name, kept.seconds(name))
             report = measured(subject, options, Parts(kept, course))
     if not options.texts:
         report = report.shareable()

@@ -49,7 +49,7 @@ class Course:
         if not self._bar.disable:
             thread.start()
         if (left := self.remaining()) >= _WORTH_TELLING:
-            say(f"inspect: {len(self._left)} parts, about {clock(left)}")
+            say(f"inspect: {len(self._left)} parts, about {clock(left)} if nothing is there yet")
         try:
             yield
         finally:
@@ -72,7 +72,9 @@ class Course:
 
     def done(self, name: str, seconds: float | None = None) -> None:
         """A part that need not be run any more, and what it took, if that tells anything."""
-        guess = self._left.pop(name, None)
+        if name not in self._left:
+            return
+        guess = self._left.pop(name)
         if seconds is not None:
             self._spent.setdefault(_kind(name), []).append(seconds)
             # What takes next to no time was there already, which tells nothing of the guesses.
@@ -80,6 +82,11 @@ class Course:
                 self._wrong[0] += seconds
                 self._wrong[1] += guess
         self._bar.update()
+
+    @property
+    def left(self) -> list[str]:
+        """Names of the parts that are not done."""
+        return list(self._left)
 
     def remaining(self) -> float:
         """Seconds until all is done."""

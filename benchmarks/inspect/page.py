@@ -144,7 +144,8 @@ def _apart(plane: Plane) -> str:
         f"Harmful and harmless prompts overlap in this plane: {_number(float(own.mean()))} of them "
         "are nearer to the mean of their own kind than to that of the other (0.5 is chance). So "
         "what sets them apart lies across the plane, if anywhere, and the place of an arrow tells "
-        "little: go by the probe's figures below, as far as the probe carries over to these prompts."
+        "little: go by the probe's figures below, as far as the probe carries over to these "
+        "prompts."
     )
 
 
@@ -197,6 +198,9 @@ def _angles(report: Report, figures: Mapping[str, str]) -> list[str]:
 
 def _reverse(report: Report) -> list[str]:
     found = report.reverse
+    title = "## What the direction responds to"
+    if not found.found:
+        return [title, "Left out: no strings were searched."]
     rows = [
         [
             code(row.text) if report.texts else str(at + 1),
@@ -207,11 +211,12 @@ def _reverse(report: Report) -> list[str]:
     ]
     hint = "Words that recur hint at what the model takes as a sign of harm; such strings need not "
     hint = f"{hint}mean anything." if report.texts else "The strings themselves are left out."
+    starts = f"{len(rows)} random starts, all of them shown" if len(rows) > 1 else "a random start"
     return [
-        "## What the direction responds to",
+        title,
         f"{found.slots} tokens alone in a user's turn, searched to point along the direction of "
-        f"layer {found.layer} as far as they can, from {len(rows)} random starts, all of them "
-        f"shown. For comparison: the mean cosine is {_number(found.harmful)} for harmful and "
+        f"layer {found.layer} as far as they can, from {starts}. "
+        f"For comparison: the mean cosine is {_number(found.harmful)} for harmful and "
         f"{_number(found.harmless)} for harmless test prompts. {hint}",
         _table(
             ["Found" if report.texts else "String", "Cosine at the start", "Cosine", "Refused"],

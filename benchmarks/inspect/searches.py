@@ -125,7 +125,7 @@ def invert(subject: Subject, steps: int, restarts: int, parts: Parts) -> Reverse
     ]
 
     def compared() -> Reverse:
-        refused = subject.refused([each.text for each in turned])
+        refused = subject.refused([each.text for each in turned]) if turned else []
         rows = [
             Inverted(each.text, each.start, each.end, flag)
             for each, flag in zip(turned, refused, strict=True)

@@ -60,7 +60,7 @@ class Options:
     attacked: int = 8
     """Behaviours that are attacked."""
     restarts: int = 8
-    """Searches of the reverse lens."""
+    """Searches of the reverse lens; 0 leaves it out."""
     reverse_steps: int = 24
     """Of each of these."""
     device_map: str | None = None
@@ -116,7 +116,7 @@ def load_prompts(options: Options) -> Prompts:
         ("attacked", 1),
         ("steps", 1),
         ("width", 1),
-        ("restarts", 1),
+        ("restarts", 0),
     ):
         if (value := getattr(options, name)) < least:
             raise BadInput(f"inspect: {name} {value} is too small; at least {least}")
