@@ -292,22 +292,6 @@ def pareto(args: Namespace) -> int:
     return 0
 
 
-def inspect(args: Namespace) -> int:
-    """`inspect`: writes a page about the model, with pictures, and says where."""
-    from benchmarks.inspect import Options, inspect
-
-    print(inspect(Options(**given(args, Options))))
-    return 0
-
-
-def tokens(args: Namespace) -> int:
-    """`tokens`: writes a page about the model's control tokens, and says where."""
-    from benchmarks.tokens import Options, tokens
-
-    print(tokens(Options(**given(args, Options))))
-    return 0
-
-
 def new(args: Namespace) -> int:
     """`new-attack`, `new-defense`: writes the package and says what comes next."""
     from benchmarks.commands import new_attack
