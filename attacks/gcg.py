@@ -76,8 +76,7 @@ class RefusalGCG(GCG):
     The refusal direction is that of arXiv 2406.11717; the combination is this suite's.
     Refusal openers and the refusal direction are fitted on training prompts; both terms are bounded
     below, so neither can outweigh the target forever. target="own" optimises for what the model
-    itself answers with the direction ablated (`OwnAnswers.pursued`), instead of the behaviour's
-    target.
+    itself answers with the direction ablated, instead of the behaviour's target.
     """
 
     name: ClassVar[str] = "gcg-refusal"
@@ -132,7 +131,7 @@ class RefusalGCG(GCG):
         target, source = behavior.affirmative, ""
         if self.target == "own":
             own = OwnAnswers.of(artefact.tensors, artefact.data, model.n_layers)
-            target, source, _ = own.pursued(model, behavior, tokens=self.tokens)
+            target, source = own.target(model, behavior, tokens=self.tokens)
         return Pursuit(objective, target, drafted=self.loss.target(), source=source)
 
 

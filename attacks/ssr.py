@@ -26,7 +26,7 @@ from attacks.core.objectives import (
 )
 from attacks.core.prompt import suffixed
 from attacks.core.refusals.harmfulness import harm_directions, refusal_bases
-from attacks.core.refusals.own_answers import OWN, OwnAnswers
+from attacks.core.refusals.own_answers import GIVEN, OWN, OwnAnswers
 from attacks.core.search import CoordinateSearch
 
 if TYPE_CHECKING:
@@ -53,8 +53,8 @@ class SubspaceRerouting(SuffixAttack):
     buffer: int = 10
     """How many of the best fillings are kept; the search goes on from the best."""
     early_stop: float | None = 0.01
-    """Loss of its own answer at which the model gives it; after the opening of one or a given
-    target, which it may say and then refuse, it is asked whether it does."""
+    """Loss of its own answer at which the model gives it; after a given target, which it may say
+    and then refuse, it is asked whether it does."""
     keep: Literal["then", "with", "rank", "none"] = "then"
     """How the answer is used: minimised once the objective is at most `enough`, or half of the
     steps are over (on some models the objective stays far out of reach); added to the objective
@@ -62,8 +62,8 @@ class SubspaceRerouting(SuffixAttack):
     answer: Literal["own", "given"] = "own"
     """The model's own answer with refusal ablated (the first that is neither a refusal nor garbled:
     by the fitted subspace, if there is one, then by the direction, then decoded past its refusal,
-    with the behaviour's target as the last resort; of one longer than `tokens`, its opening, if
-    that is not the behaviour's target; see `OwnAnswers`), or always the behaviour's target."""
+    with the behaviour's target as the last resort; see `OwnAnswers`), or always the behaviour's
+    target."""
     tokens: int = 40
     """Maximum length of the model's own answer, in tokens."""
     enough: float | None = 0.2
@@ -115,10 +115,11 @@ class SubspaceRerouting(SuffixAttack):
         if self.keep == "none":
             return Pursuit(subspace, behavior.affirmative)
         own = OwnAnswers.of(artefact.tensors, artefact.data, model.n_layers)
-        target, source, whole = behavior.affirmative, "", False
+        target, source = behavior.affirmative, ""
         if self.answer == "own":
-            target, source, whole = own.pursued(model, behavior, tokens=self.tokens)
-        sure = None if whole else partial(own.answered, model, behavior, tokens=self.tokens)
+            target, source = own.target(model, behavior, tokens=self.tokens)
+        given = source in ("", GIVEN)
+        sure = partial(own.answered, model, behavior, tokens=self.tokens) if given else None
         if self.keep == "with":
             return Pursuit(subspace + self.weight * answer, target, source=source, sure=sure)
         if self.keep == "rank":

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 #: Training behaviours that tell how the model opens its answers, and the share of them that has to
 #: begin as the behaviours' targets do, for these to be worth a search of their own.
 _TRIED, _OPENS = 8, 0.5
+#: Tokens of the opening of an own answer.
+_BEGUN = 8
 
 
 @dataclass(frozen=True)
@@ -160,7 +162,7 @@ class Strong(Attack):
         if artefact.data.get("opens", 1.0) >= _OPENS:
             return [*route, lambda: said(prompt, GIVEN, last=False), answered]
         target, source = own.target(model, behavior, tokens=self.tokens)
-        opening = own.opening(model, behavior, target)
+        opening = own.opening(model, behavior, target, tokens=_BEGUN)
         closing = None
         if opening != target:
             route.append(lambda: said(towards(opening), source, last=False))

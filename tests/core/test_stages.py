@@ -13,7 +13,7 @@ from attacks import load
 from attacks.core.behavior import Behavior
 from attacks.core.errors import BadInput
 from attacks.core.layout import Layout
-from attacks.core.refusals.own_answers import BEGUN, DIRECTION, GIVEN, OwnAnswers
+from attacks.core.refusals.own_answers import DIRECTION, GIVEN, OwnAnswers
 from attacks.core.search import CoordinateSearch, Found
 from attacks.core.search.stages import Stage, Verdict, search_stages
 from benchmarks.inputs.behaviors import load_behaviors
@@ -98,11 +98,9 @@ def test_the_opening_of_an_own_answer_comes_before_all_of_it(
     own = OwnAnswers.of(artefact.tensors, artefact.data, model.n_layers)
     for behavior in behaviors[:2]:
         target, _ = own.target(model, behavior, tokens=attack.tokens)
-        opening = own.opening(model, behavior, target)
+        opening = own.opening(model, behavior, target, tokens=8)
         assert (
-            len(model.chat.ids(opening)) == BEGUN
-            and target.startswith(opening)
-            and target != opening
+            len(model.chat.ids(opening)) == 8 and target.startswith(opening) and target != opening
         )
         steps = list(attack.run(model, behavior, artefact=artefact, rng=generator()))
         (answer,) = model.generate(steps[-1].prompts[:1], max_new_tokens=40)

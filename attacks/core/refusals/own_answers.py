@@ -41,8 +41,6 @@ OWN = ("subspace", "ablation")
 #: Where a target may be from, in the order in which they are tried; the last is the behaviour's.
 SUBSPACE, DIRECTION = "own answer, subspace", "own answer, direction"
 BRANCHED, GIVEN = "own answer, decoded past its refusal", "given target"
-#: Tokens of the opening of an own answer.
-BEGUN = 8
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,21 +97,10 @@ class OwnAnswers:
             return answer, BRANCHED
         return behavior.affirmative, GIVEN
 
-    def pursued(self, model: Model, behavior: Behavior, *, tokens: int) -> tuple[str, str, bool]:
-        """What a search for one loss brings about: a text, its source, and whether it is an answer.
-
-        The `target`, or its `opening` where the model opens otherwise than with the behaviour's
-        target: what is said so may go on to a refusal, as after a given target.
-        """
-        answer, source = self.target(model, behavior, tokens=tokens)
-        opens_as_given = answer.startswith(behavior.affirmative)
-        text = answer if opens_as_given else self.opening(model, behavior, answer)
-        return text, source, source != GIVEN and text == answer
-
-    def opening(self, model: Model, behavior: Behavior, answer: str) -> str:
+    def opening(self, model: Model, behavior: Behavior, answer: str, *, tokens: int) -> str:
         """How `answer`, which a limit of tokens cut, begins; otherwise, all of it.
 
-        Its first `BEGUN` tokens after what it has in common with the plain model's answer. Natural
+        Its first `tokens` tokens after what it has in common with the plain model's answer. Natural
         language is hardly ever brought about word for word as far as where it happens to be cut.
         """
         if not isinstance(answer, Answer) or answer.ended or model.chat.answer(answer) != answer:
@@ -122,7 +109,7 @@ class OwnAnswers:
         same = takewhile(lambda pair: pair[0] == pair[1], zip(answer, plain, strict=False))
         shared = sum(1 for _ in same)
         ends = [end for _, end in model.chat.encode([answer])[0].offsets if end > shared]
-        return answer[: ends[BEGUN - 1]] if len(ends) > BEGUN else answer
+        return answer[: ends[tokens - 1]] if len(ends) > tokens else answer
 
     def open_as_given(self, model: Model, behaviors: Sequence[Behavior], *, tokens: int) -> float:
         """Share of the behaviours whose `target` begins with the behaviour's own target."""
