@@ -104,7 +104,7 @@ CASES = (
 )
 MORE = (
     ("pocket-llama", "gcg:steps=2,width=192,slots=6"),  # Openings leave candidates.
-    ("pocket-gemma2", "strong:steps=5,width=12,slots=4,starts=4,first=8"),
+    ("pocket-qwen2", "strong:steps=5,width=12,slots=4,starts=4,first=8"),
     ("pocket-llama", "gcg:steps=3,width=16,slots=4,draft.model='pocket-qwen2'"),
     ("pocket-llama", "soft-prompt:steps=4,slots=4"),
     ("pocket-llama", "pgd:steps=4,slots=4"),
