@@ -115,6 +115,7 @@ def test_texts_are_not_left_where_none_should_be(
     assert not Path("runs").exists()
 
 
+@pytest.mark.slow
 def test_an_interrupted_inspection_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     options = Options("pocket-llama", out=tmp_path / "a", **QUICK)
     undisturbed = inspect(replace(options, out=tmp_path / "b")).parent / "data.json"
