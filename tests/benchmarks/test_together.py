@@ -199,20 +199,16 @@ def test_an_interrupted_run_goes_on_from_its_checkpoints(tmp_path: Path) -> None
     whole = records(execute(bench, Task(cells_of(parse_spec(spec), bench), SEATS), unseen))
 
     bench = bench_for("pocket-llama", tmp_path / "cut", Artefact())
-    cells, taken = cells_of(parse_spec(spec), bench), []
+    cells = cells_of(parse_spec(spec), bench)
 
     def interrupting(steps: int, loss: float | None) -> None:
-        taken.append(steps)
         if steps == 4:
             _thread.interrupt_main()  # As Ctrl-C does: the main thread hears of it.
 
-    # Workers of pytest-xdist ignore the signal.
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    try:
-        with pytest.raises(KeyboardInterrupt):
-            execute(bench, Task(cells, SEATS), interrupting)
-    finally:
-        signal.signal(signal.SIGINT, before)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # pytest-xdist ignores it.
+    with pytest.raises(KeyboardInterrupt):
+        execute(bench, Task(cells, SEATS), interrupting)
+    signal.signal(signal.SIGINT, before)
     checkpoints = bench.setup.checkpoints
     assert checkpoints is not None
     kept = [checkpoints.load(cell.key, bench.model.device) is not None for cell in cells]
