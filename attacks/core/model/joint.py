@@ -60,13 +60,17 @@ class JointModel(Model):
     @contextmanager
     def editing(self, changes: Sequence[Change] = ()) -> Iterator[None]:
         """As `Model.editing`; while weights are edited nothing of another search is run."""
-        edits = any(isinstance(change, WeightEdit) for change in (*self._changes, *changes))
+        edits = self._edited(changes)
         self._own.single += edits
         try:
             with super().editing(changes):
                 yield
         finally:
             self._own.single -= edits
+
+    def _edited(self, changes: Sequence[Change]) -> bool:
+        """Whether weights are edited, by this view's changes or by others."""
+        return any(isinstance(change, WeightEdit) for change in (*self._changes, *changes))
 
     def gradient(self, loss: Callable[[Tensor], Tensor], at: Tensor) -> tuple[Tensor, Tensor]:
         """As `Model.gradient`, forward and backward joined with others."""
@@ -91,10 +95,9 @@ class JointModel(Model):
         roles: Tensor | None,
     ) -> Trace:
         """`Model._trace`, joined with others where that can be done."""
-        edits = any(isinstance(change, WeightEdit) for change in (*self._changes, *interventions))
         if (
             self._own.single
-            or edits
+            or self._edited(interventions)
             or (torch.is_grad_enabled() and not self._own.sloping)
             or any(site.name in ATTENTION_WEIGHTS for site in reads)
         ):
@@ -112,8 +115,8 @@ class JointModel(Model):
         batch_size: int | None = None,
     ) -> list[str]:
         """As `Model.generate`; batches of a given shape are run alone."""
-        edits = any(isinstance(change, WeightEdit) for change in (*self._changes, *interventions))
-        if self._own.single or edits or pad_to > 1 or batch_size or not conversations:
+        single = self._own.single or self._edited(interventions)
+        if single or pad_to > 1 or batch_size or not conversations:
             return super().generate(
                 conversations,
                 max_new_tokens=max_new_tokens,
