@@ -244,6 +244,15 @@ def test_it_takes_the_properties_of_its_parts() -> None:
     assert load("gcg+prefill") == parse_spec("gcg+prefill")
 
 
+def test_strings_go_without_the_quotes_that_shells_swallow() -> None:
+    bare = parse_spec("ssr-probe:answer=given,layout.place=both,steps=3+refusal-tokens")
+    assert bare == parse_spec('ssr-probe:answer="given",layout.place="both",steps=3+refusal-tokens')
+    with pytest.raises(BadInput, match=r"'steps': Input should be a valid integer"):
+        parse_spec("gcg:steps=ten")
+    with pytest.raises(BadInput, match="'answer': Input should be 'own' or 'given'"):
+        parse_spec("ssr-probe:answer=gven")
+
+
 def test_specs_are_split_outside_brackets_quotes_and_numbers() -> None:
     attack = parse_spec('prefill:text="a+b \\"+c",words=2+refusal-tokens:bias=+1e+2,first=+2')
     params = params_of(attack)

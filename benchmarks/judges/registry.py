@@ -38,7 +38,7 @@ def load_judge(spec: str) -> Judge:
         BadInput: as `Registry.find`; parameters that are not TOML, unknown ones, or values of the
             wrong type.
     """
-    name, params = split("judge", spec, bare=True)
+    name, params = split("judge", spec)
     return build(f"judge '{name}'", JUDGES.find(name), params, name=name)
 
 

@@ -116,7 +116,7 @@ def _is_endpoint(name: str) -> bool:
 
 
 def _endpoint(name: str) -> Endpoint:
-    _, params = split("endpoint", name, bare=True)
+    _, params = split("endpoint", name)
     if not params.get("model"):
         raise BadInput(f"endpoint '{name}': no model given; give {ENDPOINT}:model=NAME,url=URL")
     return build(f"endpoint '{ENDPOINT}'", Endpoint, params)

@@ -1,6 +1,7 @@
 """Objects from a name and parameters, as the command line and suites write them.
 
-`name` or `name:key=value,...`, with TOML values; the keys are the fields of a dataclass.
+`name` or `name:key=value,...`, with TOML values; the keys are the fields of a dataclass. Strings may
+go without quotes, which shells swallow: `gcg:layout.place=both`, `rubric:model=owner/name`.
 """
 
 from __future__ import annotations
@@ -20,13 +21,12 @@ T = TypeVar("T")
 _BARE = re.compile(r"=\s*([A-Za-z~./][^,=\"'\[\]{}]*?)\s*(?=,|$)")
 
 
-def split(kind: str, spec: str, *, bare: bool = False) -> tuple[str, dict[str, Any]]:
+def split(kind: str, spec: str) -> tuple[str, dict[str, Any]]:
     """The name and the parameters of a spec.
 
     Args:
         kind: what it names, for messages.
         spec: `name` or `name:key=value,...`.
-        bare: also take strings without quotes, which shells swallow: `model=owner/name`.
 
     Raises:
         BadInput: parameters that are not TOML.
@@ -35,12 +35,10 @@ def split(kind: str, spec: str, *, bare: bool = False) -> tuple[str, dict[str, A
     try:
         return name, _toml(text)
     except ValueError as error:
-        if bare:
-            quoted = _BARE.sub(_quoted, text)
-            try:
-                return name, _toml(quoted)
-            except ValueError:
-                pass
+        try:
+            return name, _toml(_BARE.sub(_quoted, text))
+        except ValueError:
+            pass
         raise BadInput(
             f"{kind} '{spec}': the parameters after ':' must be key=value,... with TOML values "
             f"({error})"
