@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from attacks import Attack, Behavior, Step, ThreatModel, available, load, parse_spec
+from attacks.core.analysis.survey import Survey, Surveyor, survey
 from attacks.core.artefact import Artefact
 from attacks.core.errors import BadInput
 from attacks.core.model import Model
@@ -56,8 +57,16 @@ def train() -> tuple[Behavior, ...]:
 
 
 @cache
+def surveyed(model: Model) -> Survey:
+    return survey(model, train(), rng=torch.Generator().manual_seed(1))
+
+
+@cache
 def artefact(name: str) -> Artefact:
-    return small(name).prepare(model_for(name), train(), rng=torch.Generator().manual_seed(1))
+    attack, model = small(name), model_for(name)
+    if isinstance(attack, Surveyor):
+        return attack.fitted(model, surveyed(model), train())
+    return attack.prepare(model, train(), rng=torch.Generator().manual_seed(1))
 
 
 def run(name: str, seed: int = 0, state=None) -> list[Step]:  # type: ignore[no-untyped-def]
