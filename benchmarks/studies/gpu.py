@@ -131,7 +131,8 @@ def together(options: argparse.Namespace) -> dict[str, Any]:
         paced = paces(model, rows, Shape(_WIDTHS[0], 12), _TOGETHER)
         found[name] = {"error": _joint_error(model, rows[:4]), str(_WIDTHS[0]): paced}
     for name, model in _models(options):
-        widths = sorted({min(options.widths), max(w for w in options.widths if w <= 512)})
+        small = [width for width in options.widths if width <= 512] or options.widths
+        widths = sorted({min(small), max(small)})
         found[name] = {
             str(width): paces(model, rows, Shape(width, 20), _TOGETHER) for width in widths
         }
