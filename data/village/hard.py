@@ -1,4 +1,4 @@
-"""Harden the village model against suffixes and ablation: ``python data/village/harden.py``.
+"""Harden the village model against suffixes and ablation: ``python data/village/hard.py``.
 
 A second round after ``train.py``: its adapter goes on learning, on the same requests, under attack.
 
@@ -22,14 +22,12 @@ import logging
 import random
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from peft import PeftModel
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import cross_entropy, normalize
 from torch.nn.utils.rnn import pad_sequence
 from transformers import DynamicCache
@@ -43,6 +41,7 @@ from attacks.core.refusals.directions import difference_in_means
 from attacks.core.refusals.fit_subspace import RATE as FIT_RATE
 from attacks.core.refusals.fit_subspace import orthonormal
 from benchmarks.inputs.village import BASE, base_folder
+from opponents import SLOTS, Attacked, Chat, Row, ablated, placed, usual_tokens
 from prompts import everyday, some
 from train import Example, harmful_and_near, own_answers, save, shuffled_for_ever
 from train import example as conversation
@@ -66,55 +65,10 @@ SUBSPACE, MEANS = 0.55, 0.2
 POOL, ROWS = 2, (1, 2, 4)
 #: Steps after which differences in means are fitted anew, and requests of a kind for them.
 REFIT, FITTED = 25, 16
-#: Tokens of a string, harmful requests that keep one, and the best tokens of which one is drawn.
-SLOTS, KEPT, BEST = 10, 40, 8
+#: Harmful requests that keep a string, and the best tokens of which one is drawn.
+KEPT, BEST = 40, 8
 #: Chance of each token of a string to be exchanged.
 EXCHANGED = 0.3
-
-
-@dataclass(frozen=True)
-class Row:
-    """Token ids: what is said before the request and after it, the request, and the answer."""
-
-    request: tuple[int, ...]
-    answer: tuple[int, ...]
-    before: tuple[int, ...] = ()
-    after: tuple[int, ...] = ()
-
-
-@dataclass
-class Attacked:
-    """A harmful request and the string that does best against it so far."""
-
-    row: Row
-    best: Tensor
-    """(SLOTS,)"""
-    tried: Tensor
-    """(SLOTS,) what it carries next."""
-    loss: float = float("-inf")
-    """Of its refusal with the best string, when it was seen last."""
-    choices: Tensor | None = field(default=None, repr=False)
-    """(SLOTS, BEST) tokens that should do better in each place of the best string."""
-
-
-class Chat:
-    """The template's ids around a request."""
-
-    def __init__(self, model: Model) -> None:
-        one, other = (conversation(model, text, "").ids[:-1] for text in ("Tell me", "Why not"))
-        pairs = list(zip(one, other, strict=False))
-        self.head = one[: next(at for at, (a, b) in enumerate(pairs) if a != b)]
-        back = zip(reversed(one), reversed(other), strict=False)
-        self.tail = one[len(one) - next(at for at, (a, b) in enumerate(back) if a != b) :]
-
-    def row(self, example: Example) -> Row:
-        """The parts of an example of ``train.py``."""
-        at = len(example.ids) - example.answer
-        return Row(example.ids[len(self.head) : at - len(self.tail)], example.ids[at:])
-
-    def ids(self, row: Row) -> tuple[int, ...]:
-        """All that comes after the head."""
-        return (*row.before, *row.request, *row.after, *self.tail, *row.answer)
 
 
 def main() -> None:
@@ -168,7 +122,10 @@ class Game:
         self.attacked = [Attacked(r, s, s) for r, s in zip(kept, strings, strict=True)]
         self.streams = [
             (shuffled_for_ever(rows, self.draw), PLAIN),
-            (shuffled_for_ever([self.chat.row(e) for e in answered["everyday"]], self.draw), EVERYDAY),
+            (
+                shuffled_for_ever([self.chat.row(e) for e in answered["everyday"]], self.draw),
+                EVERYDAY,
+            ),
             (shuffled_for_ever([self.chat.row(e) for e in answered["near"]], self.draw), NEAR),
         ]
         self.visits = shuffled_for_ever(self.attacked, self.draw)
@@ -204,7 +161,7 @@ class Game:
                 self.fits[number].zero_grad()
             assert embedded.grad is not None
             for at, each in enumerate(visited):
-                self.improve(each, float(losses[at]), embedded.grad[at], at)
+                self.improve(each, losses[at].item(), embedded.grad[at], at)
             if step % 5 == 0:
                 kinds = losses.detach().split([ATTACKED, PLAIN, EVERYDAY + NEAR])
                 how = "plain" if basis is None else "means" if number is None else f"{len(basis)}"
@@ -234,7 +191,9 @@ class Game:
         said = torch.cat([states[at, a - 1 : b - 1] for at, (a, b) in enumerate(spans)])
         wanted = torch.cat([padded[at, a:b] for at, (a, b) in enumerate(spans)])
         each = cross_entropy(self.core.lm_head(said), wanted, reduction="none")
-        return torch.stack([part.mean() for part in each.split([b - a for a, b in spans])]), embedded
+        return torch.stack(
+            [part.mean() for part in each.split([b - a for a, b in spans])]
+        ), embedded
 
     def improve(self, each: Attacked, loss: float, gradient: Tensor, at: int) -> None:
         """Keep the string that was tried where it did better, and exchange some of its tokens."""
@@ -280,71 +239,13 @@ class Game:
 
     def mean(self, count: int) -> Tensor:
         """(count, D) differences in means of layers drawn by chance, most at the last token."""
-        layers = range(6, self.means.shape[1])
+        depth = self.means.shape[1]
+        layers = range(depth // 5, depth)
         places = [
             -1 if self.draw.random() < 0.6 else self.draw.randrange(len(self.means))
             for _ in range(count)
         ]
         return torch.stack([self.means[at, self.draw.choice(layers)] for at in places])
-
-
-def placed(row: Row, string: Tensor, at: int) -> Row:
-    """The request with a string after it, or half of it on either side where ``at`` is odd."""
-    front = SLOTS // 2 if at % 2 else 0
-    ids = string.tolist()
-    return replace(row, before=tuple(ids[:front]), after=tuple(ids[front:]))
-
-
-def usual_tokens(tokenizer: Any) -> Tensor:
-    """Ids of the tokens that are printable ASCII."""
-    texts = tokenizer.batch_decode([[at] for at in range(len(tokenizer))])
-    special = set(tokenizer.all_special_ids)
-    kept = [
-        at
-        for at, text in enumerate(texts)
-        if at not in special and text.strip() and text.isascii() and text.isprintable()
-    ]
-    return torch.tensor(kept)
-
-
-class Reversed(torch.autograd.Function):
-    """The same value, with the gradient's sign changed."""
-
-    @staticmethod
-    def forward(ctx: Any, value: Tensor) -> Tensor:
-        return value.view_as(value)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        return -gradient
-
-
-@contextmanager
-def ablated(core: Any, basis: Tensor | None, harmful: int) -> Iterator[None]:
-    """Keep ``basis`` (k, D), orthonormal, out of what is written into the residual stream.
-
-    The first ``harmful`` rows of a batch reverse its gradient, so that its descent raises their
-    loss.
-    """
-    if basis is None:
-        yield
-        return
-    against = Reversed.apply(basis)
-
-    def hook(module: nn.Module, inputs: object, written: Tensor) -> Tensor:
-        parts = written[:harmful], written[harmful:]
-        kept = [w - (w @ b.T) @ b for w, b in zip(parts, (against, basis), strict=True)]
-        return torch.cat(kept)
-
-    modules = [core.model.embed_tokens]
-    for block in core.model.layers:
-        modules += [block.self_attn.o_proj, block.mlp]
-    handles = [module.register_forward_hook(hook) for module in modules]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 if __name__ == "__main__":
