@@ -41,7 +41,7 @@ from attacks.core.refusals.directions import difference_in_means
 from attacks.core.refusals.fit_subspace import RATE as FIT_RATE
 from attacks.core.refusals.fit_subspace import orthonormal
 from benchmarks.inputs.village import BASE, base_folder
-from opponents import SLOTS, Attacked, Chat, Row, ablated, placed, usual_tokens
+from opponents import FRONTS, SLOTS, Attacked, Chat, Row, ablated, placed, usual_tokens
 from prompts import everyday, some
 from train import Example, harmful_and_near, own_answers, save, shuffled_for_ever
 from train import example as conversation
@@ -56,7 +56,7 @@ STEPS = 100
 #: Requests of each kind in a step: harmful ones as they are and with strings, harmless ones.
 PLAIN, ATTACKED, EVERYDAY, NEAR = 3, 4, 1, 4
 #: Harmless requests whose answers are learned.
-HARMLESS = 120
+HARMLESS = 80
 #: Share of the harmless requests that carry a string.
 ODD = 0.5
 #: Shares of the steps with a subspace fitted by gradient and with a difference in means ablated.
@@ -119,7 +119,10 @@ class Game:
         rows = [self.chat.row(example) for example in refused]
         kept = self.draw.sample(rows, KEPT)
         strings = [self.string() for _ in kept]
-        self.attacked = [Attacked(r, s, s) for r, s in zip(kept, strings, strict=True)]
+        self.attacked = [
+            Attacked(row, string, string, front=FRONTS[at % 2])
+            for at, (row, string) in enumerate(zip(kept, strings, strict=True))
+        ]
         self.streams = [
             (shuffled_for_ever(rows, self.draw), PLAIN),
             (
@@ -145,7 +148,7 @@ class Game:
             plain, *harmless = (
                 [next(stream) for _ in range(count)] for stream, count in self.streams
             )
-            rows = [placed(each.row, each.tried, at) for at, each in enumerate(visited)] + plain
+            rows = [placed(each.row, each.tried, each.front) for each in visited] + plain
             rows += [self.odd(row) for kind in harmless for row in kind]
             chance, number, basis = self.draw.random(), None, None
             if chance < SUBSPACE:
@@ -161,7 +164,7 @@ class Game:
                 self.fits[number].zero_grad()
             assert embedded.grad is not None
             for at, each in enumerate(visited):
-                self.improve(each, losses[at].item(), embedded.grad[at], at)
+                self.improve(each, losses[at].item(), embedded.grad[at])
             if step % 5 == 0:
                 kinds = losses.detach().split([ATTACKED, PLAIN, EVERYDAY + NEAR])
                 how = "plain" if basis is None else "means" if number is None else f"{len(basis)}"
@@ -191,16 +194,14 @@ class Game:
         said = torch.cat([states[at, a - 1 : b - 1] for at, (a, b) in enumerate(spans)])
         wanted = torch.cat([padded[at, a:b] for at, (a, b) in enumerate(spans)])
         each = cross_entropy(self.core.lm_head(said), wanted, reduction="none")
-        return torch.stack(
-            [part.mean() for part in each.split([b - a for a, b in spans])]
-        ), embedded
+        parts = each.split([b - a for a, b in spans])
+        return torch.stack([part.mean() for part in parts]), embedded
 
-    def improve(self, each: Attacked, loss: float, gradient: Tensor, at: int) -> None:
+    def improve(self, each: Attacked, loss: float, gradient: Tensor) -> None:
         """Keep the string that was tried where it did better, and exchange some of its tokens."""
         if loss >= each.loss:
-            front = SLOTS // 2 if at % 2 else 0
-            back = front + len(each.row.request)
-            slots = [*range(front), *range(back, back + SLOTS - front)]
+            back = each.front + len(each.row.request)
+            slots = [*range(each.front), *range(back, back + SLOTS - each.front)]
             table = self.core.model.embed_tokens.weight.detach()[self.words]
             gains = gradient[slots] @ table.T
             each.choices = self.words[gains.topk(BEST, dim=1).indices]
@@ -219,7 +220,7 @@ class Game:
             return row
         pool = [each.best for each in self.attacked]
         string = self.draw.choice(pool) if self.draw.random() < 0.5 else self.string()
-        return placed(row, string, self.draw.randrange(2))
+        return placed(row, string, self.draw.choice(FRONTS))
 
     def string(self) -> Tensor:
         """(SLOTS,) random tokens."""

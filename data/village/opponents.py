@@ -14,8 +14,9 @@ from attacks.core.model import Model
 from train import Example
 from train import example as conversation
 
-#: Tokens of a string.
+#: Tokens of a string, and how many of them come before the request.
 SLOTS = 10
+FRONTS = (0, SLOTS // 2)
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,8 @@ class Attacked:
     """(SLOTS,)"""
     tried: Tensor
     """(SLOTS,) what it carries next."""
+    front: int
+    """How many of these come before the request."""
     loss: float = float("-inf")
     """Of its refusal with the best string, when it was seen last."""
     choices: Tensor | None = field(default=None, repr=False)
@@ -63,9 +66,8 @@ class Chat:
         return (*row.before, *row.request, *row.after, *self.tail, *row.answer)
 
 
-def placed(row: Row, string: Tensor, at: int) -> Row:
-    """The request with a string after it, or half of it on either side where ``at`` is odd."""
-    front = SLOTS // 2 if at % 2 else 0
+def placed(row: Row, string: Tensor, front: int) -> Row:
+    """The request with the first ``front`` tokens of a string before it, and the rest after."""
     ids = string.tolist()
     return replace(row, before=tuple(ids[:front]), after=tuple(ids[front:]))
 

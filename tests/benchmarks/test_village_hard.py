@@ -93,13 +93,14 @@ def test_a_subspace_is_lost_as_the_attack_takes_it_and_pulls_two_ways(
 
 
 def test_a_string_that_does_worse_is_undone(hard: ModuleType, game: Any) -> None:
-    each = game.attacked[0]
+    each = game.attacked[1]
     width = game.target.embedding_table.shape[1]
     gradient = torch.randn(60, width, generator=torch.Generator().manual_seed(0))
     first = each.tried
-    game.improve(each, 2.0, gradient, 1)
+    game.improve(each, 2.0, gradient)
     assert torch.equal(each.best, first)
-    front = hard.SLOTS // 2
+    front = each.front
+    assert front == hard.SLOTS // 2
     slots = [*range(front), *range(front + len(each.row.request), len(each.row.request) + 10)]
     gains = gradient[slots] @ game.target.embedding_table.T
     changed = each.tried != first
@@ -108,9 +109,9 @@ def test_a_string_that_does_worse_is_undone(hard: ModuleType, game: Any) -> None
         better = (gains[at][game.words] > gains[at][each.tried[at]]).sum()
         assert better < hard.BEST
     second = each.tried
-    game.improve(each, 1.0, -gradient, 1)
+    game.improve(each, 1.0, -gradient)
     assert torch.equal(each.best, first), "1.0 is less than nine tenths of 2.0"
-    game.improve(each, 1.9, gradient, 1)
+    game.improve(each, 1.9, gradient)
     assert not torch.equal(each.best, first)
     assert not torch.equal(second, each.best) or torch.equal(second, each.tried)
 
@@ -118,7 +119,9 @@ def test_a_string_that_does_worse_is_undone(hard: ModuleType, game: Any) -> None
 def test_requests_carry_strings_of_words_only(hard: ModuleType, game: Any) -> None:
     tokenizer = game.target.chat.tokenizer
     row, string = game.chat.row(hard.conversation(game.target, HARMLESS[0], "Yes.")), game.string()
-    after, around = (tokenizer.decode(game.chat.ids(hard.placed(row, string, at))) for at in (0, 1))
+    after, around = (
+        tokenizer.decode(game.chat.ids(hard.placed(row, string, at))) for at in hard.FRONTS
+    )
     words = tokenizer.decode(row.request)
     assert words in after and words in around
     assert after.index(words) < around.index(words)
