@@ -13,6 +13,11 @@ A second round after ``train.py``: its adapter goes on learning, on the same req
   the better. Harmless requests carry strings as well, lest odd strings come to mean a refusal.
 
 Answers to learn are those of ``train.py``: refusals, and for harmless requests the base's own.
+
+No model made by it is shipped: it has not been run to the end, and whether it works is not known.
+Its first 40 steps were run without `LOST` and with means of all layers; there the subspaces of four
+rows broke the model (losses of 22 nats a token for refusals, 8 for harmless answers) in place of
+taking away its refusals. It takes about 7 s of processor time a step on a core without AVX-512.
 """
 
 from __future__ import annotations
@@ -37,6 +42,7 @@ HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE.parents[1]), str(HERE.parent / "pocket")]
 
 from attacks.core.model import Model
+from attacks.core.refusals.choice import DEPTH
 from attacks.core.refusals.directions import difference_in_means
 from attacks.core.refusals.fit_subspace import RATE as FIT_RATE
 from attacks.core.refusals.fit_subspace import orthonormal
@@ -61,6 +67,9 @@ HARMLESS = 80
 ODD = 0.5
 #: Shares of the steps with a subspace fitted by gradient and with a difference in means ablated.
 SUBSPACE, MEANS = 0.55, 0.2
+#: Loss of the refusals, in nats a token, from which a subspace only learns to spare harmless
+#: answers: without a bound, what raises it most breaks the model.
+LOST = 2.0
 #: Subspaces, and how many of their rows are ablated.
 POOL, ROWS = 2, (1, 2, 4)
 #: Steps after which differences in means are fitted anew, and requests of a kind for them.
@@ -156,8 +165,10 @@ class Game:
                 basis = orthonormal(self.raw[number][: self.draw.choice(ROWS)])
             elif chance < SUBSPACE + MEANS:
                 basis = normalize(self.mean(1), dim=1)
-            with ablated(self.core, basis, ATTACKED + PLAIN):
+            with ablated(self.core, basis, ATTACKED + PLAIN) as weight:
                 losses, embedded = self.row_losses(rows)
+                if losses[: ATTACKED + PLAIN].mean() > LOST:
+                    weight.zero_()
             yield losses.mean()
             if number is not None:
                 self.fits[number].step()
@@ -239,9 +250,12 @@ class Game:
         return found
 
     def mean(self, count: int) -> Tensor:
-        """(count, D) differences in means of layers drawn by chance, most at the last token."""
+        """(count, D) differences in means of layers drawn by chance, most at the last token.
+
+        The attack takes none of the last layers; those of the first hardly tell requests apart.
+        """
         depth = self.means.shape[1]
-        layers = range(depth // 5, depth)
+        layers = range(depth // 5, int(DEPTH * depth))
         places = [
             -1 if self.draw.random() < 0.6 else self.draw.randrange(len(self.means))
             for _ in range(count)

@@ -85,28 +85,31 @@ def usual_tokens(tokenizer: Any) -> Tensor:
 
 
 class Reversed(torch.autograd.Function):
-    """The same value, with the gradient's sign changed."""
+    """The same value, with the gradient times ``-weight``."""
 
     @staticmethod
-    def forward(ctx: Any, value: Tensor) -> Tensor:
+    def forward(ctx: Any, value: Tensor, weight: Tensor) -> Tensor:
+        ctx.weight = weight
         return value.view_as(value)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        return -gradient
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        return -ctx.weight * gradient, None
 
 
 @contextmanager
-def ablated(core: Any, basis: Tensor | None, harmful: int) -> Iterator[None]:
+def ablated(core: Any, basis: Tensor | None, harmful: int) -> Iterator[Tensor]:
     """Keep ``basis`` (k, D), orthonormal, out of what is written into the residual stream.
 
     The first ``harmful`` rows of a batch reverse its gradient, so that its descent raises their
-    loss.
+    loss. Yields how much they weigh, 1 at first, which may be changed in place until the backward
+    pass.
     """
+    weight = torch.ones(())
     if basis is None:
-        yield
+        yield weight
         return
-    against = Reversed.apply(basis)
+    against = Reversed.apply(basis, weight)
 
     def hook(module: nn.Module, inputs: object, written: Tensor) -> Tensor:
         parts = written[:harmful], written[harmful:]
@@ -118,7 +121,7 @@ def ablated(core: Any, basis: Tensor | None, harmful: int) -> Iterator[None]:
         modules += [block.self_attn.o_proj, block.mlp]
     handles = [module.register_forward_hook(hook) for module in modules]
     try:
-        yield
+        yield weight
     finally:
         for handle in handles:
             handle.remove()

@@ -88,6 +88,11 @@ def test_a_subspace_is_lost_as_the_attack_takes_it_and_pulls_two_ways(
         pulls.append(pull)
     assert pulls[0].norm() > 0
     torch.testing.assert_close(pulls[0], -pulls[1])
+    with hard.ablated(game.core, basis, 1) as weight:
+        losses, _ = game.row_losses(rows)
+        weight.zero_()
+    (halted,) = torch.autograd.grad(losses[0], [basis])
+    assert not halted.any(), "refusals that are lost pull no more"
     plain = next_token_log_probs(model, HARMFUL[:2])
     assert not torch.allclose(expected, plain, atol=0.1), "and afterwards it is back"
 
