@@ -17,7 +17,7 @@ Answers to learn are those of ``train.py``: refusals, and for harmless requests 
 No model made by it is shipped: it has not been run to the end, and whether it works is not known.
 Its first 40 steps were run without `LOST` and with means of all layers; there the subspaces of four
 rows broke the model (losses of 22 nats a token for refusals, 8 for harmless answers) in place of
-taking away its refusals. It takes about 7 s of processor time a step on a core without AVX-512.
+taking away its refusals. It takes 7 to 9 s of processor time a step on a core without AVX-512.
 """
 
 from __future__ import annotations
