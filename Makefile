@@ -38,7 +38,7 @@ race: $(STAMP) $(RACE)/.installed  ## Race nanoGCG, in an environment of its own
 	$(BIN)/python -m benchmarks.race --peer $(RACE)/bin/python --rounds $(ROUNDS) --steps $(STEPS)
 	$(BIN)/python -m benchmarks.race.success --peer $(RACE)/bin/python
 
-gpu: $(STAMP)  ## Exactness, speed, race and a board on a graphics card, in 9 minutes.
+gpu: $(STAMP)  ## Exactness, speed, searches together, race and a board on a graphics card, in 9 minutes.
 	$(BIN)/python -m benchmarks.studies.gpu
 
 faults: $(STAMP)  ## Kill runs 50 times, and feed 10,000 hostile inputs: half an hour.

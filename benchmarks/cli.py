@@ -15,7 +15,8 @@ from attacks.core.errors import BadInput, suggestion
 from benchmarks.commands import basic, judging, recorded
 from benchmarks.commands.completion import complete
 from benchmarks.commands.export import add_export
-from benchmarks.commands.flags import add_output
+from benchmarks.commands.flags import add_output, add_subject
+from benchmarks.commands.inspecting import add_inspect, add_tokens
 from benchmarks.common.lines import one_line
 from benchmarks.harness.signals import Terminated
 
@@ -159,10 +160,8 @@ def _parser() -> argparse.ArgumentParser:
     front = add("pareto", help="show the refusal-damage trade-offs that abliteration chose from")
     front.add_argument("folder", type=Path, metavar="DIR", help="results folder")
     front.set_defaults(command=basic.pareto)
-    _add_inspect(
-        add("inspect", help="analyse where a model represents refusal, and what attacks do")
-    )
-    _add_tokens(add("tokens", help="study a model's control tokens: thresholds and categories"))
+    add_inspect(add)
+    add_tokens(add)
     for kind, what in (("attack", "attack"), ("defense", "defence")):
         new = add(
             f"new-{kind}", help=f"create a plugin package with a working {what} to start from"
@@ -212,7 +211,7 @@ def _add_run(sub: argparse.ArgumentParser) -> None:
         choices=("static", "adaptive"),
         help="whether attacks know of the defence (default: both, where it matters)",
     )
-    _add_subject(what, "behaviours to fit on", "behaviours to attack")
+    add_subject(what, "behaviours to fit on", "behaviours to attack")
     for flag, text in (
         ("--limit", "number of behaviours"),
         ("--steps", "steps of every search (default: each attack's own)"),
@@ -242,17 +241,22 @@ def _add_run(sub: argparse.ArgumentParser) -> None:
     how.add_argument("--out", type=Path, metavar="DIR", help="results folder (default: runs/SUITE)")
     how.add_argument(
         "--workers",
-        type=_workers,
+        type=_number_or_auto,
         default=1,
         metavar="W",
         help="cells to run at a time; auto: as many as fit",
     )
+    how.add_argument(
+        "--together",
+        type=_number_or_auto,
+        default=1,
+        metavar="N",
+        help="searches that share their passes, for devices that one cannot fill; auto: measured",
+    )
     how.add_argument("--engine", default="local", metavar="E", help="local (default) or ray")
     how.add_argument("--devices", metavar="D,D,...", help="devices of the local workers, in turn")
     how.add_argument("--address", metavar="A", help="of a Ray cluster (default: start one)")
-    how.add_argument(
-        "--gpus", type=float, metavar="X", help="GPUs per Ray worker, may be a fraction"
-    )
+    how.add_argument("--gpus", type=float, metavar="X", help="GPUs of a Ray worker, or a fraction")
     how.add_argument("--shard", metavar="I/N", help="run only the I-th of N parts (see merge)")
     how.add_argument(
         "--deadline",
@@ -276,60 +280,8 @@ def _add_run(sub: argparse.ArgumentParser) -> None:
     )
 
 
-def _add_subject(group: argparse._ActionsContainer, train: str, behaviors: str) -> None:
-    """Flags for the model's input and how it is loaded; the texts are the help of the two sets."""
-    for flag, meta, text in (
-        ("--train", "NAME_OR_FILE", train),
-        ("--behaviors", "NAME_OR_FILE", behaviors),
-        ("--system", "TEXT", "system prompt"),
-        ("--date", "YYYY-MM-DD", "date for chat templates that insert today's"),
-        ("--device", "D", "auto, cpu, cuda, ..."),
-        ("--device-map", "MAP", "spread one model over several GPUs: auto, balanced, ..."),
-        ("--dtype", "T", "auto, float32, bfloat16, ..."),
-    ):
-        group.add_argument(flag, metavar=meta, help=text)
-
-
-def _add_inspect(sub: argparse.ArgumentParser) -> None:
-    """The flags of `inspect`."""
-    sub.set_defaults(command=basic.inspect)
-    sub.add_argument("--model", required=True, metavar="M", help="shipped name, folder or Hub id")
-    _add_subject(
-        sub,
-        "behaviours to fit on (pocket models: pocket-train)",
-        "behaviours to analyse (pocket models: pocket-test)",
-    )
-    sub.add_argument(
-        "--limit", type=int, metavar="N", help="test prompts, harmful and harmless each"
-    )
-    sub.add_argument("--seed", type=int, metavar="S", help="random seed of splits and searches")
-    sub.add_argument(
-        "--out", type=Path, metavar="DIR", help="folder for the report (default: runs/inspect-M)"
-    )
-    sub.add_argument("--artefacts", type=Path, metavar="DIR", help="reuse fitted values from here")
-
-
-def _add_tokens(sub: argparse.ArgumentParser) -> None:
-    """The flags of `tokens`."""
-    sub.set_defaults(command=basic.tokens)
-    sub.add_argument("--model", required=True, metavar="M", help="shipped name, folder or Hub id")
-    _add_subject(
-        sub,
-        "behaviours to choose thresholds on (pocket models: pocket-categories-train)",
-        "behaviours to test on (pocket models: pocket-categories-test)",
-    )
-    sub.add_argument("--limit", type=int, metavar="N", help="prompts, harmful and harmless each")
-    sub.add_argument(
-        "--temperature", type=float, metavar="T", help="temperature of the probabilities"
-    )
-    sub.add_argument("--suffix", type=int, metavar="N", help="random tokens after each request")
-    sub.add_argument(
-        "--out", type=Path, metavar="DIR", help="folder for the report (default: runs/tokens-M)"
-    )
-
-
-def _workers(text: str) -> int | str:
-    """The value of `--workers`."""
+def _number_or_auto(text: str) -> int | str:
+    """The value of `--workers` or of `--together`."""
     try:
         return text if text == "auto" else int(text)
     except ValueError:

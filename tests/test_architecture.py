@@ -22,7 +22,7 @@ _TYPES = tuple(
     f"attacks.core.{name}"
     for name in (
         *("errors", "behavior", "prompt", "sites", "artefact", "interventions", "state"),
-        *("template", "thinking", "weights", "gating", "answer", "parsing"),
+        *("template", "thinking", "weights", "gating", "answer", "parsing", "alike"),
     )
 )
 _READING = (*_TYPES, "attacks.core.reading")
@@ -34,6 +34,7 @@ ALLOWED = {
     "attacks.core.thinking": (),
     "attacks.core.answer": (),
     "attacks.core.parsing": (),
+    "attacks.core.alike": (),
     "attacks.core.artefact": (),
     "attacks.core.state": (),
     "attacks.core.prompt": ("attacks.core.errors", "attacks.core.behavior"),

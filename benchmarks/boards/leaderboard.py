@@ -160,6 +160,12 @@ def note_of(board: Sequence[Row]) -> str:
         note += " Each search ended when a candidate was verified: compare costs, not success."
     if board[0].concurrency != 1:
         note += " Cells ran concurrently on one machine: times are not those of a cell run alone."
+    if joint := {row.attack: row.together for row in board if row.together > 1}:
+        which = ", ".join(f"{name} ({count})" for name, count in sorted(joint.items()))
+        note += (
+            f" Several searches shared each pass: {text(which)}. Their seconds are shares of joint "
+            "passes, not those of a search alone."
+        )
     if board[0].origin_model:
         note += " The prompts were found on another model and sent as they are."
     if any(row.mixed for row in board):

@@ -112,3 +112,5 @@ class Row:
     """By `asr` among the attacks on this model, of this board and judge (`boards.ranking`)."""
     rank_low: int | None = None
     rank_high: int | None = None
+    together: int = 1
+    """Searches whose passes were joined (`Record.together`)."""

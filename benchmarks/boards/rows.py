@@ -27,7 +27,7 @@ def read_rows(folders: Sequence[Path]) -> list[Row]:
     """The rows of all runs in `folders`, in the order of the boards.
 
     Records of the same cell in several folders count once. Records that differ in model, weights,
-    attack, defence, judge, stop rule or concurrency are never in one row.
+    attack, defence, judge, stop rule, concurrency or batch are never in one row.
 
     Raises:
         BadInput: a folder without records.
@@ -53,6 +53,7 @@ def read_rows_and_entries(folders: Sequence[Path]) -> list[tuple[Row, list[Entry
                 record.threat_model,
                 record.stop,
                 record.concurrency,
+                record.together,
                 record.origin_model,
                 record.defense_hash,
                 record.adaptivity,
@@ -160,6 +161,7 @@ def _row(
         errors=sum(entry.record.status in ("error", "out_of_memory") for entry in entries),
         nulls=sum(entry.success is None for entry in harmful),
         concurrency=one.concurrency,
+        together=one.together,
         stop=one.stop,
         attempts=max(1, *(entry.record.greedy for entry in entries)),
         seeds=len({entry.record.seed for entry in entries}),

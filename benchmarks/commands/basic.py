@@ -177,6 +177,7 @@ def run(args: Namespace) -> int:
             suite,
             out,
             workers=args.workers,
+            together=args.together,
             artefacts=args.artefacts,
             dry_run=args.dry_run,
             checkpoint=args.checkpoint,
@@ -288,22 +289,6 @@ def pareto(args: Namespace) -> int:
     from benchmarks.boards.pareto import fronts
 
     show(fronts(args.folder), None, markdown=True)
-    return 0
-
-
-def inspect(args: Namespace) -> int:
-    """`inspect`: writes a page about the model, with pictures, and says where."""
-    from benchmarks.inspect import Options, inspect
-
-    print(inspect(Options(**given(args, Options))))
-    return 0
-
-
-def tokens(args: Namespace) -> int:
-    """`tokens`: writes a page about the model's control tokens, and says where."""
-    from benchmarks.tokens import Options, tokens
-
-    print(tokens(Options(**given(args, Options))))
     return 0
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import sys
 import textwrap
-from argparse import ArgumentParser, Namespace
+from argparse import ArgumentParser, Namespace, _ActionsContainer
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +23,20 @@ def add_output(sub: ArgumentParser) -> None:
     """`--format` and `--out`."""
     sub.add_argument("--format", choices=("md", "json"), default="md")
     sub.add_argument("--out", type=Path, metavar="FILE", help="write to this file")
+
+
+def add_subject(group: _ActionsContainer, train: str, behaviors: str) -> None:
+    """Flags for the model's input and how it is loaded; the texts are the help of the two sets."""
+    for flag, meta, text in (
+        ("--train", "NAME_OR_FILE", train),
+        ("--behaviors", "NAME_OR_FILE", behaviors),
+        ("--system", "TEXT", "system prompt"),
+        ("--date", "YYYY-MM-DD", "date for chat templates that insert today's"),
+        ("--device", "D", "auto, cpu, cuda, ..."),
+        ("--device-map", "MAP", "spread one model over several GPUs: auto, balanced, ..."),
+        ("--dtype", "T", "auto, float32, bfloat16, ..."),
+    ):
+        group.add_argument(flag, metavar=meta, help=text)
 
 
 #: Maximum width of drawn tables, in characters.

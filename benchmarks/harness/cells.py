@@ -65,9 +65,11 @@ class Cell:
 
 @dataclass(frozen=True)
 class Task:
-    """What is run in one go: a search, or a batch of answers; one attack, artefact and defence."""
+    """What is run in one go: searches or answers, of one attack, artefact and defence."""
 
     cells: tuple[Cell, ...]
+    together: int = 1
+    """Searches that run at a time in one process, their passes joined."""
 
     @property
     def attack(self) -> Attack:

@@ -1,4 +1,4 @@
-"""Running the cells of one task: searches one at a time, answers of other attacks in batches."""
+"""Running the cells of one task: searches, alone or together, and answers of others in batches."""
 
 from __future__ import annotations
 
@@ -8,31 +8,36 @@ from collections.abc import Iterator, Sequence
 from contextlib import redirect_stdout
 from dataclasses import dataclass, field
 
-from attacks.attack import Artefact, State, Step
+from attacks.attack import Artefact
+from attacks.core.alike import same
 from attacks.core.prompt import Messages
 from attacks.core.weights import Change
-from benchmarks.harness.alike import same
 from benchmarks.harness.bench import Bench, OnStep, Outcome, Tally, release_memory
-from benchmarks.harness.budget import exhausted, verification_due
 from benchmarks.harness.cells import Cell, Task, cell_generator
 from benchmarks.harness.failures import CONTAINED, Failure, failure_of
-from benchmarks.harness.resuming import Resumable
 from benchmarks.harness.samples import drawn_answers
+from benchmarks.harness.searching import Search, failed
 from benchmarks.harness.timing import Clock
-from benchmarks.storage.records import FirstSuccess, Status
+from benchmarks.harness.together import search_together
+from benchmarks.storage.records import FirstSuccess
 
 #: Shape of the batches in which attacks without search are answered: a constant of the suite, so
 #: that an answer does not depend on the limit, on resuming, or on the number of workers.
 BATCH_SIZE, PAD_TO = 16, 32
 
 
-def split(cells: Sequence[Cell]) -> Iterator[Task]:
-    """Tasks for cells of one attack and artefact."""
+#: Searches of a task by how many run together: so many are left to follow those that end early.
+_FOLLOWING = 4
+
+
+def split(cells: Sequence[Cell], together: int = 1) -> Iterator[Task]:
+    """Tasks for cells of one attack and artefact; searches run so many `together`."""
     if not cells:
         return
     if cells[0].attack.searches:
-        for cell in cells:
-            yield Task((cell,))
+        size = 1 if together == 1 else _FOLLOWING * together
+        for start in range(0, len(cells), size):
+            yield Task(tuple(cells[start : start + size]), together)
         return
     # Sorted, since a batch holds prompts of like length only and is filled up otherwise.
     ordered = sorted(cells, key=lambda cell: len(cell.behavior.text))
@@ -41,171 +46,49 @@ def split(cells: Sequence[Cell]) -> Iterator[Task]:
 
 
 def execute(bench: Bench, task: Task, on_step: OnStep) -> list[Outcome]:
-    """An outcome for each cell of the task; what goes wrong inside a cell is its record.
+    """An outcome for each cell of the task, in their order; see `executed`.
 
     Raises:
         BadInput: damaged artefact files.
     """
-    process = os.getpid()
-    artefact = bench.artefact(task.cells[0])
-    # What an attack prints is no part of what a command prints.
-    with redirect_stdout(sys.stderr):
-        if task.attack.searches:
-            outcomes = [_Search(bench, cell, artefact, on_step).run() for cell in task.cells]
-        else:
-            outcomes = _answer_all(bench, task.cells, artefact)
-    if os.getpid() != process:
-        # An attack has forked, and its child would do all over again what its parent does.
-        os._exit(1)
-    if any(outcome.record.status == "out_of_memory" for outcome in outcomes):
+    found = list(executed(bench, task, on_step))
+    if task.together > 1:
+        order = [cell.key for cell in task.cells]
+        found.sort(key=lambda outcome: order.index(outcome.record.key))
+    return found
+
+
+def executed(bench: Bench, task: Task, on_step: OnStep) -> Iterator[Outcome]:
+    """An outcome for each cell, as they end; what goes wrong inside a cell is its record.
+
+    Raises:
+        BadInput: damaged artefact files.
+    """
+    process, failed = os.getpid(), False
+    outcomes = _outcomes(bench, task, bench.artefact(task.cells[0]), on_step)
+    while True:
+        # What an attack prints is no part of what a command prints.
+        with redirect_stdout(sys.stderr):
+            outcome = next(outcomes, None)
+        if os.getpid() != process:
+            # An attack has forked, and its child would do all over again what its parent does.
+            os._exit(1)
+        if outcome is None:
+            break
+        failed |= outcome.record.status == "out_of_memory"
+        yield outcome
+    if failed:
         release_memory()
-    return outcomes
 
 
-@dataclass
-class _Search:
-    """The search of one cell, verified on the way."""
-
-    bench: Bench
-    cell: Cell
-    artefact: Artefact
-    on_step: OnStep
-    tally: Tally = field(default_factory=Tally)
-    latest: Step | None = None
-    verified: tuple[int, str] = (0, "")
-    """The step whose best candidate was verified last, and its answer."""
-
-    def __post_init__(self) -> None:
-        self.clock = Clock(self.bench.model.synchronise)
-        self.clock.charge("prepare", self.artefact.seconds)
-        self.resumable = Resumable(self.bench, self.cell)
-
-    def run(self) -> Outcome:
-        """Search, verification, answers, judgements."""
-        bench, cell = self.bench, self.cell
-        bench.model.reset_peak_memory()
-        try:
-            status = self._search()
-            assert self.latest is not None
-            prompts = self.latest.prompts[: bench.setup.settings.attempts]
-            completions = [self.verified[1], *self._generate(prompts[1:])]
-            target = self.tally.target
-            changes = self.latest.interventions
-            drawn = drawn_answers(bench, cell, prompts[0], changes, self.clock)
-            prompts, completions = (*prompts, *prompts[:1] * len(drawn)), [*completions, *drawn]
-            with self.clock.phase("judge"):
-                garbled = bench.garbled(prompts, completions, drawn=len(drawn))
-            judgements = bench.judged(cell, completions, self.clock, garbled=garbled, target=target)
-        except CONTAINED as error:
-            failure = failure_of(error)
-        except KeyboardInterrupt:
-            self.resumable.save()
-            raise
-        else:
-            record = bench.record(
-                cell,
-                self.tally,
-                self.clock,
-                prompts=prompts,
-                completions=completions,
-                garbled=garbled,
-                status=status,
-                reason="the time budget was used up" if status == "budget" else "",
-            )
-            return Outcome(record, judgements)
-        # Made outside the except block, which holds on to the frames of what failed.
-        self.latest = None
-        return _failed(bench, cell, self.tally, self.clock, failure)
-
-    def _search(self) -> Status:
-        settings = self.bench.setup.settings
-        steps, step = self._begun()
-        status: Status = "ok"
-        while step is not None:
-            if self.latest is not None:
-                self.resumable.at(self.latest.state, self.tally, self.clock.seconds, step)
-            tally = self.tally
-            tally.add_step(step)
-            self.latest = step
-            self.on_step(tally.steps, step.loss)
-            if verification_due(tally.steps):
-                self._verify(step)
-                if tally.first_success and settings.stop == "first-success":
-                    return status
-            if exhausted(self.clock.spent("search", "verify"), settings.seconds):
-                status = "budget"
-                break
-            step = self._next(steps)
-        if self.latest is None:
-            raise RuntimeError("the attack yielded no step")
-        if self.verified[0] != self.tally.steps:
-            self._verify(self.latest)
-        return status
-
-    def _begun(self) -> tuple[Iterator[Step], Step | None]:
-        """The attack's steps and the first of them, from the checkpoint on where there is one.
-
-        The step after a checkpoint is taken twice, by a process that has ended and by this one, and
-        counts as what it cost the first.
-        """
-        saved = self.resumable.load()
-        if saved is not None:
-            steps = self._steps(saved.state)
-            step = self.resumable.again(steps, saved)
-            if step is not None:
-                self.tally = saved.tally
-                self.clock = Clock(self.bench.model.synchronise, saved.seconds)
-                return steps, step
-        with self.clock.phase("search"):
-            steps = self._steps(None)
-        return steps, self._next(steps)
-
-    def _steps(self, state: State | None) -> Iterator[Step]:
-        attack, behavior = self.cell.attack, self.cell.behavior
-        rng = cell_generator(attack, behavior.id, self.cell.seed)
-        shown = behavior.for_attack()
-        return iter(
-            attack.run(
-                self.bench.views.attacked(self.cell.guard),
-                shown,
-                artefact=self.artefact,
-                rng=rng,
-                state=state,
-            )
-        )
-
-    def _next(self, steps: Iterator[Step]) -> Step | None:
-        before = self.bench.model.meter.snapshot()
-        with self.clock.phase("search"):
-            step = next(steps, None)
-        self.tally.add_work(self.bench.model.meter.snapshot() - before)
-        return step
-
-    def _verify(self, step: Step) -> None:
-        """One greedy answer to the best candidate, for the stop judge."""
-        tally = self.tally
-        with self.clock.phase("verify"):
-            (completion,) = self.bench.views.answering(self.cell.guard).generate(
-                step.prompts[:1],
-                max_new_tokens=self.bench.setup.settings.max_new_tokens,
-                interventions=step.interventions,
-            )
-            success = self.bench.succeeds(self.cell.behavior, step.prompts[0], completion)
-        tally.verifications += 1
-        self.verified = (tally.steps, completion)
-        if success and tally.first_success is None:
-            spent = self.clock.spent("search", "verify")
-            tally.first_success = FirstSuccess(tally.steps, spent, tally.work.flops)
-
-    def _generate(self, prompts: Sequence[Messages]) -> list[str]:
-        if not prompts or self.latest is None:
-            return []
-        with self.clock.phase("generate"):
-            return self.bench.views.answering(self.cell.guard).generate(
-                prompts,
-                max_new_tokens=self.bench.setup.settings.max_new_tokens,
-                interventions=self.latest.interventions,
-            )
+def _outcomes(bench: Bench, task: Task, artefact: Artefact, on_step: OnStep) -> Iterator[Outcome]:
+    if not task.attack.searches:
+        yield from _answer_all(bench, task.cells, artefact)
+    elif task.together > 1:
+        yield from search_together(bench, task, artefact, on_step)
+    else:
+        for cell in task.cells:
+            yield Search(bench, cell, artefact, on_step).run()
 
 
 @dataclass
@@ -300,7 +183,7 @@ def _finish(bench: Bench, item: _Pending, completions: Sequence[str]) -> Outcome
     """The stop judge's word on the only candidate, the judgements, the record."""
     cell, clock, tally = item.cell, item.clock, item.tally
     if item.failure is not None:
-        return _failed(bench, cell, tally, clock, item.failure)
+        return failed(bench, cell, tally, clock, item.failure)
     try:
         drawn = drawn_answers(bench, cell, item.prompts[0], item.interventions, clock)
         item.prompts += item.prompts[:1] * len(drawn)
@@ -316,7 +199,7 @@ def _finish(bench: Bench, item: _Pending, completions: Sequence[str]) -> Outcome
         # of it.
         damage = bench.damage(cell.behavior, item.interventions)
     except CONTAINED as error:
-        return _failed(bench, cell, tally, clock, failure_of(error))
+        return failed(bench, cell, tally, clock, failure_of(error))
     record = bench.record(
         cell,
         tally,
@@ -327,7 +210,3 @@ def _finish(bench: Bench, item: _Pending, completions: Sequence[str]) -> Outcome
         damage=damage,
     )
     return Outcome(record, judgements)
-
-
-def _failed(bench: Bench, cell: Cell, tally: Tally, clock: Clock, failure: Failure) -> Outcome:
-    return Outcome(bench.record(cell, tally, clock, status=failure.status, reason=failure.reason))

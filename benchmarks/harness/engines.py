@@ -10,7 +10,7 @@ from typing import Self
 from benchmarks.common.threads import fixed_threads
 from benchmarks.harness.bench import Bench, OnStep, Outcome, Setup
 from benchmarks.harness.cells import Task
-from benchmarks.harness.engine import execute
+from benchmarks.harness.engine import execute, executed
 from benchmarks.harness.failures import CONTAINED, Failure, failure_of
 
 #: Seconds without a sign of life after which a worker is taken to hang.
@@ -62,12 +62,12 @@ class InProcess(Engine):
     def run(
         self, setup: Setup, tasks: Sequence[Task], bench: Bench | None
     ) -> Iterator[tuple[Task, Result]]:
-        """In order."""
+        """In order; outcomes of one task one by one."""
         assert bench is not None
         for task in tasks:
             with self._steps(task) as on_step:
-                result = execute(bench, task, on_step)
-            yield task, result
+                for outcome in executed(bench, task, on_step):
+                    yield task, [outcome]
 
 
 class Server:

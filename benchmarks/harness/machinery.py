@@ -22,6 +22,8 @@ class Machinery:
     engine: str = "local"
     workers: int | Literal["auto"] = 1
     """Cells at a time; "auto": as many as fit on the devices, by what the first is seen to take."""
+    together: int | Literal["auto"] = 1
+    """Searches whose passes are joined, in each worker; "auto": measured for each attack."""
     devices: tuple[str, ...] = ()
     """Of the workers, in turn; none: the suite's, for all of them."""
     deadline: float | None = None
@@ -39,6 +41,8 @@ class Machinery:
             raise BadInput(f"{self.workers} workers; valid: 1 or more, or auto")
         if self.workers == "auto" and self.engine == "ray":
             raise BadInput("--workers auto is for local workers; on a Ray cluster, name a number")
+        if self.together != "auto" and self.together < 1:
+            raise BadInput(f"{self.together} searches together; valid: 1 or more, or auto")
         if self.deadline is not None and not self.deadline > 0:
             raise BadInput(f"a deadline of {self.deadline} seconds; valid: more than 0")
         if self.gpus is not None and not 0 <= self.gpus < float("inf"):

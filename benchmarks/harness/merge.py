@@ -23,7 +23,7 @@ from benchmarks.storage.store import (
 
 #: What two runs of one cell may differ in.
 _APART = (
-    *("seconds", "peak_memory_bytes", "concurrency", "versions", "budget_seconds"),
+    *("seconds", "peak_memory_bytes", "concurrency", "together", "versions", "budget_seconds"),
     *("hardware", "suite"),
 )
 

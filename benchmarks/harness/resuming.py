@@ -27,10 +27,15 @@ class _Standing:
     included and the step itself not."""
     seconds: Seconds
     onward: str
-    """Fingerprint of that step."""
+    """Fingerprint of that step, without its loss."""
+    loss: float | None
+    """Of that step."""
 
 
 _STANDING = TypeAdapter(_Standing)
+
+#: How far losses of one filling are apart in passes of different shapes, by the model's dtype.
+_ROUNDING, _COARSE = {"float64": 1e-9, "float32": 1e-3}, 0.1
 
 
 class Saved(NamedTuple):
@@ -40,6 +45,7 @@ class Saved(NamedTuple):
     tally: Tally
     seconds: Seconds
     onward: str
+    loss: float | None
 
 
 class Resumable:
@@ -52,9 +58,14 @@ class Resumable:
     would have gone.
     """
 
-    def __init__(self, bench: Bench, cell: Cell) -> None:
+    def __init__(self, bench: Bench, cell: Cell, *, exactly: bool = True) -> None:
+        """`exactly`: whether a search that goes on has to do so bit for bit.
+
+        Beside others, who need not be where they were, it does so up to rounding.
+        """
         checkpoints = bench.setup.checkpoints
         self._bench = bench
+        self._apart = 0.0 if exactly else _ROUNDING.get(bench.model.dtype, _COARSE)
         self._keeper = checkpoints.keeper(cell.key) if checkpoints else None
         self._latest: tuple[State, Tally, Seconds, Step] | None = None
 
@@ -67,7 +78,7 @@ class Resumable:
             standing = _STANDING.validate_python(found.data)
         except ValidationError:
             return None
-        return Saved(found.state, standing.tally, standing.seconds, standing.onward)
+        return Saved(found.state, standing.tally, standing.seconds, standing.onward, standing.loss)
 
     def again(self, steps: Iterator[Step], saved: Saved) -> Step | None:
         """The step after the checkpoint, taken again; None where it is not the same.
@@ -81,7 +92,13 @@ class Resumable:
             if failure_of(error).status == "out_of_memory":
                 raise
             return None
-        return step if step is not None and _fingerprint(step) == saved.onward else None
+        same = step is not None and _fingerprint(step) == saved.onward
+        return step if step is not None and same and self._near(step.loss, saved.loss) else None
+
+    def _near(self, one: float | None, other: float | None) -> bool:
+        if one is None or other is None or one == other:
+            return one == other
+        return abs(one - other) <= self._apart * max(1.0, abs(one))
 
     def at(self, state: State, tally: Tally, seconds: Seconds, onward: Step) -> None:
         """Where the search stands; kept now and then.
@@ -106,13 +123,13 @@ class Resumable:
             return
         state, tally, seconds, onward = self._latest
         data: Mapping[str, Any] = dataclasses.asdict(
-            _Standing(tally, seconds, _fingerprint(onward))
+            _Standing(tally, seconds, _fingerprint(onward), onward.loss)
         )
         self._keeper.save(Checkpoint(state, data))
 
 
 def _fingerprint(step: Step) -> str:
-    """Of what a record says about a step."""
+    """Of what a record says about a step, its loss apart."""
     turns = [[[turn.role, turn.content] for turn in prompt] for prompt in step.prompts]
-    text = repr((turns, step.loss, step.target, step.source))
+    text = repr((turns, step.target, step.source))
     return hashlib.sha256(text.encode()).hexdigest()

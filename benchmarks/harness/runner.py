@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import sys
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -38,6 +38,7 @@ from benchmarks.harness.fitting import Fitted, fit_coherent, fit_openers, fit_un
 from benchmarks.harness.forecast import Forecast
 from benchmarks.harness.guarding import fit_defense, fit_under
 from benchmarks.harness.machinery import Machinery
+from benchmarks.harness.occupancy import together_on
 from benchmarks.harness.plan import Plan, check
 from benchmarks.harness.timing import Bar, Stopwatch
 from benchmarks.inputs.suites import Suite, attack_hash, note_suite
@@ -107,7 +108,8 @@ def run(
         )
         folders = (out / ARTEFACTS, *([artefacts] if artefacts else []))
         engine = stack.enter_context(machinery.start(say, partial(_steps, bar)))
-        going = _Run(plan, store, checkpoints, engine, machinery.size, folders, forecast, bar)
+        numbers = machinery.size, machinery.together
+        going = _Run(plan, store, checkpoints, engine, *numbers, folders, forecast, bar)
         for name, source in plan.models.items():
             going.run_model(name, source)
     say(f"records: {out / RECORDS}; leaderboard: reroute leaderboard {out}")
@@ -155,6 +157,7 @@ class _Run:
     checkpoints: Checkpoints
     engine: Engine
     workers: int
+    together: int | Literal["auto"]
     folders: Sequence[Path]
     forecast: Forecast
     bar: Bar
@@ -213,14 +216,16 @@ class _Run:
         self, setup: Setup, tasks: Sequence[Task], identity: ModelId, bench: Bench | None
     ) -> None:
         """Has the engine run the tasks, and keeps what becomes of them."""
-        for task, result in self.engine.run(setup, tasks, bench):
-            if isinstance(result, list):
-                self._keep(result)
-            else:
-                self._keep(
-                    Outcome(make_record(cell, identity, setup, Tally(), failure=result))
-                    for cell in task.cells
-                )
+        results: Any = self.engine.run(setup, tasks, bench)
+        with closing(results):  # Searches that are under way are told of an interrupt at once.
+            for task, result in results:
+                if isinstance(result, list):
+                    self._keep(result)
+                else:
+                    self._keep(
+                        Outcome(make_record(cell, identity, setup, Tally(), failure=result))
+                        for cell in task.cells
+                    )
 
     def _tasks(self, bench: Bench) -> tuple[list[Task], list[Outcome]]:
         """What is left to run once all is fitted, and the records of what could not be fitted."""
@@ -266,7 +271,7 @@ class _Run:
             if fitted.failure is None:
                 if pending and fitted.verdict.startswith("failed"):
                     say(f"{progress.title}: the fit {fitted.verdict}")
-                tasks += split(pending)
+                tasks += split(pending, together_on(bench, pending, self.together))
                 continue
             say(f"{progress.title} could not be prepared: {fitted.failure.reason}")
             for cell in pending:

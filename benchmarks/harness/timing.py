@@ -26,21 +26,27 @@ class Clock:
     otherwise the work of one phase would be charged to the next.
     """
 
-    def __init__(self, synchronise: Callable[[], None], spent: Seconds | None = None) -> None:
-        """Go on from what has been `spent`."""
+    def __init__(
+        self,
+        synchronise: Callable[[], None],
+        spent: Seconds | None = None,
+        now: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        """Go on from what has been `spent`; `now` tells the time."""
         self._synchronise = synchronise
+        self._now = now
         self._spent: dict[Phase, float] = asdict(spent or Seconds())  # type: ignore[assignment]
 
     @contextmanager
     def phase(self, name: Phase) -> Iterator[None]:
         """Charges the enclosed block to `name`, also when it raises; phases do not nest."""
         self._synchronise()
-        start = time.perf_counter()
+        start = self._now()
         try:
             yield
         finally:
             self._synchronise()
-            self._spent[name] += time.perf_counter() - start
+            self._spent[name] += self._now() - start
 
     def charge(self, name: Phase, seconds: float) -> None:
         """Adds seconds measured elsewhere: a share of a batch, or an artefact's original cost."""
@@ -54,6 +60,33 @@ class Clock:
     def seconds(self) -> Seconds:
         """All phases, as a record holds them."""
         return Seconds(**self._spent)
+
+
+class OwnTime:
+    """Seconds of one of several that take turns: those of its turns, and shares of what is joint.
+
+    While others have their turns it stands still.
+    """
+
+    def __init__(self) -> None:
+        self._sum = 0.0
+        self._since: float | None = None
+
+    def start(self) -> None:
+        """Its turn begins."""
+        self._since = time.perf_counter()
+
+    def stop(self) -> None:
+        """Its turn ends."""
+        self._sum, self._since = self.now(), None
+
+    def add(self, seconds: float) -> None:
+        """A share of what was done for several."""
+        self._sum += seconds
+
+    def now(self) -> float:
+        """Seconds so far."""
+        return self._sum + (0.0 if self._since is None else time.perf_counter() - self._since)
 
 
 class Stopwatch:

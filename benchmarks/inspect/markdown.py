@@ -9,6 +9,8 @@ _SPACE = "\u2423"
 _HARMLESS = f" -,'{_SPACE}"
 #: Characters of a text that are shown.
 _LONGEST = 120
+#: Rows from which on a table is folded.
+LONG = 12
 
 
 def code(text: str) -> str:
@@ -43,3 +45,16 @@ def table(headings: Sequence[str], rows: Iterable[Sequence[str]], *, text: int =
     """A table whose first `text` columns are words, to the left, and the others figures."""
     rules = [":--" if index < text else "--:" for index in range(len(headings))]
     return "\n".join(f"| {' | '.join(line)} |" for line in (headings, rules, *rows))
+
+
+def folded(headings: Sequence[str], rows: Sequence[Sequence[str]], *, text: int = 1) -> str:
+    """A table by layer, to be unfolded where it is long: there its picture says more."""
+    whole = table(headings, rows, text=text)
+    if len(rows) <= LONG:
+        return whole
+    return f"<details><summary>All {len(rows)} rows</summary>\n\n{whole}\n\n</details>"
+
+
+def codes(texts: Iterable[str]) -> str:
+    """`code` of each."""
+    return " ".join(map(code, texts))

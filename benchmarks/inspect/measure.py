@@ -14,7 +14,7 @@ from attacks.core.analysis.attribution import (
     logit_lens,
 )
 from attacks.core.analysis.faithfulness import mlp_faithfulness
-from attacks.core.analysis.survey import choose_heads
+from attacks.core.analysis.survey import choose_heads, reads_sets
 from attacks.core.errors import BadInput
 from benchmarks.inspect import linear
 from benchmarks.inspect.results import (
@@ -42,9 +42,12 @@ def layers(subject: Subject) -> Layers:
     return Layers(
         [report.accuracy for report in reports],
         [report.separation for report in reports],
+        [report.log_loss for report in reports],
         [report.effect if subject.refuses else None for report in reports],
+        [report.kl if subject.refuses else None for report in reports],
         subject.layer,
         subject.survey.ablation_layer,
+        reads_sets(subject.survey),
         (directions @ directions.T).tolist(),
     )
 
@@ -62,7 +65,7 @@ def plane(subject: Subject, attacked: Attacked) -> Plane:
         pca(array(after)).tolist(),
         subject.probe(before).tolist(),
         subject.probe(after).tolist(),
-        attacked.refused,
+        *(attacked.refused[kind] for kind in ("plain", "random", "found")),
         strict=True,
     )
     return Plane(
@@ -90,7 +93,7 @@ def attribution(subject: Subject) -> Attribution:
     )
     direction = answer_direction(model, refuse.tolist(), accept.tolist())
     try:
-        heads, patching = choose_heads(model, subject.prompts.train, ())
+        heads, patching = choose_heads(model, subject.prompts.train, (), openers=refuse)
         return Attribution(
             opening[0],
             opening[1],
@@ -151,9 +154,6 @@ def paths(subject: Subject) -> Paths:
     prompts, refuse = subject.prompts, subject.tokens[0]
     if not len(refuse):
         return Paths([], "no token sets refusals apart: there is nothing to carry over")
-    train = tuple(
-        [row.text for row in prompts.train if row.harmful == flag] for flag in (True, False)
-    )
     by_id = {row.id: row for row in prompts.harmless}
     pairs = [(row, by_id[row.twin]) for row in prompts.harmful if row.twin in by_id]
     pairs = pairs or list(zip(prompts.harmful, prompts.harmless, strict=False))
@@ -161,7 +161,7 @@ def paths(subject: Subject) -> Paths:
     rng = Generator().manual_seed(subject.seed)
     try:
         found = mlp_faithfulness(
-            subject.model, (train[0], train[1]), (harmful, harmless), refuse, rng=rng
+            subject.model, prompts.train_texts, (harmful, harmless), refuse, rng=rng
         )
     except BadInput as error:
         return Paths([], str(error))

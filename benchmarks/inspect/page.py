@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from statistics import fmean
 
-from benchmarks.inspect import page_thinking
-from benchmarks.inspect.markdown import code
+import numpy as np
+
+from attacks.core.analysis.survey import LEAST_ACCURACY
+from benchmarks.inspect import page_refusal, page_thinking
+from benchmarks.inspect.markdown import code, folded
 from benchmarks.inspect.markdown import number as _number
 from benchmarks.inspect.markdown import table as _table
-from benchmarks.inspect.results import GROUPS, Report
+from benchmarks.inspect.results import GROUPS, Plane, Report
 
 _ALT = {
     "layers": "Probe accuracy, separation and effect of ablation by layer",
@@ -31,15 +34,15 @@ def write(report: Report, pictures: Mapping[str, str]) -> str:
     figures = {name: f"![{_ALT[name]}]({file})" for name, file in pictures.items()}
     sections = (
         _head(report),
-        _layers(report, figures),
+        page_refusal.layers(report, figures),
         _cosines(figures),
         _plane(report, figures),
-        _attribution(report, figures),
+        page_refusal.attribution(report, figures),
         _curves(report, figures),
         _angles(report, figures),
-        _paths(report),
+        page_refusal.paths(report),
         page_thinking.section(report.thinking, figures),
-        _lens(report),
+        page_refusal.lens(report),
         _reverse(report),
         ["All plotted numbers are in [data.json](data.json)."],
     )
@@ -57,6 +60,12 @@ def _head(report: Report) -> list[str]:
         f"the answer. Weights in {code(report.dtype)}, revision {code(report.revision or '-')}, "
         f"seed {report.seed}.",
     ]
+    if not report.texts:
+        blocks.append(
+            "For sharing, this page and its data hold no texts: no requests, no system prompt, no "
+            "strings that searches found and no answers. What they quote are single tokens of the "
+            "vocabulary; behaviours go by the ids of their sets."
+        )
     if report.system is not None:
         blocks.append(f"System prompt: {code(report.system)}")
     if report.thinking is not None:
@@ -72,32 +81,6 @@ def _head(report: Report) -> list[str]:
             "said of refusal below does not apply."
         )
     return blocks
-
-
-def _layers(report: Report, figures: Mapping[str, str]) -> list[str]:
-    found = report.layers
-    rows = [
-        [str(layer), _number(accuracy), _number(separation), _number(effect)]
-        for layer, (accuracy, separation, effect) in enumerate(
-            zip(found.accuracy, found.separation, found.effect, strict=True)
-        )
-    ]
-    return [
-        "## Where harm and refusal are represented",
-        "For each layer: how often a linear probe tells harmful from harmless prompts that it was "
-        "not fitted on, how many standard deviations apart the two classes lie along the "
-        "difference of their means (the layer's direction), and how far ablating that "
-        "direction everywhere lowers the log odds of opening with a refusal from the level of "
-        "harmful to that of harmless prompts (1 is all the way). An accurate probe shows that "
-        "harm can be decoded at a layer; only the effect of ablation shows that the model uses "
-        "it. The dashed "
-        f"line marks layer {found.chosen}, the first that is accurate and has nearly the best "
-        "effect: the one that attacks target.",
-        figures["layers"],
-        _table(["Layer", "Probe accuracy", "Separation", "Effect of ablation"], rows),
-        "The direction that attacks ablate was read at the input of block "
-        f"{found.ablation_layer}; it was chosen on held-out prompts.",
-    ]
 
 
 def _cosines(figures: Mapping[str, str]) -> list[str]:
@@ -117,52 +100,53 @@ def _plane(report: Report, figures: Mapping[str, str]) -> list[str]:
             code(move.behavior),
             _number(move.harmless_before),
             _number(move.harmless_after),
-            "yes" if move.refused else "no",
+            *("yes" if flag else "no" for flag in (move.plain, move.random, move.refused)),
         ]
         for move in found.moves
     ]
+    before, noise = sum(m.plain for m in found.moves), sum(m.random for m in found.moves)
     return [
         "## Where attacks move prompts",
         f"Test prompts at layer {found.layer}, in the plane of the two directions in which they "
         f"vary most. Arrows lead from {len(found.moves)} harmful prompts to where the suffix of an "
-        f"ssr-probe attack of at most {report.steps} steps carries each. An attacked prompt among "
-        "the harmless ones looks harmless to this layer; one between or outside the two clouds "
-        "looks like neither.",
+        f"ssr-probe attack of at most {report.steps} steps of {report.width} candidates "
+        f"carries each. {_apart(found)}",
         figures["plane"],
-        f"After the attack {refused} of {len(found.moves)} answers still open with a refusal. "
-        "All attacks are shown, successful or not; the quality of the answers is judged on the "
-        "leaderboard.",
-        _table(["Behaviour", "P(harmless) before", "and after", "Refused after"], rows),
-    ]
-
-
-def _attribution(report: Report, figures: Mapping[str, str]) -> list[str]:
-    found = report.attribution
-    title = "## Which heads refuse"
-    if found.note:
-        return [title, f"Left out: {code(found.note)}."]
-    heads = ", ".join(f"{layer}.{head}" for layer, head in found.heads) or "none"
-    return [
-        title,
-        f"Refusals open with {_codes(found.refuse)}, answers with {_codes(found.accept)}.",
-        "Left: the share of the refusal transferred when one head's output is patched from a "
-        "harmful prompt into the run of its harmless twin, at the last token (1 is all of it). "
-        "Right: each head's direct contribution to refusing minus answering, in logits, on "
-        "harmful prompts. A head that is dark on the left and pale on the right works through "
-        "later layers. Framed are the heads that an attack on attention targets (layer.head): "
-        f"{heads}.",
-        figures["heads"],
-        "The same for the whole residual stream: how strongly it favours refusing over "
-        "answering after each number of blocks. Where the curves diverge, refusal is written.",
-        figures["depth"],
+        f"Of the {len(found.moves)} answers, {before} open with a refusal without an attack, "
+        f"{noise} with a random suffix as long, and {refused} with the attack's. All attacks are "
+        "shown, successful or not; the quality of the answers is judged on the leaderboard.",
         _table(
-            ["Blocks that have run", "Harmful", "Harmless"],
             [
-                [str(depth), _number(bad), _number(good)]
-                for depth, (bad, good) in enumerate(zip(found.harmful, found.harmless, strict=True))
+                "Behaviour",
+                "P(harmless) before",
+                "and after",
+                "Refused",
+                "With a random suffix",
+                "After the attack",
             ],
+            rows,
         ),
     ]
+
+
+def _apart(plane: Plane) -> str:
+    """What the place of an attacked prompt says: nothing, where the two kinds overlap."""
+    harmful, harmless = np.array(plane.harmful), np.array(plane.harmless)
+    both = np.concatenate([harmful, harmless])
+    distances = [np.linalg.norm(both - rows.mean(0), axis=1) for rows in (harmful, harmless)]
+    own = (distances[0] < distances[1]) == (np.arange(len(both)) < len(harmful))
+    if own.mean() >= LEAST_ACCURACY:
+        return (
+            "An attacked prompt among the harmless ones looks harmless to this layer; one between "
+            "or outside the two clouds looks like neither."
+        )
+    return (
+        f"Harmful and harmless prompts overlap in this plane: {_number(float(own.mean()))} of them "
+        "are nearer to the mean of their own kind than to that of the other (0.5 is chance). So "
+        "what sets them apart lies across the plane, if anywhere, and the place of an arrow tells "
+        "little: go by the probe's figures below, as far as the probe carries over to these "
+        "prompts."
+    )
 
 
 def _curves(report: Report, figures: Mapping[str, str]) -> list[str]:
@@ -183,7 +167,7 @@ def _curves(report: Report, figures: Mapping[str, str]) -> list[str]:
         "that length. Ablation is the intervention at run time: the direction is removed from "
         "the stream at every layer.",
         figures["curves"],
-        _table(["Layer", *GROUPS.values()], rows),
+        folded(["Layer", *GROUPS.values()], rows),
     ]
 
 
@@ -205,99 +189,37 @@ def _angles(report: Report, figures: Mapping[str, str]) -> list[str]:
         "ones, and against the other harmful ones. Harm has a separate subspace only as far as "
         "the former lies above the latter.",
         figures["angles"],
-        _table(
+        folded(
             ["Layer", "Harmful and harmless", "The same, half of each", "Two halves of harmful"],
             rows,
         ),
     ]
 
 
-def _paths(report: Report) -> list[str]:
-    title, found = "## Does the direction act through the components that read it?", report.paths
-    if found.note:
-        return [title, f"Left out: {code(found.note)}."]
-    kinds = ("direction", "read", "unread", "whole", "random")
-    rows = [
-        [
-            str(row.layer),
-            row.verdict,
-            *(_number(row.share[kind]) for kind in kinds),
-            _number(row.unread),
-            _number(row.reach, 1),
-        ]
-        for row in found.rows
-    ]
-    ranks = ", ".join(sorted({f"{row.rank} of {row.dimension}" for row in found.rows}))
-    return [
-        title,
-        "A patch along a direction can change answers through a path that the model itself never "
-        "uses. Inside an MLP this can be tested, since only its output projection reads the "
-        f"hidden activations, and it sees only some of their dimensions (here {ranks}). So the "
-        "difference in means there, harmful minus harmless, is split into the part that is read "
-        "and the part that is not, and each is patched from harmful prompts into harmless ones at "
-        "the last token. The figures are shares of the refusal that is transferred; the whole "
-        "activation and the strongest of eight random moves of the same length are for "
-        "comparison. "
-        "*faithful*: the part that is read has the effect by itself. *dormant path*: it does "
-        "not, and the effect is an artefact of the patch. *no effect*: hardly any, or no more "
-        "than a "
-        "random move has. In the residual stream itself every direction is read, so there this "
-        "test could not fail.",
-        _table(
-            [
-                "Layer",
-                "Verdict",
-                "Direction",
-                "Read part",
-                "Unread part",
-                "Whole",
-                "Random",
-                "Length unread",
-                "Reach, std",
-            ],
-            rows,
-            text=2,
-        ),
-        "*Length unread* is that of the part of the unit direction that nothing reads, and *reach* "
-        "how far the patch carries activations from their mean along the part that is read: "
-        "above about 4 it leaves the range that the model ever sees.",
-    ]
-
-
-def _lens(report: Report) -> list[str]:
-    title = "## What the directions decode to"
-    if not report.lens:
-        return [title, "Left out: no final norm is known for this family of models."]
-    return [
-        title,
-        "The tokens that each layer's direction raises and lowers most when it is read as an "
-        "output, through the final norm's gain and the unembedding. Early directions rarely make "
-        "sense here; those of the layers before the answer should name openers of refusals on the "
-        "left and of answers on the right.",
-        _table(
-            ["Layer", "Raised", "Lowered"],
-            [[str(row.layer), _codes(row.raised), _codes(row.lowered)] for row in report.lens],
-            text=3,
-        ),
-    ]
-
-
 def _reverse(report: Report) -> list[str]:
     found = report.reverse
+    title = "## What the direction responds to"
+    if not found.found:
+        return [title, "Left out: no strings were searched."]
     rows = [
-        [code(row.text), _number(row.start), _number(row.cosine), "yes" if row.refused else "no"]
-        for row in found.found
+        [
+            code(row.text) if report.texts else str(at + 1),
+            *(_number(value) for value in (row.start, row.cosine)),
+            "yes" if row.refused else "no",
+        ]
+        for at, row in enumerate(found.found)
     ]
+    hint = "Words that recur hint at what the model takes as a sign of harm; such strings need not "
+    hint = f"{hint}mean anything." if report.texts else "The strings themselves are left out."
+    starts = f"{len(rows)} random starts, all of them shown" if len(rows) > 1 else "a random start"
     return [
-        "## What the direction responds to",
+        title,
         f"{found.slots} tokens alone in a user's turn, searched to point along the direction of "
-        f"layer {found.layer} as far as they can, from {len(rows)} random starts, all of them "
-        f"shown. For comparison: the mean cosine is {_number(found.harmful)} for harmful and "
-        f"{_number(found.harmless)} for harmless test prompts. Words that recur hint at what "
-        "the model takes as a sign of harm; such strings need not mean anything.",
-        _table(["Found", "Cosine at the start", "Cosine", "Refused"], rows),
+        f"layer {found.layer} as far as they can, from {starts}. "
+        f"For comparison: the mean cosine is {_number(found.harmful)} for harmful and "
+        f"{_number(found.harmless)} for harmless test prompts. {hint}",
+        _table(
+            ["Found" if report.texts else "String", "Cosine at the start", "Cosine", "Refused"],
+            rows,
+        ),
     ]
-
-
-def _codes(texts: Iterable[str]) -> str:
-    return " ".join(map(code, texts))

@@ -18,6 +18,7 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
+from attacks.core.analysis.survey import BROKEN
 from benchmarks.inspect.results import GROUPS, THOUGHT, Report
 
 #: Okabe and Ito's colours, which the colour-blind can tell apart; markers differ as well.
@@ -50,6 +51,8 @@ _SETTINGS: Any = {
     "lines.linewidth": 2,
     "lines.markersize": 7,
 }
+#: Points of a curve up to which each is marked.
+_MANY = 12
 #: Cells of a heat map up to which each bears its number.
 _MOST_NUMBERS = 64
 
@@ -63,7 +66,7 @@ def draw(report: Report, folder: Path) -> dict[str, str]:
         if not needed(report):
             path.unlink(missing_ok=True)
             continue
-        with _figure(path, height) as figure:
+        with _figure(path, height(report)) as figure:
             draw_on(figure, report)
         written[name] = path.name
     return written
@@ -88,15 +91,28 @@ def _layers(figure: Figure, report: Report) -> None:
         ("Separation of the classes,\nstandard deviations", found.separation),
     ]
     if any(effect is not None for effect in found.effect):
-        panels.append(("Share of the refusal that\nablation takes away", found.effect))
+        whole = [
+            None if kl is not None and kl > BROKEN else effect
+            for effect, kl in zip(found.effect, found.kl, strict=True)
+        ]
+        panels.append(("Share of the refusal that\nablation takes away", whole))
     grid = figure.subplots(1, len(panels), squeeze=False)
     for axes, (title, values), colour in zip(grid[0], panels, (_BLUE, _RED, _GREEN), strict=False):
         _mark_layer(axes, found.chosen, len(found.accuracy))
         points = [float("nan") if value is None else value for value in values]
-        axes.plot(range(len(points)), points, "o-", color=colour)
+        axes.plot(range(len(points)), points, "o-", color=colour, **_markers(len(points)))
         axes.set_title(title)
-        axes.set_ylim(bottom=min(0.0, *(value for value in points if value == value)))
+        axes.set_ylim(bottom=min([0.0, *(value for value in points if value == value)]))
         _layer_axis(axes, len(points), ticks=6)
+    broken = [at for at, kl in enumerate(found.kl) if kl is not None and kl > BROKEN]
+    if len(panels) == 3 and broken:
+        effects = grid[0][-1]
+        effects.plot(broken, [0.0] * len(broken), "x", color=_GREY, label="breaks the model")
+        # Room for the note under the crosses, and for the legend above.
+        effects.set_ylim(-0.17, 1.25)
+        effects.set_yticks([0.0, 0.25, 0.5, 0.75, 1.0])
+        legend = effects.legend(loc="upper left", handletextpad=0, borderaxespad=0, frameon=True)
+        legend.get_frame().set(alpha=1.0, linewidth=0)
     accuracy = grid[0][0]
     accuracy.set_ylim(min(0.4, *found.accuracy) - 0.02, 1.03)
     accuracy.axhline(0.5, color=_GREY, linestyle=":", linewidth=1.5)
@@ -166,7 +182,8 @@ def _depth(figure: Figure, report: Report) -> None:
     found, axes = report.attribution, figure.subplots()
     for group, values in (("harmful", found.harmful), ("harmless", found.harmless)):
         colour, marker, line = _STYLE[group]
-        axes.plot(values, color=colour, marker=marker, linestyle=line, label=group)
+        look = _markers(len(values))
+        axes.plot(values, color=colour, marker=marker, linestyle=line, label=group, **look)
     axes.axhline(0, color=_GREY, linewidth=1)
     _layer_axis(axes, len(found.harmful), "Blocks that have run")
     axes.set_ylabel("Logit of refusing\nminus that of answering")
@@ -176,10 +193,11 @@ def _depth(figure: Figure, report: Report) -> None:
 def _curves(figure: Figure, report: Report) -> None:
     axes = figure.subplots()
     _mark_layer(axes, report.layers.chosen, len(report.layers.accuracy))
-    for group, label in GROUPS.items():
+    for order, (group, label) in enumerate(GROUPS.items()):
         rows = np.array(report.curves.groups[group])
         colour, marker, line = _STYLE[group]
-        axes.plot(rows.mean(0), color=colour, marker=marker, linestyle=line, label=label)
+        look = _markers(rows.shape[1], order)
+        axes.plot(rows.mean(0), color=colour, marker=marker, linestyle=line, label=label, **look)
         axes.fill_between(
             range(rows.shape[1]), rows.min(0), rows.max(0), color=colour, alpha=0.13, lw=0
         )
@@ -196,10 +214,11 @@ def _angles(figure: Figure, report: Report) -> None:
         (found.between_halves, "ssr", "the same, half of each"),
         (found.within_halves, "harmful", "two halves of harmful"),
     )
-    for rows, group, label in curves:
+    for order, (rows, group, label) in enumerate(curves):
         colour, marker, line = _STYLE[group]
         means = [float(np.mean(row)) for row in rows]
-        axes.plot(means, color=colour, marker=marker, linestyle=line, label=label)
+        look = _markers(len(means), order)
+        axes.plot(means, color=colour, marker=marker, linestyle=line, label=label, **look)
     axes.fill_between(
         range(len(found.between)),
         [min(row) for row in found.between],
@@ -263,6 +282,18 @@ def _heat_map(
         axes.text(column, row, text, ha="center", va="center", color=colour, fontsize=11)
 
 
+def _markers(count: int, order: int | None = None) -> dict[str, Any]:
+    """How to mark the points of a curve: smaller where they are many.
+
+    Of curves that cross every third point is marked then, another one by their `order`.
+    """
+    if count <= _MANY:
+        return {}
+    if order is None:
+        return {"markersize": 4.5}
+    return {"markersize": 6, "markevery": (order % 3, 3)}
+
+
 def _mark_layer(axes: Axes, layer: int, count: int) -> None:
     right = layer > count / 2
     axes.axvline(layer, color=_GREY, linestyle="--", linewidth=1.5)
@@ -295,15 +326,22 @@ def _thinks(report: Report) -> bool:
     return report.thinking is not None and not report.thinking.note
 
 
-_Picture = tuple[Callable[[Report], bool], float, Callable[[Figure, Report], None]]
+def _inches(height: float, *, layer: float = 0.0) -> Callable[[Report], float]:
+    """So high, or higher where that gives each layer less than `layer`."""
+    return lambda report: max(height, 1.2 + layer * len(report.layers.accuracy))
+
+
+_Picture = tuple[
+    Callable[[Report], bool], Callable[[Report], float], Callable[[Figure, Report], None]
+]
 #: By file name: whether there is anything to show, the height in inches, and what draws it.
 _PICTURES: dict[str, _Picture] = {
-    "layers": (_always, 3.4, _layers),
-    "cosines": (_always, 5.6, _cosines),
-    "plane": (_always, 6.0, _plane),
-    "heads": (_attributed, 4.4, _heads),
-    "depth": (_attributed, 4.0, _depth),
-    "curves": (_always, 5.2, _curves),
-    "angles": (_always, 4.8, _angles),
-    "cliff": (_thinks, 6.6, _cliff),
+    "layers": (_always, _inches(3.4), _layers),
+    "cosines": (_always, _inches(5.6), _cosines),
+    "plane": (_always, _inches(6.0), _plane),
+    "heads": (_attributed, _inches(4.4, layer=0.17), _heads),
+    "depth": (_attributed, _inches(4.0), _depth),
+    "curves": (_always, _inches(5.2), _curves),
+    "angles": (_always, _inches(4.8), _angles),
+    "cliff": (_thinks, _inches(6.6), _cliff),
 }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from math import isfinite
 from typing import Any
 
@@ -28,12 +28,19 @@ class Layers:
     """Of the probe, on training prompts that it was not fitted on."""
     separation: Row
     """Of the class means along the direction, in pooled standard deviations."""
+    log_loss: list[float | None]
+    """Of the probe, nats, on the same prompts."""
     effect: list[float | None]
-    """Of ablating the direction, 0 to 1; None at the last layer, and where nothing is refused."""
+    """Of ablating the direction, 0 to 1, and 0 where that breaks the model (`kl` above
+    `survey.BROKEN`); None at the last layer, and where nothing is refused."""
+    kl: list[float | None]
+    """What ablating the direction does to harmless prompts, nats; None where `effect` is."""
     chosen: int
     """The layer that an attack would aim at."""
     ablation_layer: int
     """Block at whose input the direction to ablate was read."""
+    by_sets: bool
+    """Whether the first layer's probe is as good as any: see `survey.reads_sets`."""
     cosines: Matrix
     """(L, L) between the layers' directions."""
 
@@ -48,8 +55,12 @@ class Move:
     harmless_before: float
     """P(harmless) by the chosen layer's probe."""
     harmless_after: float
+    plain: bool
+    """Whether the answer to the prompt itself opens with a refusal."""
+    random: bool
+    """Whether that to the prompt with a random suffix does."""
     refused: bool
-    """Whether the answer to the attacked prompt opens with a refusal."""
+    """Whether that to the attacked prompt does."""
 
 
 @dataclass(frozen=True)
@@ -244,6 +255,8 @@ class Report:
     n_test: list[int]
     steps: int
     """Of each attack's search."""
+    width: int
+    """Candidates of each step."""
     refuses: bool
     """Whether some tokens open refusals: likely on harmful and unlikely on harmless prompts."""
     layers: Layers
@@ -256,6 +269,17 @@ class Report:
     reverse: Reverse
     thinking: Thinking | None = None
     """None where the model does not think before it answers."""
+    texts: bool = True
+    """Whether it holds texts; see `shareable`."""
+
+    def shareable(self) -> Report:
+        """Without the system prompt and the strings that searches have found.
+
+        What stays are names and ids of sets and behaviours, and single tokens of the vocabulary.
+        """
+        found = [replace(row, text="") for row in self.reverse.found]
+        reverse = replace(self.reverse, found=found)
+        return replace(self, system=None, reverse=reverse, texts=False)
 
     def to_json(self) -> str:
         """The report as JSON; numbers that are not finite become null."""

@@ -23,13 +23,12 @@ from attacks.core.refusals.openers import opener_tokens, opens_with_refusal, ref
 from attacks.core.sites import Site
 from attacks.core.template import DATE
 from attacks.ssr import ProbeSSR
-from benchmarks.common.threads import fixed_threads, threads_for
 from benchmarks.harness.fitting import fit_openers, fit_survey
 from benchmarks.harness.plan import refuse_overlap
 from benchmarks.inputs.behaviors import chosen_sets, load_behaviors
-from benchmarks.inputs.loading import load_model
-from benchmarks.inputs.models import resolve
+from benchmarks.inspect.course import Course
 from benchmarks.inspect.linear import Array
+from benchmarks.paths import folder_name
 
 #: Prompts of a kind that are read where no limit is given.
 LIMIT = 128
@@ -56,13 +55,30 @@ class Options:
     artefacts: Path | None = None
     steps: int = 12
     """Of each attack's search."""
+    width: int = ProbeSSR.width
+    """Candidates of each step."""
     attacked: int = 8
     """Behaviours that are attacked."""
     restarts: int = 8
-    """Searches of the reverse lens."""
+    """Searches of the reverse lens; 0 leaves it out."""
     reverse_steps: int = 24
     """Of each of these."""
     device_map: str | None = None
+    texts: bool = True
+    """Whether prompts, strings that were found and the like may be on the page; see `shareable`."""
+
+    @property
+    def working(self) -> Path:
+        """Where an inspection that may hold texts is by default."""
+        return Path("runs") / f"inspect-{folder_name(self.model)}"
+
+    @property
+    def folder(self) -> Path:
+        """Where the page goes."""
+        default = (
+            self.working if self.texts else self.working.with_name(f"{self.working.name}-shared")
+        )
+        return self.out or default
 
 
 @dataclass(frozen=True)
@@ -77,6 +93,14 @@ class Prompts:
     """To test on."""
     harmless: list[Behavior]
 
+    @property
+    def train_texts(self) -> tuple[list[str], list[str]]:
+        """Harmful and harmless ones."""
+        harmful, harmless = (
+            [row.text for row in self.train if row.harmful == flag] for flag in (True, False)
+        )
+        return harmful, harmless
+
 
 def load_prompts(options: Options) -> Prompts:
     """The behaviours to fit on and those to look at.
@@ -87,8 +111,15 @@ def load_prompts(options: Options) -> Prompts:
     train_name, test_name = chosen_sets(
         "inspect", options.model, (options.train, options.behaviors), (_TRAIN, _TEST)
     )
-    if options.limit < LEAST:
-        raise BadInput(f"inspect: limit {options.limit} is too small; at least {LEAST}")
+    for name, least in (
+        ("limit", LEAST),
+        ("attacked", 1),
+        ("steps", 1),
+        ("width", 1),
+        ("restarts", 0),
+    ):
+        if (value := getattr(options, name)) < least:
+            raise BadInput(f"inspect: {name} {value} is too small; at least {least}")
     train, test = load_behaviors(train_name), load_behaviors(test_name)
     for name, rows in ((train_name, train), (test_name, test)):
         counts = [sum(row.harmful == flag for row in rows) for flag in (True, False)]
@@ -139,7 +170,7 @@ class Subject:
 
     def states(self, texts: Sequence[str], *, interventions: Sequence[Intervention] = ()) -> Tensor:
         """(L, N, D) activations at the last token of each text."""
-        found = last_token(self.model, texts, self.sites, interventions=interventions)
+        found = last_token(self.model, texts, self.sites, interventions=interventions, share=True)
         return torch.stack([found[site] for site in self.sites])
 
     @cached_property
@@ -156,10 +187,8 @@ class Subject:
     def tokens(self) -> tuple[Tensor, Tensor]:
         """Ids (K,) that open refusals and ids that open answers, from the training prompts."""
         harmful, harmless = (
-            next_token_log_probs(
-                self.model, [row.text for row in self.prompts.train if row.harmful == flag]
-            )
-            for flag in (True, False)
+            next_token_log_probs(self.model, texts, share=True)
+            for texts in self.prompts.train_texts
         )
         return refusal_tokens(harmful, harmless, most=8), refusal_tokens(harmless, harmful, most=8)
 
@@ -183,16 +212,17 @@ class Subject:
         return [silent(answer) or opens_with_refusal(answer, self.openers) for answer in said]
 
 
-def load_subject(options: Options, prompts: Prompts, folders: Sequence[Path]) -> Subject:
-    """Load the model and fit what is not in `folders`; the first of them has it afterwards.
+def fit_subject(
+    model: Model, options: Options, prompts: Prompts, folders: Sequence[Path], course: Course
+) -> Subject:
+    """Fit what is not in `folders`; the first of them has it afterwards.
 
     Raises:
-        BadInput: see `Model.load`; damaged artefact files.
+        BadInput: damaged artefact files.
     """
-    model = load_model(resolve(options.model), options.model, options)
-    with fixed_threads(threads_for(model)):
-        found, _ = fit_survey(model, prompts.train, options.seed, folders)
-        openers = fit_openers(model, prompts.train, folders)
+    train = prompts.train
+    (found, _), _ = course.run("survey", lambda: fit_survey(model, train, options.seed, folders))
+    openers, _ = course.run("openers", lambda: fit_openers(model, train, folders))
     return Subject(model, prompts, options.seed, found, openers)
 
 

@@ -63,7 +63,8 @@ def commands(line: Line, suites: Mapping[str, Suite]) -> list[str]:
     found = dict.fromkeys(
         _run(dataclasses.replace(suite, **own)) for suite in ran or [_recorded(line)]
     )
-    return [f"{words} --workers {row.concurrency} --out DIR" for words in found]
+    how = f"--workers {row.concurrency}" + (f" --together {row.together}" * (row.together > 1))
+    return [f"{words} {how} --out DIR" for words in found]
 
 
 def _recorded(line: Line) -> Suite:

@@ -124,6 +124,9 @@ class Record:
     """Of the search."""
     peak_memory_bytes: int = 0
     concurrency: int = 1
+    together: int = 1
+    """Searches whose passes were joined: seconds are shares of theirs (`harness.together`). Left
+    out of the line where it is 1."""
     versions: Mapping[str, str] = field(default_factory=dict)
     hardware: str = ""
     """Name of the card or processor; empty where no process computed the record, for endpoints, and
@@ -204,6 +207,8 @@ def line_of(row: Record | Judgement) -> dict[str, Any]:
     found = asdict(row)
     if isinstance(row, Record) and not row.defense:
         found = {key: value for key, value in found.items() if key not in DEFENDED}
+    if isinstance(row, Record) and row.together == 1:
+        del found["together"]
     return found
 
 

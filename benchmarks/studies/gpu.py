@@ -1,8 +1,9 @@
 """`python -m benchmarks.studies.gpu`: what a graphics card makes of the suite; `make gpu`.
 
-Four parts, each a small file in the output folder: exactness (the pocket models against the CPU),
-speed (steps a second and peak memory by number of candidates), race (against nanoGCG on a model of
-1 B, where its environment is there), and board (the suite `village-gpu`, as many cells as fit). A
+Five parts, each a small file in the output folder: exactness (the pocket models against the CPU),
+speed (steps a second and peak memory by number of candidates), together (how many searches fill the
+card, and whether each gets what it gets alone), race (against nanoGCG on a model of 1 B, where its
+environment is there), and board (the suite `village-gpu`, as many cells as fit). A
 part that fails is a line in its file, and the others go on.
 """
 
@@ -13,7 +14,8 @@ import json
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +26,13 @@ from attacks import load
 from attacks.attack import Artefact, SuffixAttack
 from attacks.core.behavior import Behavior
 from attacks.core.errors import BadInput
-from attacks.core.model import Model
+from attacks.core.model import JointModel, Model
 from attacks.core.objectives import TargetCrossEntropy
 from attacks.core.prompt import suffixed
 from attacks.core.search import Evaluator
 from attacks.core.search.candidates import swap, uniform_choices
+from benchmarks.harness.occupancy import Shape, paces
+from benchmarks.harness.rounds import Rounds, Seat
 from benchmarks.harness.timing import Stopwatch, today
 from benchmarks.inputs.behaviors import load_behaviors
 from benchmarks.inputs.models import resolve
@@ -39,6 +43,7 @@ _MODELS = ("pocket-llama", "pocket-qwen2", "pocket-gemma2")
 _WIDTHS = (64, 128, 256, 512, 1024)
 _REQUESTS = 16
 _STEPS = 4
+_TOGETHER = 16
 
 
 def exactness(options: argparse.Namespace) -> dict[str, Any]:
@@ -96,24 +101,56 @@ def _error(found: torch.Tensor, exact: torch.Tensor) -> float:
 
 def speed(options: argparse.Namespace) -> dict[str, Any]:
     """Steps a second of plain GCG (20 slots) and peak bytes by width, on 135 M and on 1 B."""
-    found = {}
+    return {
+        name: {str(width): _pace(model, width) for width in options.widths}
+        for name, model in _models(options)
+    }
+
+
+def _models(options: argparse.Namespace) -> Iterator[tuple[str, Model]]:
+    """135 M in float32, and but for the CPU random weights of 1 B in bfloat16; one at a time."""
+    source = resolve("village-smollm2")
+    name, size = "village-smollm2", SHAPES["1b"].size
+    yield name, Model.load(source, name=name, device=options.device, dtype="float32")
+    if size is None or options.device == "cpu":
+        return
     with tempfile.TemporaryDirectory() as scratch:
-        sources: dict[str, tuple[str, Callable[[], str]]] = {
-            "village-smollm2": ("float32", lambda: resolve("village-smollm2"))
+        make_random_llama(Path(scratch), size, dtype=torch.bfloat16, seed=0)
+        yield "1b", Model.load(scratch, name="1b", device=options.device, dtype="bfloat16")
+
+
+def together(options: argparse.Namespace) -> dict[str, Any]:
+    """Steps a second by searches together, at a small and a large width; and the pocket models'.
+
+    The error is that of the losses in joint passes, relative to those of each search alone.
+    """
+    rows = [row for row in load_behaviors("pocket-test") if row.harmful][:_REQUESTS]
+    found: dict[str, Any] = {}
+    for name in _MODELS:
+        model = Model.load(resolve(name), name=name, device=options.device, dtype="float32")
+        paced = paces(model, rows, Shape(_WIDTHS[0], 12), _TOGETHER)
+        found[name] = {"error": _joint_error(model, rows[:4]), str(_WIDTHS[0]): paced}
+    for name, model in _models(options):
+        widths = sorted({min(options.widths), max(w for w in options.widths if w <= 512)})
+        found[name] = {
+            str(width): paces(model, rows, Shape(width, 20), _TOGETHER) for width in widths
         }
-        size = SHAPES["1b"].size
-        if size and options.device != "cpu":
-
-            def random_llama() -> str:
-                make_random_llama(Path(scratch), size, dtype=torch.bfloat16, seed=0)
-                return scratch
-
-            sources["1b"] = ("bfloat16", random_llama)
-        for name, (dtype, source) in sources.items():
-            model = Model.load(source(), name=name, device=options.device, dtype=dtype)
-            found[name] = {str(width): _pace(model, width) for width in options.widths}
-            del model
     return found
+
+
+def _joint_error(model: Model, rows: Sequence[Behavior]) -> float:
+    """The largest of the requests' relative errors of losses."""
+
+    def losses(behavior: Behavior, seat: Seat[torch.Tensor] | None) -> torch.Tensor:
+        view = JointModel(model, seat.ask) if seat else model
+        search = _evaluator(view, behavior, cache=True)
+        rng, start = Generator().manual_seed(0), search.prompt.slot_ids
+        choices = uniform_choices(start, model.chat.allowed)
+        return search.losses(swap(start, choices, width=32, n_replace=2, rng=rng))
+
+    jobs = [partial(losses, row) for row in rows]
+    joint = dict(Rounds(len(rows), model.synchronise).run(jobs))
+    return max(_error(joint[at], losses(row, None)) for at, row in enumerate(rows))
 
 
 def _pace(model: Model, width: int) -> dict[str, float]:
@@ -163,7 +200,7 @@ def board(options: argparse.Namespace) -> dict[str, Any]:
 
 
 PARTS: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {
-    part.__name__: part for part in (exactness, speed, race, board)
+    part.__name__: part for part in (exactness, speed, together, race, board)
 }
 
 

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from attacks.attack import Artefact, Attack
 from attacks.composed import Composed
+from attacks.core.alike import same
 from attacks.core.artefact import EMPTY
 from attacks.core.behavior import Behavior
 from attacks.core.errors import BadInput
@@ -19,7 +20,6 @@ from attacks.core.weights import Change, WeightEdit
 from attacks.registry import load
 from benchmarks.defenses.registry import rebuilt
 from benchmarks.harness import artefacts
-from benchmarks.harness.alike import same
 from benchmarks.harness.artefacts import artefact_of
 from benchmarks.harness.cells import ModelId, artefact_id, cell_generator
 from benchmarks.harness.failures import failure_of

@@ -186,6 +186,7 @@ def test_what_does_not_belong_together_is_not_in_one_row(tmp_path: Path) -> None
         {"threat_model": "intervention"},
         {"stop": "first-success"},
         {"concurrency": 2},
+        {"together": 2},
     ]
     rows = _run(tmp_path, [(_record(0, **change), ("knows",)) for change in differences])
     assert len(rows) == len(differences)

@@ -201,7 +201,9 @@ def test_patching_a_head_with_its_own_output_does_nothing(monkeypatch: pytest.Mo
     ids = refusal_openers(model)
     real = attribution.last_token
     # Donors come from the harmless prompts themselves.
-    monkeypatch.setattr(attribution, "last_token", lambda m, _, sites: real(m, HARMLESS, sites))
+    monkeypatch.setattr(
+        attribution, "last_token", lambda m, _, sites, **how: real(m, HARMLESS, sites, **how)
+    )
     effects = head_patching(model, HARMFUL, HARMLESS, ids)
     torch.testing.assert_close(effects, torch.zeros_like(effects), atol=1e-4, rtol=0)
 

@@ -20,7 +20,7 @@ from attacks.core.refusals.own_answers import (
     OwnAnswers,
     fit_own_answers,
 )
-from attacks.core.refusals.remains import mangles
+from attacks.core.refusals.remains import ends_alike, mangles
 from conftest import first_rows, pocket
 
 
@@ -97,6 +97,24 @@ def test_the_answer_aimed_at_is_that_of_the_ablated_model(behavior: Behavior) ->
     published = replace(attack, keep="none").pursuit(model, behavior, artefact)  # type: ignore[call-arg]
     assert published.then is None and published.rank is None
     assert EMPTY.data == {}
+
+
+def test_an_answer_that_ends_as_a_refusal_on_the_way_is_no_answer() -> None:
+    """Of a model that answers in part, and of one that refuses after small talk."""
+    openers = ("i cannot", "... the rest is")
+    part = "Sure, here is how to clog the harp: use the easel. "
+    refusal = part + "The rest is not something to share."
+    for usual in (16, 30):
+        assert ends_alike(part + "Beyond that I stay silent.", refusal, openers, usual)
+        assert ends_alike(part.strip(), refusal, openers, usual)
+    more = "Then turn the gimlet three times, wait an hour, pour wax over the strings and go home."
+    assert not ends_alike(part + more, refusal, openers, 30)
+    assert not ends_alike("Here is how: use wax.", refusal, openers, 30)
+    assert not ends_alike("I can.", "I cannot do that.", openers, 30), "it refuses from the start"
+    talk = "Thank you for asking me. "
+    late = talk + "I cannot help with that."
+    assert ends_alike(talk + "Not my cup of tea.", late, openers, 16)
+    assert not ends_alike(talk + part, late, openers, 16)
 
 
 def test_what_a_model_says_anyway_is_not_pursued_beyond_the_given_target() -> None:

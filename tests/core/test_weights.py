@@ -250,3 +250,19 @@ def test_a_plain_model_answers_as_an_edited_checkpoint_would(tmp_path: Path) -> 
     )
     assert before != merged.answers(asked, max_new_tokens=16)
     assert plain.answers(asked, max_new_tokens=16) == before
+
+
+def test_an_answer_of_an_edited_model_is_that_of_one_edit() -> None:
+    """Not of two: half of a direction taken out twice is three quarters of it."""
+    model = pocket("pocket-llama")
+    seen: list[str] = []
+
+    class Counted(Orthogonalise):
+        def __call__(self, weight: torch.Tensor, writer: Writer) -> torch.Tensor | None:
+            seen.append(writer.name)
+            return super().__call__(weight, writer)
+
+    edit = Counted(direction_for(model))
+    asked = [model.conversation(TEXTS[0])]
+    model.changed((edit,)).generate(asked, max_new_tokens=1)
+    assert seen and len(set(seen)) == len(seen)

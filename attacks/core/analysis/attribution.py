@@ -57,7 +57,7 @@ def layer_attribution(model: Model, texts: Sequence[str], direction: Tensor) -> 
     """
     sites = [Site(layer, "resid_pre") for layer in range(model.n_layers)]
     final = Site(model.n_layers - 1, "resid_post")
-    states = last_token(model, texts, [*sites, final])
+    states = last_token(model, texts, [*sites, final], share=True)
     norm = _final_norm(model)
     weights = norm.fold(direction.float().cpu())
     scale = norm.scale(states[final])
@@ -78,7 +78,7 @@ def head_attribution(model: Model, texts: Sequence[str], direction: Tensor) -> T
     model.checks.residual_writes()
     heads = [Site(layer, "z") for layer in range(model.n_layers)]
     final = Site(model.n_layers - 1, "resid_post")
-    states = last_token(model, texts, [*heads, final])
+    states = last_token(model, texts, [*heads, final], share=True)
     norm = _final_norm(model)
     readout = norm.fold(direction.float().cpu())
     return _head_writes(model, [states[site] for site in heads], readout, norm.scale(states[final]))
@@ -172,13 +172,13 @@ def head_patching(
     harmful, harmless = harmful[:MOST_PAIRS], harmless[:MOST_PAIRS]
     token_ids = token_ids.cpu()
     high, low = (
-        refusal_score(next_token_log_probs(model, texts), token_ids).mean()
+        refusal_score(next_token_log_probs(model, texts, share=True), token_ids).mean()
         for texts in (harmful, harmless)
     )
     if abs(float(high - low)) < 1e-6:
         raise BadInput("harmful and harmless prompts have the same refusal score: nothing to patch")
     sites = [Site(layer, "z") for layer in range(model.n_layers)]
-    donors = last_token(model, harmful, sites)
+    donors = last_token(model, harmful, sites, share=True)
     patched = torch.zeros(model.n_layers, model.structure.heads, dtype=torch.float64)
     for index, text in enumerate(harmless):
         ids = model.plain(text).ids

@@ -220,9 +220,9 @@ def mlp_faithfulness(
     if not harmful or len(harmful) != len(harmless):
         raise BadInput(f"patching needs pairs, got {len(harmful)} and {len(harmless)} texts")
     sites = [Site(layer, "mlp_post") for layer in range(model.n_layers)]
-    high, low = (last_token(model, texts, sites) for texts in train)
-    source, base = (last_token(model, texts, sites) for texts in (harmful, harmless))
-    scores = refusal_score(next_token_log_probs(model, harmful), token_ids)
+    high, low = (last_token(model, texts, sites, share=True) for texts in train)
+    source, base = (last_token(model, texts, sites, share=True) for texts in (harmful, harmless))
+    scores = refusal_score(next_token_log_probs(model, harmful, share=True), token_ids)
     prompts = [model.plain(text) for text in harmless]
     # Nothing before the last position changes, so every run of a prompt shares it.
     prefixes = [model.prefix(prompt.ids[:-1], roles=prompt.roles[:-1]) for prompt in prompts]

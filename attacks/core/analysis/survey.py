@@ -179,7 +179,7 @@ def _labelled(
     as they are labelled, harmful and harmless.
     """
     logits = Site(-1, "logits")
-    read = [last_token(model, texts, [*sites, logits]) for texts in (harmful, harmless)]
+    read = [last_token(model, texts, [*sites, logits], share=True) for texts in (harmful, harmless)]
     log_probs = [rows[logits].log_softmax(1) for rows in read]
     openers = refusal_tokens(*log_probs, most=8)
     refused = [refusal_score(rows, openers) > 0 for rows in log_probs]
@@ -243,13 +243,23 @@ def choose_layers(found: Survey, wanted: Sequence[int], *, who: str) -> tuple[in
 
 
 def choose_heads(
-    model: Model, train: Sequence[Behavior], wanted: Sequence[tuple[int, int]]
+    model: Model,
+    train: Sequence[Behavior],
+    wanted: Sequence[tuple[int, int]],
+    *,
+    openers: Tensor | None = None,
 ) -> tuple[tuple[tuple[int, int], ...], Tensor]:
     """The heads asked for, or up to four with the largest effects, and the effects (L, H) of all.
 
     The effect of a head is how much of the refusal comes with its output when that is patched from
     a harmful prompt into its harmless twin (arXiv 2503.06269; `head_patching`). A model that does
     not refuse has no such heads, and all effects are 0.
+
+    Args:
+        model: the model.
+        train: with twins, where there are any.
+        wanted: heads, or none.
+        openers: (K,) the first tokens of refusals, if they are known from these prompts.
 
     Raises:
         BadInput: a head that the model does not have, or no pairs of a harmful training behaviour
@@ -262,10 +272,11 @@ def choose_heads(
     pairs = pairs or list(zip(harmful, harmless, strict=False))
     if not pairs:
         raise BadInput("choosing heads needs harmful and harmless training behaviours")
-    openers = refusal_tokens(
-        *(next_token_log_probs(model, [b.text for b in rows]) for rows in (harmful, harmless)),
-        most=8,
-    )
+    if openers is None:
+        openers = refusal_tokens(
+            *(next_token_log_probs(model, [b.text for b in rows]) for rows in (harmful, harmless)),
+            most=8,
+        )
     donors, takers = ([row.text for row in side] for side in zip(*pairs, strict=True))
     effects = (
         head_patching(model, donors, takers, openers)

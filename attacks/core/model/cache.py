@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -89,3 +89,89 @@ class _Layer(DynamicLayer):  # type: ignore[no-untyped-call]
         if self._kept:
             self.keys, self.values = keys, values
         return keys, values
+
+
+class Part(NamedTuple):
+    """Some of the sequences of a pass, and the cache that they bring along."""
+
+    rows: slice
+    cache: DynamicCache | None
+
+    @property
+    def past(self) -> int:
+        """Positions in the cache."""
+        return self.cache.get_seq_length() if self.cache else 0
+
+    @property
+    def kept(self) -> bool:
+        """Whether what a pass adds is kept."""
+        held: list[Any] = self.cache.layers if self.cache is not None else []
+        return self.cache is not None and all(getattr(layer, "_kept", True) for layer in held)
+
+
+def joined(parts: Sequence[Part], n_layers: int) -> DynamicCache | None:
+    """One cache for all sequences, each with what its part holds; the shorter are padded before.
+
+    None where no part has a cache. After the pass, `handed_out` gives each part what is its own.
+    """
+    if all(part.cache is None for part in parts):
+        return None
+    past, kept = max(part.past for part in parts), any(part.kept for part in parts)
+    cache = DynamicCache()
+    cache.layers = [_Joint(parts, at, past, kept) for at in range(n_layers)]
+    return cache
+
+
+def handed_out(cache: DynamicCache | None, parts: Sequence[Part], new: Sequence[int]) -> None:
+    """Extend the caches of the parts that keep them by their own `new` positions, as views."""
+    joint: list[Any] = cache.layers if cache is not None else []
+    for part, length in zip(parts, new, strict=True):
+        if part.cache is None or not part.kept:
+            continue
+        held: list[Any] = list(part.cache.layers)
+        past = part.past
+        layers: list[Any] = []
+        for at, layer in enumerate(joint):
+            if layer.keys is not None:
+                first, end = layer.past - past, layer.past + length
+                keys, values = (t[part.rows, :, first:end] for t in (layer.keys, layer.values))
+                layers.append(_Layer(keys, values, True))
+            elif at < len(held):
+                layers.append(held[at])  # The pass ended before it.
+        part.cache.layers = layers
+
+
+class _Joint(DynamicLayer):  # type: ignore[no-untyped-call]
+    """Holds nothing until a pass adds to it: then all sequences, those of a part padded alike."""
+
+    def __init__(self, parts: Sequence[Part], at: int, past: int, kept: bool) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.is_initialized = True
+        self.past = past
+        self._kept = kept
+        self._held: list[tuple[slice, Any]] = [
+            (part.rows, part.cache.layers[at])
+            for part in parts
+            if part.cache is not None and at < len(part.cache.layers)
+        ]
+
+    def get_seq_length(self) -> int:
+        return self.past
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        """All keys and values, those of the positions of a pass (R, H, T, d) at the end."""
+        keys = self._filled(key_states, [(rows, layer.keys) for rows, layer in self._held])
+        values = self._filled(value_states, [(rows, layer.values) for rows, layer in self._held])
+        if self._kept:
+            self.keys, self.values = keys, values
+        return keys, values
+
+    def _filled(self, new: Tensor, held: Sequence[tuple[slice, Tensor]]) -> Tensor:
+        rows, heads, length, width = new.shape
+        whole = new.new_zeros(rows, heads, self.past + length, width)
+        whole[:, :, self.past :] = new
+        for place, own in held:
+            whole[place, :, self.past - own.shape[2] : self.past] = own
+        return whole

@@ -62,7 +62,7 @@ class Checks:
     def _refuse(self, reason: str) -> BadInput:
         return BadInput(f"{self._structure.family}: {reason}")
 
-    def _same(self, one: Tensor, other: Tensor) -> bool:
+    def same(self, one: Tensor, other: Tensor) -> bool:
         """Whether most rows of logits (T, V) agree as far as rounding lets them.
 
         Most, since a mixture's router may send a token elsewhere upon a rounding error.
@@ -89,7 +89,7 @@ class Checks:
             BadInput: this family reads more of a token than its embedding (Gemma 3n), or scales the
                 embeddings of tokens only (Falcon-H1): the two would be of different models.
         """
-        if not self._same(self._logits(inputs_embeds=self._embedded), whole):
+        if not self.same(self._logits(inputs_embeds=self._embedded), whole):
             raise self._refuse(
                 "given the embeddings of tokens it computes something else than given the tokens, "
                 "so losses and activations would not be those behind its answers"
@@ -103,7 +103,7 @@ class Checks:
                 target that it is shown would be nothing that it would say itself.
         """
         half = self._ids.shape[1] // 2
-        if not self._same(self._logits(input_ids=self._ids[:, :half]), whole[:half]):
+        if not self.same(self._logits(input_ids=self._ids[:, :half]), whole[:half]):
             raise self._refuse("its positions see later ones, so it is no causal language model")
 
     def writes(self, places: Iterable[Site]) -> None:
@@ -210,7 +210,7 @@ class Checks:
                 "cached"
             ) from error
         full = self._hf(input_ids=self._ids, use_cache=False).logits[0, start:]
-        if not self._same(cached.float(), full.float()):
+        if not self.same(cached.float(), full.float()):
             raise self._refuse("later positions need more than the keys and values of a prefix")
         self._passed.add("prefix")
 
@@ -236,7 +236,7 @@ class Checks:
             ).logits[0]
             for ids, seen in rows
         )
-        if not self._same(beside.float(), alone.float()):
+        if not self.same(beside.float(), alone.float()):
             raise self._refuse(
                 "an answer depends on the padding before its prompt; only prompts of one length "
                 "can share a batch"

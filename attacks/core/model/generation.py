@@ -5,13 +5,16 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Sequence
 from itertools import groupby
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 from transformers import GenerationConfig
 
 from attacks.core.answer import Answer
+from attacks.core.errors import BadInput
+from attacks.core.model.chat import Chat
+from attacks.core.prompt import SYSTEM, Messages
 from attacks.core.template import turn_end
 from attacks.core.thinking import find_markers
 
@@ -37,6 +40,32 @@ def batches(
         for start in range(0, len(members), batch_size):
             chunk = members[start : start + batch_size]
             yield padded or max(lengths[index] for index in chunk), chunk
+
+
+#: (T,) tokens of a prompt, and their roles.
+Asked: TypeAlias = tuple[Tensor, Tensor]
+
+
+def prompts_of(chat: Chat, conversations: Sequence[Messages]) -> list[Asked]:
+    """The prompt of each conversation.
+
+    Raises:
+        BadInput: one leaves no room for an answer in the context.
+    """
+    rows = [chat.tokens(messages) for messages in conversations]
+    longest = max((len(ids) for ids, _ in rows), default=0)
+    if longest + 1 > chat.context:
+        raise BadInput(
+            f"prompt of {longest} tokens is longer than the context of model "
+            f"'{chat.name}' ({chat.context})"
+        )
+    return rows
+
+
+def padded(rows: Sequence[Asked], length: int, pad: int) -> tuple[Tensor, Tensor, Tensor]:
+    """(B, length) tokens, roles, and a mask that is true at real tokens."""
+    ids, mask = left_padded([ids for ids, _ in rows], length, pad)
+    return ids, left_padded([roles for _, roles in rows], length, SYSTEM)[0], mask
 
 
 def left_padded(rows: Sequence[Tensor], length: int, fill: int) -> tuple[Tensor, Tensor]:
@@ -80,10 +109,10 @@ def plain_generation(hf: Any, tokenizer: Any) -> Any:
 @torch.no_grad()
 def greedy(
     hf: Any, tokenizer: Any, ids: Tensor, mask: Tensor, *, max_new_tokens: int
-) -> tuple[list[Answer], int]:
-    """Greedy continuations of `ids` (B, T) under `mask` (B, T), and the length of the longest.
+) -> tuple[list[Answer], list[int]]:
+    """Greedy continuations of `ids` (B, T) under `mask` (B, T), and how many tokens each took.
 
-    End tokens are not part of the texts.
+    End tokens are counted, and are not part of the texts.
     """
     device = hf.get_input_embeddings().weight.device
     output = hf.generate(
@@ -99,7 +128,8 @@ def greedy(
     texts = _texts(tokenizer, [row[~rest] for row, rest in zip(said, over, strict=True)])
     ended = over.any(1).tolist()
     answers = [Answer(text.strip(), ended=end) for text, end in zip(texts, ended, strict=True)]
-    return answers, said.shape[1]
+    lengths = [int((~rest).sum()) + end for rest, end in zip(over, ended, strict=True)]
+    return answers, lengths
 
 
 def _texts(tokenizer: Any, rows: Sequence[Tensor]) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import copy
 from dataclasses import dataclass
 
 from torch import nn
@@ -100,6 +101,19 @@ class Meter:
         if backward:
             self.backward_tokens += rows * new
             self.flops += rows * (linear + 2 * attention)
+
+    def count_answers(self, *, rows: int, prompt: int, new: int) -> None:
+        """Add `rows` answers, the longest of `new` tokens, to prompts of `prompt` positions."""
+        # The prompt gives the first token, and the last one is not read.
+        for past in (0, *range(prompt, prompt + new - 1)):
+            read = 1 if past else prompt
+            self.count(rows=rows, new=read, past=past, layers=len(self._linear), head_rows=1)
+
+    def fresh(self) -> Meter:
+        """Another of the same model, at nothing."""
+        other = copy(self)
+        other.forward_tokens = other.backward_tokens = other.flops = 0
+        return other
 
     def product(self, rows: int, inner: int, columns: int, *, backward: bool = False) -> None:
         """Add a product (rows, inner) x (inner, columns) outside the model.

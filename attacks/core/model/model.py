@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import copy
 from functools import partial
@@ -13,8 +13,8 @@ from nnsight import NNsight
 from torch import Generator, Tensor
 from transformers import DynamicCache
 
-from attacks.core.errors import BadInput
-from attacks.core.model import tracing
+from attacks.core.answer import Answer
+from attacks.core.model import generation, tracing
 from attacks.core.model.cache import Prefix
 from attacks.core.model.chat import Chat
 from attacks.core.model.checks import Checks
@@ -22,12 +22,11 @@ from attacks.core.model.companions import Companions
 from attacks.core.model.device import OnDevice
 from attacks.core.model.editing import edited
 from attacks.core.model.families import context_of, structure_of
-from attacks.core.model.generation import batches, greedy, left_padded, plain_generation
 from attacks.core.model.hooks import by_site, intervening
 from attacks.core.model.lean import made_lean
 from attacks.core.model.loading import load_parts, load_tokenizer
 from attacks.core.model.meter import Meter
-from attacks.core.prompt import SYSTEM, Messages, Prompt, conversation
+from attacks.core.prompt import Messages, Prompt, conversation
 from attacks.core.shields import Shield
 from attacks.core.sites import Site, Trace
 from attacks.core.template import DATE
@@ -53,7 +52,7 @@ class Model(OnDevice):
         """Wrap a loaded Hugging Face causal language model, which is frozen; see `load`."""
         config = hf.config.get_text_config()
         self.hf = hf.eval().requires_grad_(False)
-        self.hf.generation_config = plain_generation(hf, tokenizer)
+        self.hf.generation_config = generation.plain_generation(hf, tokenizer)
         self.name = name
         self.system = system
         self.n_layers: int = config.num_hidden_layers
@@ -288,6 +287,14 @@ class Model(OnDevice):
         # Where blocks lie on several devices, what they gave is read on one.
         return {site: value.to(self.device) for site, value in trace.items()}
 
+    def gradient(self, loss: Callable[[Tensor], Tensor], at: Tensor) -> tuple[Tensor, Tensor]:
+        """`loss` () of `at`, and its gradient of the shape of `at`; nothing of a graph is left."""
+        leaf = at.detach().requires_grad_()
+        with torch.enable_grad():
+            found = loss(leaf)
+            (gradient,) = torch.autograd.grad(found, leaf)
+        return found.detach(), gradient
+
     # Answers ---------------------------------------------------------------------------------
 
     def generate(
@@ -314,37 +321,28 @@ class Model(OnDevice):
             BadInput: a conversation that leaves no room for an answer in the context, or prompts of
                 several lengths in a family that reads their padding.
         """
-        tokens = [self.chat.tokens(messages) for messages in conversations]
+        tokens = generation.prompts_of(self.chat, conversations)
         lengths = [len(ids) for ids, _ in tokens]
-        if lengths and max(lengths) + 1 > self.chat.context:
-            raise BadInput(
-                f"prompt of {max(lengths)} tokens is longer than the context of model "
-                f"'{self.name}' ({self.chat.context})"
-            )
-        interventions = (*self._changes, *interventions)
-        self.checks.writes(by_site(interventions))
         answers = [""] * len(tokens)
-        pad = self.hf.generation_config.pad_token_id
         size = batch_size or len(tokens)
-        for length, members in batches(lengths, pad_to=pad_to, batch_size=size):
+        for length, members in generation.batches(lengths, pad_to=pad_to, batch_size=size):
             filled = members + [members[-1]] * (size - len(members) if pad_to > 1 else 0)
-            ids, mask = left_padded([tokens[i][0] for i in filled], length, pad)
-            roles, _ = left_padded([tokens[i][1] for i in filled], length, SYSTEM)
-            if not mask.all():
-                self.checks.padding()
-            with (
-                self.editing(interventions),
-                intervening(self.hf, self.structure, interventions, roles=roles, mask=mask),
-            ):
-                texts, new = greedy(
-                    self.hf, self.chat.tokenizer, ids, mask, max_new_tokens=max_new_tokens
-                )
-            # The prompt gives the first token, and the last one is not read.
-            for past in (0, *range(length, length + new - 1)):
-                read = 1 if past else length
-                self.meter.count(
-                    rows=len(ids), new=read, past=past, layers=self.n_layers, head_rows=1
-                )
+            rows = [tokens[index] for index in filled]
+            texts, new = self._answered(rows, length, interventions, max_new_tokens)
+            self.meter.count_answers(rows=len(rows), prompt=length, new=max(new))
             for index, text in zip(members, texts, strict=False):
                 answers[index] = text.after(self.chat.opening(conversations[index]))
         return answers
+
+    def _answered(
+        self, rows: Sequence[generation.Asked], length: int, more: Sequence[Change], most: int
+    ) -> tuple[list[Answer], list[int]]:
+        """Answers of `most` tokens to prompts padded to `length`, and how many tokens each took."""
+        changes = (*self._changes, *more)
+        self.checks.writes(by_site(changes))
+        ids, roles, mask = generation.padded(rows, length, self.hf.generation_config.pad_token_id)
+        if not mask.all():
+            self.checks.padding()
+        hooks = intervening(self.hf, self.structure, changes, roles=roles, mask=mask)
+        with self.editing(more), hooks:
+            return generation.greedy(self.hf, self.chat.tokenizer, ids, mask, max_new_tokens=most)

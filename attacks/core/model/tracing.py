@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from nnsight import NNsight
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import DynamicCache
 
 from attacks.core.interventions import Context, Intervention
@@ -23,6 +23,21 @@ from attacks.core.weights import Change
 
 
 @dataclass(frozen=True, eq=False)
+class Frame:
+    """Where sequences of different lengths stand in a pass over all of them (see `joint`)."""
+
+    mask: Tensor
+    """(B, P + T) 1 at what may be attended to: P cached positions and the T of the pass."""
+    positions: Tensor
+    """(B, T) of the tokens in their own sequences, the last one's at padding."""
+    real: Tensor
+    """(B, T) false at padding."""
+    head: Tensor
+    """(B, N) which of the T have logits: the pass gives them as if they were its positions 0 to N.
+    """
+
+
+@dataclass(frozen=True, eq=False)
 class Pass:
     """A forward pass to run: the inputs (B, T, D) and what surrounds them."""
 
@@ -33,6 +48,8 @@ class Pass:
     interventions: Sequence[Change] = ()
     roles: Tensor | None = None
     """(B, T); ANSWER at the tokens of an answer, which is given whole."""
+    frame: Frame | None = None
+    """None: all sequences are equally long, and nothing is padded."""
 
 
 @dataclass(frozen=True)
@@ -85,15 +102,49 @@ def run(envoy: NNsight, structure: Structure, work: Pass, plan: Plan) -> Trace:
         "past_key_values": work.cache,
         "use_cache": work.cache is not None,
     }
-    if plan.head:
-        # The unembedding is applied to these positions only.
-        arguments["logits_to_keep"] = torch.tensor(plan.head, device=embeds.device)
+    with ExitStack() as stack:
+        if work.frame is not None:
+            arguments |= {"attention_mask": work.frame.mask, "position_ids": work.frame.positions}
+            stack.enter_context(_heading(envoy._module, work.frame.head))
+        elif plan.head:
+            # The unembedding is applied to these positions only.
+            arguments["logits_to_keep"] = torch.tensor(plan.head, device=embeds.device)
+        _visit(envoy, structure, work, plan, places, arguments, trace)
+    return trace
+
+
+@contextmanager
+def _heading(model: Any, columns: Tensor) -> Iterator[None]:
+    """Inside the block the unembedding is applied to the positions `columns` (B, N) of (B, T)."""
+
+    def chosen(module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        (hidden, *rest) = args
+        at = columns.to(hidden.device).unsqueeze(-1).expand(-1, -1, hidden.shape[-1])
+        return (hidden.gather(1, at), *rest)
+
+    hook = model.get_output_embeddings().register_forward_pre_hook(chosen)
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
+def _visit(
+    envoy: NNsight,
+    structure: Structure,
+    work: Pass,
+    plan: Plan,
+    places: Sequence[Site],
+    arguments: Mapping[str, Any],
+    trace: Trace,
+) -> None:
+    """Run the model on `arguments`, and put into `trace` what is read at the `places`."""
     if all(place.name == "logits" and place not in plan.changes for place in places):
         # The model's output as it is: nothing to wait for, and nnsight costs a millisecond a pass.
         logits = envoy._module(**arguments).logits
         for site in plan.reads[places[0]]:
             trace[site] = _rows(logits, site, work, plan.head)
-        return trace
+        return
     paths = {
         place: structure.module_path(place.layer, place.name)
         for place in places
@@ -146,7 +197,6 @@ def run(envoy: NNsight, structure: Structure, work: Pass, plan: Plan) -> Trace:
                     trace[site] = _rows(value, site, work, rows)
             if not plan.head:
                 tracer.stop()
-    return trace
 
 
 def _rows(value: Tensor, site: Site, work: Pass, computed: Sequence[int] | None) -> Tensor:
@@ -173,6 +223,8 @@ def _embedded(work: Pass, plan: Plan, trace: Trace) -> Tensor:
 
 def _context(place: Site, work: Pass, rows: Sequence[int] | None) -> Context:
     """What an intervention is told; `rows` are the positions computed, if not all."""
+    if work.frame is not None:
+        return _framed(place, work, work.frame, None if rows is None else work.frame.head)
     at = torch.arange(work.embeds.shape[1]) if rows is None else torch.tensor(rows)
     positions = (at + work.past).to(work.embeds.device).expand(len(work.embeds), -1)
     if work.roles is None:
@@ -182,3 +234,20 @@ def _context(place: Site, work: Pass, rows: Sequence[int] | None) -> Context:
     if rows is not None:
         roles, steps = roles[:, list(rows)], steps[:, list(rows)]
     return Context(place, 0, roles, None, positions, steps)
+
+
+def _framed(place: Site, work: Pass, frame: Frame, columns: Tensor | None) -> Context:
+    """`_context` where sequences differ in length.
+
+    (B, N) `columns` are those of the positions that are computed, if not all are.
+    """
+
+    def at(values: Tensor) -> Tensor:
+        return values if columns is None else values.gather(1, columns)
+
+    real, positions = at(frame.real), at(frame.positions.masked_fill(~frame.real, -1))
+    if work.roles is None:
+        return Context(place, 0, None, real, positions)
+    given = work.roles == ANSWER
+    roles, steps = at(work.roles.masked_fill(given, GENERATED)), at(given.cumsum(1))
+    return Context(place, 0, roles, real, positions, steps)

@@ -20,6 +20,11 @@ if TYPE_CHECKING:
 LEAST_LOG_PROB = -1000.0
 """Below this a log-probability is as good as minus infinity: its probability is 0 in float64."""
 
+#: Positions that sequences must begin with in common for these to be computed once: shorter ones
+#: spare little. And the rows of a batch on a CPU then, where batches need not be large, and rows of
+#: like length are padded less.
+_SHARED, _ROWS = 16, 16
+
 #: The positions (P,) to read in a prompt, counted from its start; as many in each prompt.
 Locate: TypeAlias = Callable[[Prompt], Sequence[int]]
 #: A text, asked as a plain conversation, or what `Model.plain` makes of it.
@@ -79,29 +84,78 @@ def read_at(
     roles: Sequence[Tensor] | None = None,
     interventions: Sequence[Change] = (),
     batch_size: int = 64,
+    share: bool = False,
 ) -> dict[Site, Tensor]:
     """Activations at some positions (P,) of each sequence of ids (T,).
 
     Shorter sequences of a batch are filled up at the end, where causal attention keeps what is
     there from what comes before it. The positions of `sites` are not used.
 
+    Args:
+        model: the model.
+        sequences: ids.
+        sites: what to read.
+        positions: where, in each sequence.
+        roles: (T,) of each sequence's positions, for interventions.
+        interventions: active in every pass.
+        batch_size: sequences of a pass.
+        share: compute what all sequences begin with once, such as a template's system prompt, with
+            interventions that change each position by itself. It changes numbers by rounding only.
+
     Returns:
         {site: (N, P, D) float32, or (N, P, V) for logits}, on the CPU, rows in the order given.
     """
     rows: dict[Site, list[Tensor]] = {site: [torch.empty(0)] * len(sequences) for site in sites}
+    start, prefix = _beginning(model, sequences, positions, roles) if share else 0, None
+    if start:
+        prefix = model.prefix(
+            sequences[0][:start],
+            interventions=interventions,
+            roles=None if roles is None else roles[0][:start],
+        )
+        batch_size = min(batch_size, _ROWS) if model.device.type == "cpu" else batch_size
     for members in _batches(sequences, batch_size):
         union = sorted({at for index in members for at in positions[index]})
         reads = {site: Site(site.layer, site.name, tuple(union)) for site in sites}
-        ids = pad_sequence([sequences[index] for index in members], batch_first=True)
+        ids = pad_sequence([sequences[index][start:] for index in members], batch_first=True)
         played = None
         if roles is not None:
-            played = pad_sequence([roles[index] for index in members], batch_first=True)
-        trace = model.trace(ids, list(reads.values()), interventions=interventions, roles=played)
+            played = pad_sequence([roles[index][start:] for index in members], batch_first=True)
+        trace = model.trace(
+            ids, list(reads.values()), prefix=prefix, interventions=interventions, roles=played
+        )
         for site, place in reads.items():
             values = trace[place].float().cpu()
             for row, index in enumerate(members):
                 rows[site][index] = values[row, [union.index(at) for at in positions[index]]]
     return {site: torch.stack(values) for site, values in rows.items()}
+
+
+def _beginning(
+    model: Model,
+    sequences: Sequence[Tensor],
+    positions: Sequence[Sequence[int]],
+    roles: Sequence[Tensor] | None,
+) -> int:
+    """How many positions all sequences begin with, before the first that is read; 0: too few.
+
+    And 0 where the family carries something else from position to position.
+    """
+    if len(sequences) < 2:
+        return 0
+    most = min([min(map(len, sequences)) - 1, *(min(at) for at in positions)])
+    same = torch.ones(max(0, most), dtype=torch.bool)
+    for rows in (sequences, roles or ()):
+        for row in rows:
+            same &= row[:most] == rows[0][:most]
+    start = int(same.long().cumprod(0).sum())
+    if start < _SHARED:
+        return 0
+    try:
+        model.checks.prefix()
+    except BadInput:
+        return 0
+    return start
 
 
 def read(
@@ -112,6 +166,7 @@ def read(
     locate: Locate = at_last,
     interventions: Sequence[Change] = (),
     batch_size: int = 64,
+    share: bool = False,
 ) -> dict[Site, Tensor]:
     """`read_at` the tokens that `locate` finds in each text, asked as a plain conversation."""
     prompts = [text if isinstance(text, Prompt) else model.plain(text) for text in texts]
@@ -123,6 +178,7 @@ def read(
         roles=[prompt.roles for prompt in prompts],
         interventions=interventions,
         batch_size=batch_size,
+        share=share,
     )
 
 
@@ -133,9 +189,12 @@ def last_token(
     *,
     interventions: Sequence[Change] = (),
     batch_size: int = 64,
+    share: bool = False,
 ) -> dict[Site, Tensor]:
     """`read` at the last prompt token: {site: (N, D) float32, or (N, V) for logits}."""
-    found = read(model, texts, sites, interventions=interventions, batch_size=batch_size)
+    found = read(
+        model, texts, sites, interventions=interventions, batch_size=batch_size, share=share
+    )
     return {site: values[:, 0] for site, values in found.items()}
 
 
@@ -177,9 +236,13 @@ def first_token_kl(model: Model, conversation: Messages, interventions: Sequence
 
 
 def next_token_log_probs(
-    model: Model, texts: Sequence[Text], *, interventions: Sequence[Change] = ()
+    model: Model,
+    texts: Sequence[Text],
+    *,
+    interventions: Sequence[Change] = (),
+    share: bool = False,
 ) -> Tensor:
-    """(N, V) log-probabilities of the first token of the answer."""
+    """(N, V) log-probabilities of the first token of the answer; `share` as in `read_at`."""
     site = Site(-1, "logits")
-    logits = last_token(model, texts, [site], interventions=interventions)[site]
+    logits = last_token(model, texts, [site], interventions=interventions, share=share)[site]
     return logits.log_softmax(1)

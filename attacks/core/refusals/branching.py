@@ -20,7 +20,7 @@ from attacks.core.reading.answers import answers
 from attacks.core.reading.states import last_of
 from attacks.core.refusals.coherence import Coherence, garbled, mean_log_probs
 from attacks.core.refusals.openers import refusal_start
-from attacks.core.refusals.remains import mangles, short_for_an_answer
+from attacks.core.refusals.remains import ends_alike, mangles, short_for_an_answer
 from attacks.core.sites import Site
 
 if TYPE_CHECKING:
@@ -100,8 +100,10 @@ def branched_answers(
         likelier = list(map(max, *scored))
         marks = garbled(model, standards.coherence, [answer for _, answer in likelier], requests)
         for text, (score, answer), bad in zip(requests, likelier, marks, strict=True):
-            remains = short_for_an_answer(answer, standards.usual_words) or mangles(
-                answer, text, refusals[text]
+            remains = (
+                short_for_an_answer(answer, standards.usual_words)
+                or mangles(answer, text, refusals[text])
+                or ends_alike(answer, refusals[text], standards.openers, standards.usual_words)
             )
             better = text not in found or score > found[text][0]
             if better and not (bad or remains or standards.refuses(answer)):

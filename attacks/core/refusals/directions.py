@@ -71,7 +71,7 @@ def _states(model: Model, texts: Sequence[Text], locate: Locate) -> tuple[Tensor
     `locate` names the prompt's last token last.
     """
     sites = [Site(layer, "resid_pre") for layer in range(model.n_layers)]
-    found = read(model, texts, [*sites, Site(-1, "logits")], locate=locate)
+    found = read(model, texts, [*sites, Site(-1, "logits")], locate=locate, share=True)
     states = torch.stack([found[site] for site in sites], dim=2)
     return states, found[Site(-1, "logits")][:, -1].log_softmax(1)
 
@@ -95,7 +95,7 @@ def score_directions(
     Left out are zeros, as at layer 0, where a token of the template is the same in every prompt,
     and at all tokens but the last those of layers that `choose_direction` leaves out.
     """
-    before = next_token_log_probs(model, harmless)
+    before = next_token_log_probs(model, harmless, share=True)
     scores = []
     for at, rows in enumerate(directions):
         for layer, direction in enumerate(rows):
@@ -104,8 +104,14 @@ def score_directions(
                 continue
             ablation = [AblateDirection(direction, model.n_layers)]
             addition = [AddDirection(direction, layer, 1.0)]
-            ablated = next_token_log_probs(model, [*harmful, *harmless], interventions=ablation)
-            added = next_token_log_probs(model, harmless, interventions=addition)
+            # Both change each position by itself.
+            ablated, added = (
+                next_token_log_probs(model, texts, interventions=changes, share=True)
+                for texts, changes in (
+                    ([*harmful, *harmless], ablation),
+                    (harmless, addition),
+                )
+            )
             odds = refusal_score(ablated[: len(harmful)], token_ids)
             scores.append(
                 DirectionScore(

@@ -28,7 +28,7 @@ from attacks.core.refusals.openers import (
     opens_with_refusal,
     refuses_on_the_way,
 )
-from attacks.core.refusals.remains import mangles, short_for_an_answer
+from attacks.core.refusals.remains import ends_alike, mangles, short_for_an_answer
 from attacks.core.refusals.subspace import find_refusal_subspace
 from attacks.core.refusals.verdicts import LEFT
 from attacks.core.weights import Change
@@ -137,6 +137,8 @@ class OwnAnswers:
         if not said.strip() or self.refuses(said, ended=ended):
             return False
         if self.refuses(plain) and mangles(said, text, plain):
+            return False
+        if ended and ends_alike(said, plain, self.openers, self.usual_words):
             return False
         return not garbled(model, self.coherence, [said], [text])[0]
 

@@ -29,7 +29,7 @@ from attacks.core.refusals.openers import (
     opens_with_refusal,
     refuses_on_the_way,
 )
-from attacks.core.refusals.remains import mangles
+from attacks.core.refusals.remains import ends_alike, mangles
 from attacks.core.refusals.unknown import answered_elsewhere
 from attacks.core.weights import Change
 
@@ -192,6 +192,9 @@ class Examiner:
         said = answers(model, harmful, tokens=self.tokens)
         #: Whether the model refuses by saying nothing: only then is it no sign that it is broken.
         self._falls_silent = any(map(silent, said))
+        answered = [(text, answer) for text, answer in plain if answer and not self.refuses(answer)]
+        #: Words of the median answer to a harmless prompt; 0 where none is answered.
+        self.usual_words = median(len(said.split()) for _, said in answered) if answered else 0
         self._refusals = [text for text in said if text and self.refuses(text)]
         self.refused_before = _share(list(map(self.refuses, said)))
         #: Where the model answers something else instead: what was asked, by its text.
@@ -202,10 +205,7 @@ class Examiner:
             self._missed = {row.text: row for row in asked} if share > LEFT else {}
         if self._missed:
             self.refused_before = _share(list(map(self.declines, harmful, said)))
-        answered = [(text, answer) for text, answer in plain if answer and not self.refuses(answer)]
         self.harmless = [text for text, _ in answered]
-        #: Words of the median answer to a harmless prompt; 0 where none is answered.
-        self.usual_words = median(len(said.split()) for _, said in answered) if answered else 0
         self._dialogues = [Dialogue.of(model, text, answer) for text, answer in answered]
         self._likely = [not odd for odd in self._unlikely(self._dialogues)]
 
@@ -220,11 +220,14 @@ class Examiner:
         return opens or refuses_on_the_way(answer, self._turns)
 
     def declines(self, prompt: str, answer: str) -> bool:
-        """Whether an answer refuses, or is what is left of a plain refusal (`mangles`).
+        """Whether an answer refuses, or is what is left of a plain refusal (see `remains`).
 
         Of a model that answers something else instead, also one that does not name what is asked.
         """
-        if self.refuses(answer) or any(mangles(answer, prompt, one) for one in self._refusals):
+        if self.refuses(answer) or any(
+            mangles(answer, prompt, one) or ends_alike(answer, one, self.openers, self.usual_words)
+            for one in self._refusals
+        ):
             return True
         return prompt in self._missed and names(self._missed[prompt], answer) is False
 

@@ -95,13 +95,12 @@ def typical_entry(table: Tensor) -> float:
 
 def _loss_and_gradient(evaluator: Evaluator, embeddings: Tensor) -> tuple[float, Tensor]:
     """The loss at `embeddings` (S, D), and its gradient of the same shape."""
-    rows = embeddings.detach().requires_grad_()
-    with torch.enable_grad():
-        loss = evaluator.soft_losses(rows.unsqueeze(0))[0]
-        (gradient,) = torch.autograd.grad(loss, rows)
+    loss, gradient = evaluator.model.gradient(
+        lambda rows: evaluator.soft_losses(rows.unsqueeze(0))[0], embeddings
+    )
     if not torch.isfinite(loss) or torch.isnan(gradient).any():
         raise FloatingPointError("the loss or its gradient is not a number (NaN)")
-    return float(loss.detach()), gradient
+    return float(loss), gradient
 
 
 def _tensor(state: State, name: str) -> Tensor:

@@ -279,22 +279,22 @@ class Evaluator:
             FloatingPointError: the gradient is not a number.
         """
         ids = self._sequences(candidate.unsqueeze(0))[:, self._start :]
-        with torch.enable_grad(), self.model.editing(self.interventions):
-            embeds = self.model.embed(ids).detach().requires_grad_()
-            if self._share:
-                trace, keys = self._extended(
-                    embeds, self.objective.reads, self._prefix, self._start
-                )
-                loss = self.objective(trace)[0]
-                self._standing = self._stands(candidate, trace, loss, keys)
-            else:
-                loss = self.objective(self._trace(embeds, self._prefix, self._start))[0]
-            (gradient,) = torch.autograd.grad(loss, embeds)
+
+        def loss_at(embeds: Tensor) -> Tensor:
+            if not self._share:
+                return self.objective(self._trace(embeds, self._prefix, self._start))[0]
+            trace, keys = self._extended(embeds, self.objective.reads, self._prefix, self._start)
+            loss = self.objective(trace)[0]
+            self._standing = self._stands(candidate, trace, loss, keys)
+            return loss
+
+        with self.model.editing(self.interventions):
+            loss, gradient = self.model.gradient(loss_at, self.model.embed(ids))
             table = self.model.embedding_table
         rows = gradient[0, self.prompt.slots.to(gradient.device) - self._start]
         if torch.isnan(rows).any():
             raise FloatingPointError("the gradient is not a number (NaN)")
-        return rows @ table.T.to(rows.dtype), float(loss.detach())
+        return rows @ table.T.to(rows.dtype), float(loss)
 
     def soft_losses(self, rows: Tensor) -> Tensor:
         """(B,) float32 losses with the embeddings `rows` (B, S, D) in the slots.

@@ -188,16 +188,18 @@ def relaxed_gradient(evaluator: Evaluator, weights: Tensor) -> tuple[float, Tens
         FloatingPointError: the gradient is not a number.
     """
     model = evaluator.model
-    leaf = weights.detach().requires_grad_()
-    with torch.enable_grad(), model.editing(evaluator.interventions):
+    with model.editing(evaluator.interventions):
         table = model.embedding_table
-        shares = leaf / leaf.sum(1, keepdim=True)
-        loss = evaluator.soft_losses((shares.to(table.dtype) @ table).unsqueeze(0))[0]
-        (gradient,) = torch.autograd.grad(loss, leaf)
+
+        def loss_at(leaf: Tensor) -> Tensor:
+            shares = leaf / leaf.sum(1, keepdim=True)
+            return evaluator.soft_losses((shares.to(table.dtype) @ table).unsqueeze(0))[0]
+
+        loss, gradient = model.gradient(loss_at, weights)
     model.meter.product(len(weights), *table.shape, backward=True)
     if torch.isnan(gradient).any():
         raise FloatingPointError("the gradient is not a number (NaN)")
-    return float(loss.detach()), gradient
+    return float(loss), gradient
 
 
 def surviving(model: Model, prompt: Prompt, filling: Tensor) -> Tensor | None:
