@@ -58,11 +58,11 @@ logger = logging.getLogger(__name__)
 SEED = 1
 START, NAME = "village-smollm2", "village-smollm2-hard"
 RATE = 4e-4
-STEPS = 100
+STEPS = 120
 #: Requests of each kind in a step: harmful ones as they are and with strings, harmless ones.
-PLAIN, ATTACKED, EVERYDAY, NEAR = 3, 4, 1, 4
+PLAIN, ATTACKED, EVERYDAY, NEAR = 3, 4, 3, 4
 #: Harmless requests whose answers are learned.
-HARMLESS = 80
+HARMLESS = 120
 #: Share of the harmless requests that carry a string.
 ODD = 0.5
 #: Shares of the steps with a subspace fitted by gradient and with a difference in means ablated.
@@ -94,7 +94,7 @@ def main() -> None:
     base = Model.load(str(base_folder(BASE)), name="base", device="cpu", dtype="float32")
     harmful, spoken_of = harmful_and_near()
     requests = {
-        "everyday": some(everyday(held_out=False), HARMLESS // 4, SEED),
+        "everyday": some(everyday(held_out=False), HARMLESS // 2, SEED),
         "near": some(spoken_of, HARMLESS, SEED),
     }
     answered = {kind: own_answers(base, texts) for kind, texts in requests.items()}
