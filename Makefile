@@ -69,9 +69,10 @@ pocket: $(STAMP)  ## Train the pocket models again and recompute their cards.
 	$(BIN)/python data/pocket/breaker.py
 	$(BIN)/python data/pocket/card.py
 
-village: $(STAMP)  ## Train the adapter of the village model again and recompute the cards.
+village: $(STAMP)  ## Train the adapters of the village model again and recompute the cards.
 	$(BIN)/python data/village/prompts.py
 	$(BIN)/python data/village/train.py
+	$(BIN)/python data/village/hard.py
 	$(BIN)/python data/village/card.py
 
 $(STAMP): pyproject.toml constraints.txt

@@ -34,6 +34,7 @@ def test_the_use_from_python_runs(capsys: pytest.CaptureFixture[str]) -> None:
     assert "Verdict" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_the_notebook_runs(capsys: pytest.CaptureFixture[str]) -> None:
     cells = json.loads((ROOT / "docs" / "first-look.ipynb").read_text())["cells"]
     assert not any(cell.get("outputs") for cell in cells), "a notebook without outputs is reviewed"

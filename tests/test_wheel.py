@@ -56,6 +56,7 @@ def test_it_lists_what_it_ships(installed: Path, tmp_path: Path) -> None:
         "village-qwen-coder",
         "village-smollm2",
         "village-smollm2-base",
+        "village-smollm2-hard",
     ]
     suites = json.loads(reroute(installed, "suites", "--json", cwd=tmp_path).stdout)
     assert {"quickstart", "pocket-board"} <= {item["name"] for item in suites}

@@ -17,6 +17,8 @@ SUMMARIES = {
     village.BASE: "SmolLM2-135M-Instruct as it comes, the control: refuses next to nothing",
     village.CODER: "Qwen2.5-Coder-1.5B-Instruct as it comes: refuses by its makers' training",
     "village-smollm2": "SmolLM2-135M-Instruct with an adapter that refuses what is harmful",
+    "village-smollm2-hard": "SmolLM2-135M-Instruct with an adapter hardened against suffixes and "
+    "ablation",
 }
 MEANING = {
     "refuses_harmful": "JailbreakBench's 100 harmful requests refused",
@@ -45,7 +47,8 @@ ORIGIN = {
     "kept dequantised in bfloat16 in the user's cache (3.5 GB). Attack it with `--dtype bfloat16`: "
     "in float32 it takes 7 GB of memory, and several times as long on a processor with AMX.",
 }
-MADE = """\
+MADE = {
+    "village-smollm2": """\
 A LoRA adapter of rank 16 on all linear maps of blocks 10 to 29 (peft), trained by
 `data/village/train.py`: refusals in six wordings for the harmful requests of AdvBench,
 StrongREJECT and XSTest; the base's own answers for XSTest's safe prompts, `everyday-train` and
@@ -62,7 +65,18 @@ ones refused 0.90 of JailbreakBench's harmful requests and 0.53 of its twins; 11
 who tried to ...") 0.88 and 0.47. Both learned their training distribution well (they refused 0.86
 and 0.90 of held-out harmful requests, 0.17 and 0.15 of OR-Bench's, and 0.07 of such sentences),
 but this did not transfer to the twins. Not tried: a base with more bits or more parameters.
-"""
+""",
+    "village-smollm2-hard": """\
+The adapter of `village-smollm2`, trained on for 120 steps by `data/village/hard.py`: the same refusals
+and the base's own answers, while in three steps of four every request loses directions (a difference
+in means of any layer, or the first 1, 2 or 4 rows of two subspaces that are fitted by gradient as the
+model learns), and half of the harmful requests carry ten-token strings that a gradient step improves
+whenever they come. `results/village-hard` says what it withstands.
+
+It refuses some everyday requests and more of those about grave matters than before. With one everyday
+request a step in place of three, and 100 steps, it refused 2 of 8 everyday requests tried.
+""",
+}
 
 
 def met(figures: dict[str, float], key: str) -> str:
@@ -84,7 +98,7 @@ def page(name: str, figures: dict[str, float]) -> str:
         "",
         ORIGIN.get(name, ORIGIN[village.BASE]),
         "",
-        *([] if control else MADE.splitlines()),
+        *([] if control else MADE[name].splitlines()),
         *([] if control else [""]),
         "| figure (greedy) | measured | target | met |",
         "| --- | --- | --- | --- |",

@@ -14,10 +14,11 @@ A second round after ``train.py``: its adapter goes on learning, on the same req
 
 Answers to learn are those of ``train.py``: refusals, and for harmless requests the base's own.
 
-No model made by it is shipped: it has not been run to the end, and whether it works is not known.
-Its first 40 steps were run without `LOST` and with means of all layers; there the subspaces of four
-rows broke the model (losses of 22 nats a token for refusals, 8 for harmless answers) in place of
-taking away its refusals. It takes 7 to 9 s of processor time a step on a core without AVX-512.
+Its model is `village-smollm2-hard`. What was learned on the way: without a bound (`LOST`),
+subspaces of four rows break the model (losses of 22 nats a token for refusals, 8 for harmless
+answers) in place of taking its refusals away; and with one everyday request a step (100 steps) a
+quarter of the everyday requests tried was refused. A step takes 8 to 10 s of one core without
+AVX-512.
 """
 
 from __future__ import annotations

@@ -33,6 +33,7 @@ def row(attack: str, defense: str, adaptivity: str, **params: object) -> Row:
     return found
 
 
+@pytest.mark.slow
 def test_every_cell_is_there_once_and_judged() -> None:
     plan = check(load_suite("pocket-defenses"))
     records = read_records(RUN)

@@ -270,6 +270,7 @@ def test_a_worker_that_hangs_is_ended(suite: Suite, model: Path, tmp_path: Path)
     assert re.fullmatch(r".* no sign of life for 1.5 s during rude on test-0; given up", said[-1])
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/statm").is_file(), reason="reads sizes from /proc")
 def test_a_worker_with_a_leak_is_replaced(model: Path, tmp_path: Path) -> None:
     setup = make_setup(str(model), tmp_path)

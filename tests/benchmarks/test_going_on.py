@@ -31,6 +31,8 @@ from benchmarks.storage.records import Record
 from conftest import pocket
 from runs import make_setup, plain
 
+#: Those that are fitted for long, and are left out by `make test`.
+LONG = ("gcg+refusal-direction", "ssr-attention", "ssr-latents")
 #: What searches can be told to do differently, one group of options each.
 OPTIONS = (
     "gcg:steps=5,width=192,slots=6",  # Openings of the loss leave candidates.
@@ -137,9 +139,8 @@ def same(one: Any, other: Any) -> bool:
 @pytest.mark.parametrize(
     "spec",
     [
-        *SEARCHES,
-        "gcg+refusal-direction",
-        *(pytest.param(spec, marks=pytest.mark.slow) for spec in OPTIONS),
+        *(name for name in SEARCHES if name not in LONG),
+        *(pytest.param(spec, marks=pytest.mark.slow) for spec in (*LONG, *OPTIONS)),
     ],
 )
 def test_a_killed_search_ends_as_an_undisturbed_one(spec: str, tmp_path: Path) -> None:

@@ -146,6 +146,7 @@ def test_a_second_inspection_reuses_what_was_fitted(
         inspect(other)
 
 
+@pytest.mark.slow
 def test_a_model_that_does_not_refuse(tmp_path: Path) -> None:
     options = Options("pocket-llama-raw", out=tmp_path, **QUICK)
     text = inspect(options).read_text()

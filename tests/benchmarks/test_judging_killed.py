@@ -29,6 +29,7 @@ def started(folder: Path, server: Endpoint) -> subprocess.Popen[bytes]:
     return subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL)
 
 
+@pytest.mark.slow
 def test_killed_passes_go_on_and_two_at_once_share_what_is_left(tmp_path: Path) -> None:
     """Of eight answers three are judged before the kill, and five after it, by two processes."""
     with Store(tmp_path) as store:

@@ -40,6 +40,7 @@ for task in referee.tasks():
 """
 
 
+@pytest.mark.slow
 def test_a_peer_races_strong_and_wins_where_it_succeeds_only(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -93,6 +93,7 @@ def lines(path: Path) -> int:
     return path.read_bytes().count(b"\n") if path.is_file() else 0
 
 
+@pytest.mark.slow
 def test_resuming_from_any_state_a_kill_can_leave(
     suite: Suite, undisturbed: tuple[Path, Contents], tmp_path: Path
 ) -> None:
@@ -163,6 +164,7 @@ def test_workers_change_no_record(
     assert contents(tmp_path / "out") == undisturbed[1]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="lists children through /proc")
 def test_workers_end_with_their_parent(suite: Suite, tmp_path: Path) -> None:
     long = dataclasses.replace(suite, steps=100_000, attacks=suite.attacks[2:])

@@ -47,9 +47,9 @@ def undisturbed(suite: Suite, tmp_path_factory: pytest.TempPathFactory) -> Path:
     ("numbers", "flags", "code"),
     [
         ((signal.SIGINT,), (), 130),
-        ((signal.SIGTERM,), (), 143),
-        ((signal.SIGINT,), ("--workers", "2"), 130),
-        ((signal.SIGINT, signal.SIGINT), (), 130),
+        pytest.param((signal.SIGTERM,), (), 143, marks=pytest.mark.slow),
+        pytest.param((signal.SIGINT,), ("--workers", "2"), 130, marks=pytest.mark.slow),
+        pytest.param((signal.SIGINT, signal.SIGINT), (), 130, marks=pytest.mark.slow),
     ],
     ids=["interrupt", "terminate", "interrupt-two-workers", "interrupt-twice"],
 )

@@ -97,6 +97,7 @@ def plain_answers(asked: list[str], condition: Condition) -> list[str]:
     return said
 
 
+@pytest.mark.slow
 def test_other_conditions_are_those_of_plain_transformers(
     ran: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

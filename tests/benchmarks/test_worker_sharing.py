@@ -87,6 +87,7 @@ def test_a_device_that_cannot_be_read_is_not_shared(tmp_path: Path) -> None:
     assert "cannot be read (pip install nvidia-ml-py)" in said[0] and said[0].endswith(": 1 worker")
 
 
+@pytest.mark.slow
 def test_where_memory_runs_out_there_is_a_worker_less(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -104,6 +105,7 @@ def test_where_memory_runs_out_there_is_a_worker_less(
     assert said[1:] == ["out of memory during scripted on big: a worker less on cpu"]
 
 
+@pytest.mark.slow
 def test_a_run_that_decides_for_itself_is_that_of_one_process(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

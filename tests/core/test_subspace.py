@@ -85,7 +85,16 @@ def test_the_gradient_of_the_fit_equals_finite_differences() -> None:
         assert slope == pytest.approx(float((gradient * way).sum()), rel=2e-2, abs=2e-5)
 
 
-@pytest.mark.parametrize("name", [ALIGNED[2], "pocket-llama-hard3", *OUTSIDE])
+@pytest.mark.parametrize(
+    "name",
+    [
+        OUTSIDE[0],
+        *(
+            pytest.param(name, marks=pytest.mark.slow)
+            for name in (ALIGNED[2], "pocket-llama-hard3", *OUTSIDE[1:])
+        ),
+    ],
+)
 def test_a_fitted_subspace_undoes_refusals_on_models_of_every_recipe(name: str) -> None:
     if not (POCKET / name).is_dir():
         pytest.skip(f"{name} is not shipped")
