@@ -67,14 +67,14 @@ and 0.90 of held-out harmful requests, 0.17 and 0.15 of OR-Bench's, and 0.07 of 
 but this did not transfer to the twins. Not tried: a base with more bits or more parameters.
 """,
     "village-smollm2-hard": """\
-The adapter of `village-smollm2`, trained on for 120 steps by `data/village/hard.py`: the same refusals
-and the base's own answers, while in three steps of four every request loses directions (a difference
-in means of any layer, or the first 1, 2 or 4 rows of two subspaces that are fitted by gradient as the
-model learns), and half of the harmful requests carry ten-token strings that a gradient step improves
-whenever they come. `results/village-hard` says what it withstands.
+The adapter of `village-smollm2`, trained on for 120 steps by `data/village/hard.py`: the same
+refusals and the base's own answers, while in three steps of four every request loses directions
+(a difference in means of any layer, or the first 1, 2 or 4 rows of two subspaces that are fitted
+by gradient as the model learns), and half of the harmful requests carry ten-token strings that a
+gradient step improves whenever they come. `results/village-hard` says what it withstands.
 
-It refuses some everyday requests and more of those about grave matters than before. With one everyday
-request a step in place of three, and 100 steps, it refused 2 of 8 everyday requests tried.
+It refuses some everyday requests and more of those about grave matters than before. With one
+everyday request a step in place of three, and 100 steps, it refused 2 of 8 everyday requests.
 """,
 }
 

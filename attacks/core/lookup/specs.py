@@ -1,7 +1,7 @@
 """Objects from a name and parameters, as the command line and suites write them.
 
-`name` or `name:key=value,...`, with TOML values; the keys are the fields of a dataclass. Strings may
-go without quotes, which shells swallow: `gcg:layout.place=both`, `rubric:model=owner/name`.
+`name` or `name:key=value,...`, with TOML values; the keys are the fields of a dataclass. Strings
+may go without quotes, which shells swallow: `gcg:layout.place=both`, `rubric:model=owner/name`.
 """
 
 from __future__ import annotations
