@@ -23,7 +23,6 @@ AVX-512.
 
 from __future__ import annotations
 
-import argparse
 import logging
 import random
 import sys
@@ -47,10 +46,9 @@ from attacks.core.refusals.choice import DEPTH
 from attacks.core.refusals.directions import difference_in_means
 from attacks.core.refusals.fit_subspace import RATE as FIT_RATE
 from attacks.core.refusals.fit_subspace import orthonormal
-from benchmarks.inputs.village import BASE, base_folder
 from opponents import FRONTS, SLOTS, Attacked, Chat, Row, ablated, placed, usual_tokens
 from prompts import everyday, some
-from train import Example, harmful_and_near, own_answers, save, shuffled_for_ever
+from train import Example, begin, harmful_and_near, own_answers, save, shuffled_for_ever
 from train import example as conversation
 from training import descend
 
@@ -62,7 +60,7 @@ RATE = 4e-4
 STEPS = 120
 #: Requests of each kind in a step: harmful ones as they are and with strings, harmless ones.
 PLAIN, ATTACKED, EVERYDAY, NEAR = 3, 4, 3, 4
-#: Harmless requests whose answers are learned.
+#: Harmless requests about grave matters whose answers are learned; of everyday ones, half as many.
 HARMLESS = 120
 #: Share of the harmless requests that carry a string.
 ODD = 0.5
@@ -83,16 +81,7 @@ EXCHANGED = 0.3
 
 def main() -> None:
     """Harden, and save the adapter in half precision."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, default=HERE / "models" / NAME)
-    parser.add_argument("--steps", type=int, default=STEPS)
-    parser.add_argument("--threads", type=int, default=2)
-    options = parser.parse_args()
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    torch.set_num_threads(options.threads)
-    torch.manual_seed(SEED)
-
-    base = Model.load(str(base_folder(BASE)), name="base", device="cpu", dtype="float32")
+    options, base = begin(__doc__, NAME, steps=STEPS, seed=SEED)
     harmful, spoken_of = harmful_and_near()
     requests = {
         "everyday": some(everyday(held_out=False), HARMLESS // 2, SEED),

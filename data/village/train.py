@@ -31,7 +31,7 @@ sys.path[:0] = [str(HERE.parents[1]), str(HERE.parent / "pocket")]
 
 from attacks.core.model import Model
 from benchmarks.inputs.behaviors import load_behaviors
-from benchmarks.inputs.village import base_folder
+from benchmarks.inputs.village import BASE, base_folder
 from prompts import REFUSALS, everyday, near, some, tasks
 from training import descend
 
@@ -62,16 +62,7 @@ class Example:
 
 def main() -> None:
     """Train, and save the adapter in half precision."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, default=HERE / "models" / "village-smollm2")
-    parser.add_argument("--steps", type=int, default=STEPS)
-    parser.add_argument("--threads", type=int, default=2)
-    options = parser.parse_args()
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    torch.set_num_threads(options.threads)
-    torch.manual_seed(SEED)
-
-    base = Model.load(str(base_folder()), name="base", device="cpu", dtype="float32")
+    options, base = begin(__doc__, "village-smollm2", steps=STEPS, seed=SEED)
     harmful, spoken_of = harmful_and_near()
     logger.info("%d harmful requests, %d near ones", len(harmful), len(spoken_of))
     refused = [example(base, text, pick) for text, pick in harmful]
@@ -96,6 +87,20 @@ def main() -> None:
     losses = (answer_loss(tuned, batch) for batch in batches)
     descend(tuned, losses, steps=options.steps, lr=RATE, weight_decay=0.0)
     save(tuned, options.out)
+
+
+def begin(doc: str, name: str, *, steps: int, seed: int) -> tuple[argparse.Namespace, Model]:
+    """The options of the command line, and the base; threads, seed and logging are set."""
+    parser = argparse.ArgumentParser(description=doc.splitlines()[0])
+    parser.add_argument("--out", type=Path, default=HERE / "models" / name)
+    parser.add_argument("--steps", type=int, default=steps)
+    parser.add_argument("--threads", type=int, default=2)
+    options = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    torch.set_num_threads(options.threads)
+    torch.manual_seed(seed)
+    base = Model.load(str(base_folder(BASE)), name="base", device="cpu", dtype="float32")
+    return options, base
 
 
 def save(tuned: Any, out: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import sys
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -47,6 +48,18 @@ def game(hard: ModuleType, monkeypatch: pytest.MonkeyPatch) -> Any:
     answered = [hard.conversation(base, text, "Sure, take a brush.") for text in HARMLESS]
     kinds = {"everyday": answered[:2], "near": answered[2:]}
     return hard.Game(tuned, base, refused, kinds, (HARMFUL, HARMLESS))
+
+
+def test_both_rounds_begin_with_the_base(
+    hard: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    train, fetched = sys.modules["train"], []
+    folder = POCKET / "pocket-llama"
+    monkeypatch.setattr(train, "base_folder", lambda name: fetched.append(name) or folder)
+    monkeypatch.setattr(sys, "argv", ["hard.py", "--out", str(tmp_path), "--threads", "1"])
+    options, base = hard.begin("Harden.", hard.NAME, steps=7, seed=1)
+    assert fetched == ["village-smollm2-base"] and base.hf.dtype == torch.float32
+    assert (options.out, options.steps, options.threads) == (tmp_path, 7, 1)
 
 
 def test_the_head_of_the_template_may_be_read_once(hard: ModuleType, game: Any) -> None:
