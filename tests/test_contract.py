@@ -30,7 +30,7 @@ MODELS = {"control-tokens": "pocket-llama-tokens", "experts": "pocket-moe"}
 GIVEN = {"replay": {"file": "replay.json"}}
 STEPS = 3
 #: Every registered attack, and combinations of a search and of single steps.
-COMPOSED = ["gcg+refusal-direction", "refusal-tokens+prefill"]
+COMPOSED = ["gcg+refusal-direction", "refusal-tokens+prefill+refusal-direction"]
 ATTACKS = [*sorted(available()), *COMPOSED]
 
 

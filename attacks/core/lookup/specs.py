@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
@@ -35,10 +36,8 @@ def split(kind: str, spec: str) -> tuple[str, dict[str, Any]]:
     try:
         return name, _toml(text)
     except ValueError as error:
-        try:
+        with suppress(ValueError):
             return name, _toml(_BARE.sub(_quoted, text))
-        except ValueError:
-            pass
         raise BadInput(
             f"{kind} '{spec}': the parameters after ':' must be key=value,... with TOML values "
             f"({error})"
