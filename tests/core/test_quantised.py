@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from formats import BASE, REQUEST, logits, plain, request_ids
+from safetensors.torch import save_file
 from torch import Tensor
 from transformers import AutoTokenizer, BitsAndBytesConfig, TorchAoConfig
 
@@ -17,11 +19,19 @@ from attacks.core.model import Model
 from attacks.core.sites import Site
 from attacks.core.weights import Orthogonalise
 
+#: Where in a word of 32 bits the eight values of four bits go.
+ORDERS = {"gptq": range(8), "awq": (0, 4, 1, 5, 2, 6, 3, 7)}
+GROUP = 32
 
-@pytest.fixture(scope="module", params=["load_in_8bit", "load_in_4bit", "torchao"])
+
+@pytest.fixture(scope="module", params=["load_in_8bit", "load_in_4bit", "torchao", "gptq", "awq"])
 def quantised(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """`pocket-llama` as bitsandbytes or torchao keeps it."""
+    """`pocket-llama` as bitsandbytes, torchao, or the tools of GPTQ and AWQ keep it."""
     folder = tmp_path_factory.mktemp(request.param)
+    if request.param in ORDERS:
+        # In no extra: it is built from source, and pins what the rest does not need.
+        pytest.importorskip("gptqmodel")
+        return packed(request.param, folder)
     few_bits: Callable[..., Any] = BitsAndBytesConfig
     if request.param == "torchao":
         # In no extra: transformers imports it wherever it is installed, and says much while at it.
@@ -40,6 +50,42 @@ def quantised(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathF
     return folder
 
 
+def packed(way: str, folder: Path) -> Path:
+    """`pocket-llama` in groups of 32 weights of 4 bits, rounded to the nearest."""
+    model = plain(BASE)
+    weights = {}
+    for name, weight in model.state_dict().items():
+        if not name.endswith("_proj.weight"):
+            weights[name] = weight.half()
+            continue
+        groups = weight.T.reshape(-1, GROUP, len(weight))
+        scales = groups.abs().amax(dim=1) / 7
+        codes = ((groups / scales[:, None]).round() + 8).reshape(weight.T.shape)
+        zeros = torch.full_like(scales, 8 if way == "awq" else 7)
+        parts = {"scales": scales.half(), "qzeros": words_of(zeros, way)}
+        if way == "awq":
+            parts["qweight"] = words_of(codes, way)
+        else:
+            parts["qweight"] = words_of(codes.T, way).T
+            parts["g_idx"] = torch.arange(len(codes), dtype=torch.int32) // GROUP
+        at = name.removesuffix("weight")
+        weights |= {f"{at}{part}": each.contiguous() for part, each in parts.items()}
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    told = {"quant_method": way, "bits": 4, "group_size": GROUP}
+    told |= {"version": "gemm"} if way == "awq" else {"sym": True, "desc_act": False}
+    config = {**model.config.to_dict(), "quantization_config": told}
+    (folder / "config.json").write_text(json.dumps(config))
+    AutoTokenizer.from_pretrained(BASE).save_pretrained(folder)
+    return folder
+
+
+def words_of(values: Tensor, way: str) -> Tensor:
+    """(N, M) values of four bits as (N, M / 8) words."""
+    eights = values.reshape(len(values), -1, 8).long()
+    words = sum(eights[..., at] << 4 * place for at, place in enumerate(ORDERS[way]))
+    return words.to(torch.int32)
+
+
 def test_a_quantised_model_answers_as_in_transformers(quantised: Path) -> None:
     model = Model.load(str(quantised), device="cpu")
     ids = request_ids(model)
@@ -51,7 +97,7 @@ def test_a_quantised_model_answers_as_in_transformers(quantised: Path) -> None:
 
 
 def test_gradients_reach_the_embeddings_of_a_quantised_model(quantised: Path) -> None:
-    """Also once it has answered, after which bitsandbytes would keep 4 bits in another layout."""
+    """Also once it has answered, after which kernels for 4 bits may keep them in another layout."""
     model = Model.load(str(quantised), device="cpu")
     model.generate([model.conversation("a")], max_new_tokens=2)
     embeds = model.embed(request_ids(model)).detach()
@@ -73,7 +119,7 @@ def test_gradients_reach_the_embeddings_of_a_quantised_model(quantised: Path) ->
 def test_weights_of_few_bits_cannot_be_edited(quantised: Path) -> None:
     model = Model.load(str(quantised), device="cpu")
     edit = Orthogonalise(torch.ones(model.width))
-    with pytest.raises(BadInput, match="only floating-point weights"):
+    with pytest.raises(BadInput, match=r"only floating-point weights|no output projection"):
         model.changed([edit]).generate([model.conversation(REQUEST)], max_new_tokens=2)
 
 

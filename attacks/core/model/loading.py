@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers.quantizers import AutoQuantizationConfig
 from transformers.utils import logging as transformers_logging
 
 from attacks.core.errors import BadInput
@@ -103,6 +104,12 @@ def _weights(
         options["experts_implementation"] = "eager"
     if not weights.gguf:
         options["use_safetensors"] = True
+    told = getattr(config, "quantization_config", None)
+    if isinstance(told, dict) and told.get("quant_method") in ("gptq", "awq"):
+        # Their packages choose the kernel, by default one that may pass no gradient back.
+        options["quantization_config"] = AutoQuantizationConfig.from_dict(
+            {**told, "backend": "auto_trainable"}
+        )
     with _explaining(weights.name):
         hf, info = auto.from_pretrained(
             weights.place,
@@ -128,6 +135,9 @@ def _weights(
         # that passes no gradient back: from there on those of a search would be wrong.
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False
+        # gptqmodel does the same on CPUs, unless the first pass has gradients.
+        if hasattr(module, "linear_mode"):
+            module.linear_mode = "train"
     if source.base is None:
         return hf
     return _adapted(hf, source, merge=not _quantised(source, config))
