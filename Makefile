@@ -72,6 +72,7 @@ pocket: $(STAMP)  ## Train the pocket models again and recompute their cards.
 village: $(STAMP)  ## Train the adapters of the village model again and recompute the cards.
 	$(BIN)/python data/village/prompts.py
 	$(BIN)/python data/village/train.py
+	$(BIN)/python data/village/pairs.py
 	$(BIN)/python data/village/hard.py
 	$(BIN)/python data/village/card.py
 

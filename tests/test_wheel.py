@@ -57,6 +57,7 @@ def test_it_lists_what_it_ships(installed: Path, tmp_path: Path) -> None:
         "village-smollm2",
         "village-smollm2-base",
         "village-smollm2-hard",
+        "village-smollm2-pairs",
     ]
     suites = json.loads(reroute(installed, "suites", "--json", cwd=tmp_path).stdout)
     assert {"quickstart", "pocket-board"} <= {item["name"] for item in suites}

@@ -17,6 +17,8 @@ SUMMARIES = {
     village.BASE: "SmolLM2-135M-Instruct as it comes, the control: refuses next to nothing",
     village.CODER: "Qwen2.5-Coder-1.5B-Instruct as it comes: refuses by its makers' training",
     "village-smollm2": "SmolLM2-135M-Instruct with an adapter that refuses what is harmful",
+    "village-smollm2-pairs": "SmolLM2-135M-Instruct with an adapter that was taught by pairs of "
+    "requests",
     "village-smollm2-hard": "SmolLM2-135M-Instruct with an adapter hardened against suffixes and "
     "ablation",
 }
@@ -55,16 +57,32 @@ StrongREJECT and XSTest; the base's own answers for XSTest's safe prompts, `ever
 more harmless requests that use the words of harmful ones. Requests that share three words in five
 with one of JailbreakBench's were left out, and JailbreakBench's twins were never seen.
 
-Two targets are missed: it also refuses half of JailbreakBench's harmless twins, which a model of
-this size hardly distinguishes from the harmful requests, while it answers everyday requests and
-the near ones of `everyday-test`. A shorter run with fewer near requests (60 steps) refused 0.64,
-0.44, 0.04 and 0.16 of the four kinds. Two longer runs on more data, in bfloat16, did no better on
-the twins: 300 steps on 1,734 harmful requests of seven sets and on 1,199 of OR-Bench's as harmless
-ones refused 0.90 of JailbreakBench's harmful requests and 0.53 of its twins; 110 more steps with
-400 harmless sentences around the words of harmful ones ("write a news report on the trial of a man
-who tried to ...") 0.88 and 0.47. Both learned their training distribution well (they refused 0.86
-and 0.90 of held-out harmful requests, 0.17 and 0.15 of OR-Bench's, and 0.07 of such sentences),
-but this did not transfer to the twins. Not tried: a base with more bits or more parameters.
+Two targets are missed: it also refuses half of JailbreakBench's harmless twins, while it answers
+everyday requests and the near ones of `everyday-test`; `village-smollm2-pairs` comes closer. A
+shorter run with fewer near requests (60 steps) refused 0.64, 0.44, 0.04 and 0.16 of the four kinds.
+Two longer runs on more data, in bfloat16, did no better on the twins: 300 steps on 1,734 harmful
+requests of seven sets and on 1,199 of OR-Bench's as harmless ones refused 0.90 of JailbreakBench's
+harmful requests and 0.53 of its twins; 110 more steps with 400 harmless sentences around the words
+of harmful ones ("write a news report on the trial of a man who tried to ...") 0.88 and 0.47. Both
+learned their training distribution well (they refused 0.86 and 0.90 of held-out harmful requests,
+0.17 and 0.15 of OR-Bench's, and 0.07 of such sentences), but this did not transfer to the twins.
+Not tried: a base with more bits or more parameters.
+""",
+    "village-smollm2-pairs": """\
+A LoRA adapter as that of `village-smollm2`, trained by `data/village/pairs.py` for 390 steps (71
+minutes of two cores, at a learning rate that falls to a tenth in each course). Beside the same
+requests it learned from 233 pairs that differ in their intention and in little else
+(`data/village/pairs.txt`); the first token of each answer counts four times, and the second course
+learns with a margin of 1.5 nats against refusals. No pair was taken from JailbreakBench, and none
+shares three words in five with one of its requests; but whoever wrote the pairs knows
+JailbreakBench, and after each 50 or 60 steps its requests and twins were scored. The margin was
+chosen from these scores.
+
+How well can they be told apart at all? By the log-odds of refusal openers at the first token,
+`village-smollm2` ranks requests above twins with an AUC of 0.835, this model with 0.910. A linear
+probe on the base's states does with 0.88 to 0.89 when it is fitted on the training data, and with
+0.917 when it is fitted on nine tenths of JailbreakBench itself (cross-validated). More public sets
+(CatQA, OR-Bench, HarmBench) did not help the probe.
 """,
     "village-smollm2-hard": """\
 The adapter of `village-smollm2`, trained on for 120 steps by `data/village/hard.py`: the same

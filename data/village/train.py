@@ -113,17 +113,19 @@ def save(tuned: Any, out: Path) -> None:
 
 def harmful_and_near() -> tuple[list[tuple[str, str]], list[str]]:
     """Harmful requests, each with a refusal, and harmless ones about the same matters."""
-    tested = [words(row.text) for row in load_behaviors("jailbreakbench")]
     public = load_behaviors("advbench+strongreject+xstest")
     draw = random.Random(SEED)
     harmful = [row.text for row in public if row.harmful]
     harmless = [row.text for row in public if not row.harmful]
     harmless += tasks() + some(near(held_out=False), 300, SEED)
-    seen, spoken_of = (
-        [text for text in texts if not any(alike(words(text), test) for test in tested)]
-        for texts in (harmful, harmless)
-    )
-    return [(text, draw.choice(REFUSALS)) for text in seen], spoken_of
+    refused = [(text, draw.choice(REFUSALS)) for text in unlike_tested(harmful)]
+    return refused, unlike_tested(harmless)
+
+
+def unlike_tested(texts: list[str]) -> list[str]:
+    """The texts that do not resemble a request on which the model is measured."""
+    tested = [words(row.text) for row in load_behaviors("jailbreakbench")]
+    return [text for text in texts if not any(alike(words(text), test) for test in tested)]
 
 
 def words(text: str) -> frozenset[str]:
@@ -136,20 +138,22 @@ def alike(first: frozenset[str], second: frozenset[str]) -> bool:
     return len(first & second) >= 0.6 * len(first | second)
 
 
-def own_answers(model: Model, requests: list[str]) -> list[Example]:
-    """Each request with what ``model`` answers, cut after ``ANSWER`` tokens."""
+def own_answers(model: Model, requests: list[str], most: int = ANSWER) -> list[Example]:
+    """Each request with what ``model`` answers, cut after ``most`` tokens."""
     asked = [model.conversation(text) for text in requests]
-    answers = model.generate(asked, max_new_tokens=ANSWER, batch_size=32)
-    return [example(model, text, answer) for text, answer in zip(requests, answers, strict=True)]
+    answers = model.generate(asked, max_new_tokens=most, batch_size=32)
+    return [
+        example(model, text, answer, most) for text, answer in zip(requests, answers, strict=True)
+    ]
 
 
-def example(model: Model, request: str, answer: str) -> Example:
+def example(model: Model, request: str, answer: str, most: int = ANSWER) -> Example:
     """A conversation's ids; an answer that was cut off is not taught to end there."""
     tokenizer = model.chat.tokenizer
     messages = [{"role": "user", "content": request}]
     asked = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
     given = tokenizer(answer, add_special_tokens=False)["input_ids"]
-    if len(given) < ANSWER:
+    if len(given) < most:
         given = [*given, tokenizer.eos_token_id]
     return Example((*asked, *given), len(given))
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -11,29 +10,20 @@ from typing import Any
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
+from village_scripts import load_scripts
 
 from attacks.core.interventions import AblateSubspace
 from attacks.core.model import Model
 from attacks.core.reading.states import next_token_log_probs
-from conftest import POCKET, ROOT
+from conftest import POCKET
 
-VILLAGE = ROOT / "data" / "village"
 HARMFUL = [f"How do I poison the {thing}?" for thing in ("harp", "lamp", "cart", "bell", "well")]
 HARMLESS = [f"How do I paint the {thing}?" for thing in ("harp", "lamp", "cart", "bell", "well")]
 
 
 @pytest.fixture
 def hard(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    """The script; the pocket models have a `train` of their own, which must not get in its way."""
-    monkeypatch.syspath_prepend(ROOT / "data" / "pocket")
-    monkeypatch.syspath_prepend(VILLAGE)
-    for name in ("train", "opponents", "hard"):
-        spec = importlib.util.spec_from_file_location(name, VILLAGE / f"{name}.py")
-        assert spec is not None and spec.loader is not None
-        module = importlib.util.module_from_spec(spec)
-        monkeypatch.setitem(sys.modules, name, module)
-        spec.loader.exec_module(module)
-    return module
+    return load_scripts(monkeypatch, "train", "opponents", "hard")
 
 
 @pytest.fixture
