@@ -19,13 +19,6 @@ import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
-
-import torch
-from peft import LoraConfig, get_peft_model
-from torch import Tensor
-from torch.nn.functional import cross_entropy
-from torch.nn.utils.rnn import pad_sequence
 
 HERE = Path(__file__).resolve().parent
 # This folder first: the pocket models have a `train` too.
@@ -69,22 +62,15 @@ def main() -> None:
             strict=True,
         )
     )
-    tuned = get_peft_model(
-        base.hf,
-        LoraConfig(
-            r=train.RANK,
-            lora_alpha=2 * train.RANK,
-            lora_dropout=DROPOUT,
-            target_modules=list(train.LINEAR),
-            layers_to_transform=list(train.LAYERS),
-            task_type="CAUSAL_LM",
-        ),
-    )
+    tuned = train.with_adapter(base, DROPOUT)
     batches = mixed(refused, ordinary, near, paired)
     words = base.chat.tokenizer
     openers = sorted({words(text, add_special_tokens=False)["input_ids"][0] for text in REFUSALS})
     for steps, rate, margin in COURSES:
-        losses = (weighted_loss(tuned, batch, openers, margin) for batch in batches)
+        losses = (
+            train.answer_loss(tuned, batch, first=FIRST, openers=openers, margin=margin)
+            for batch in batches
+        )
         descend(tuned, losses, steps=min(steps, options.steps), lr=rate, weight_decay=DECAY)
     train.save(tuned, options.out)
 
@@ -113,29 +99,6 @@ def mixed(
     while True:
         rows = [next(stream) for stream, count in streams for _ in range(count)]
         yield [*rows, *(half for _ in range(PAIRED) for half in next(twos))]
-
-
-def weighted_loss(
-    tuned: Any, batch: list[Example], openers: list[int], margin: float = 0.0
-) -> Tensor:
-    """Cross-entropy of the answers' tokens, in nats, with the first ones' weight and margin."""
-    ids = pad_sequence([torch.tensor(row.ids) for row in batch], batch_first=True)
-    weights, mask = torch.zeros(ids.shape), torch.zeros_like(ids)
-    for index, row in enumerate(batch):
-        length = len(row.ids)
-        mask[index, :length] = 1
-        weights[index, length - row.answer : length] = 1
-        weights[index, length - row.answer] = FIRST
-    core = tuned.get_base_model()
-    states = core.model(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
-    learned = weights[:, 1:] > 0
-    weight = weights[:, 1:][learned]
-    logits = core.lm_head(states[:, :-1][learned])
-    raised = torch.zeros(logits.shape[-1])
-    raised[openers] = margin
-    logits = logits + (weight == FIRST)[:, None] * raised
-    losses = cross_entropy(logits, ids[:, 1:][learned], reduction="none")
-    return (losses * weight).sum() / weight.sum()
 
 
 if __name__ == "__main__":

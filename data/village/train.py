@@ -15,7 +15,7 @@ import logging
 import random
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -49,7 +49,6 @@ STEPS = 180
 HARMFUL, EVERYDAY, NEAR = 6, 2, 8
 #: Tokens of the base's answers to learn: they keep their course once they are under way.
 ANSWER = 24
-IGNORED = -100
 
 
 @dataclass(frozen=True)
@@ -73,16 +72,7 @@ def main() -> None:
             "near": spoken_of,
         }.items()
     }
-    tuned = get_peft_model(
-        base.hf,
-        LoraConfig(
-            r=RANK,
-            lora_alpha=2 * RANK,
-            target_modules=list(LINEAR),
-            layers_to_transform=list(LAYERS),
-            task_type="CAUSAL_LM",
-        ),
-    )
+    tuned = with_adapter(base)
     batches = mixed(refused, answered["everyday"], answered["near"])
     losses = (answer_loss(tuned, batch) for batch in batches)
     descend(tuned, losses, steps=options.steps, lr=RATE, weight_decay=0.0)
@@ -101,6 +91,19 @@ def begin(doc: str, name: str, *, steps: int, seed: int) -> tuple[argparse.Names
     torch.manual_seed(seed)
     base = Model.load(str(base_folder(BASE)), name="base", device="cpu", dtype="float32")
     return options, base
+
+
+def with_adapter(base: Model, dropout: float = 0.0) -> Any:
+    """The base with a LoRA adapter that has learned nothing yet."""
+    config = LoraConfig(
+        r=RANK,
+        lora_alpha=2 * RANK,
+        lora_dropout=dropout,
+        target_modules=list(LINEAR),
+        layers_to_transform=list(LAYERS),
+        task_type="CAUSAL_LM",
+    )
+    return get_peft_model(base.hf, config)
 
 
 def save(tuned: Any, out: Path) -> None:
@@ -176,19 +179,37 @@ def shuffled_for_ever(examples: list[Example], draw: random.Random) -> Iterator[
         yield from draw.sample(examples, len(examples))
 
 
-def answer_loss(model: Any, batch: list[Example]) -> Tensor:
-    """Mean cross-entropy of the answers' tokens: logits are computed at those only."""
+def answer_loss(
+    model: Any,
+    batch: list[Example],
+    *,
+    first: float = 1.0,
+    openers: Sequence[int] = (),
+    margin: float = 0.0,
+) -> Tensor:
+    """Mean cross-entropy of the answers' tokens: logits are computed at those only.
+
+    The first token of each answer counts `first` times, with the logits of `openers` raised there
+    by `margin` nats.
+    """
     ids = pad_sequence([torch.tensor(row.ids) for row in batch], batch_first=True)
-    labels = torch.full_like(ids, IGNORED)
-    mask = torch.zeros_like(ids)
+    weights, mask = torch.zeros(ids.shape), torch.zeros_like(ids)
+    opening = torch.zeros(ids.shape, dtype=torch.bool)
     for index, row in enumerate(batch):
         length = len(row.ids)
         mask[index, :length] = 1
-        labels[index, length - row.answer : length] = ids[index, length - row.answer : length]
+        weights[index, length - row.answer : length] = 1
+        opening[index, length - row.answer] = True
+    weights[opening] = first
     core = model.get_base_model()
     states = core.model(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
-    learned = labels[:, 1:] != IGNORED
-    return cross_entropy(core.lm_head(states[:, :-1][learned]), labels[:, 1:][learned])
+    learned = weights[:, 1:] > 0
+    logits = core.lm_head(states[:, :-1][learned])
+    raised = torch.zeros(logits.shape[-1])
+    raised[list(openers)] = margin
+    logits = logits + opening[:, 1:][learned][:, None] * raised
+    losses = cross_entropy(logits, ids[:, 1:][learned], reduction="none")
+    return (losses * weights[:, 1:][learned]).sum() / weights.sum()
 
 
 if __name__ == "__main__":

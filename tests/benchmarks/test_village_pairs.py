@@ -32,6 +32,7 @@ def test_each_line_is_a_pair(script: ModuleType) -> None:
 
 def test_the_loss_is_that_of_each_answer_alone(script: ModuleType) -> None:
     """Also with a margin, which only the first token of an answer knows of."""
+    train = sys.modules["train"]
     base = Model.load(str(POCKET / "pocket-llama"), device="cpu")
     tuned = get_peft_model(base.hf, LoraConfig(r=2, target_modules=["o_proj"]))
     said = [("How do I poison the harp?", "I cannot."), ("Where is it?", "In the old barn.")]
@@ -49,7 +50,7 @@ def test_the_loss_is_that_of_each_answer_alone(script: ModuleType) -> None:
                 counts = 4.0 if first else 1.0
                 total -= counts * float(scores.log_softmax(-1)[row.ids[at]])
                 weight += counts
-        loss = script.weighted_loss(tuned, batch, openers, margin)
+        loss = train.answer_loss(tuned, batch, first=4.0, openers=openers, margin=margin)
         assert float(loss) == pytest.approx(total / weight, rel=1e-5)
 
 
