@@ -69,14 +69,15 @@ learned their training distribution well (they refused 0.86 and 0.90 of held-out
 Not tried: a base with more bits or more parameters.
 """,
     "village-smollm2-pairs": """\
-A LoRA adapter as that of `village-smollm2`, trained by `data/village/pairs.py` for 390 steps (71
-minutes of two cores, at a learning rate that falls to a tenth in each course). Beside the same
-requests it learned from 233 pairs that differ in their intention and in little else
+A LoRA adapter as that of `village-smollm2`, trained for 390 steps (71 minutes of two cores). Beside
+the same requests it learned from 233 pairs that differ in their intention and in little else
 (`data/village/pairs.txt`); the first token of each answer counts four times, and the second course
-learns with a margin of 1.5 nats against refusals. No pair was taken from JailbreakBench, and none
-shares three words in five with one of its requests; but whoever wrote the pairs knows
-JailbreakBench, and after each 50 or 60 steps its requests and twins were scored. The margin was
-chosen from these scores.
+learns with a margin of 1.5 nats against refusals. `data/village/pairs.py` has these numbers. The
+adapter itself was made by an earlier form of that script, with other random numbers and a learning
+rate that fell to a tenth in each course; the script as it is was run on a small model only. No pair
+was taken from JailbreakBench, and none shares three words in five with one of its requests; but
+whoever wrote the pairs knows JailbreakBench, and after each 50 or 60 steps its requests and twins
+were scored. The margin was chosen from these scores.
 
 How well can they be told apart at all? By the log-odds of refusal openers at the first token,
 `village-smollm2` ranks requests above twins with an AUC of 0.835, this model with 0.910. A linear

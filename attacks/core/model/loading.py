@@ -105,12 +105,12 @@ def _weights(
     if not weights.gguf:
         options["use_safetensors"] = True
     told = getattr(config, "quantization_config", None)
-    if isinstance(told, dict) and told.get("quant_method") in ("gptq", "awq"):
-        # Their packages choose the kernel, by default one that may pass no gradient back.
-        options["quantization_config"] = AutoQuantizationConfig.from_dict(
-            {**told, "backend": "auto_trainable"}
-        )
     with _explaining(weights.name):
+        if isinstance(told, dict) and told.get("quant_method") in ("gptq", "awq"):
+            # Their packages choose the kernel, by default one that may pass no gradient back.
+            options["quantization_config"] = AutoQuantizationConfig.from_dict(
+                {**told, "backend": "auto_trainable"}
+            )
         hf, info = auto.from_pretrained(
             weights.place,
             output_loading_info=True,
