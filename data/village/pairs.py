@@ -10,6 +10,7 @@ As ``train.py``, from the same base, with the same refusals and answers, and the
   undoes that the model refuses new kinds of requests too readily after the first.
 
 Its model is `village-smollm2-pairs`. A step takes 11 s of two cores without AVX-512.
+`--steps` bounds each of the two courses.
 """
 
 from __future__ import annotations
@@ -17,7 +18,6 @@ from __future__ import annotations
 import random
 import re
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
@@ -26,7 +26,7 @@ sys.path[:0] = [str(HERE), str(HERE.parents[1]), str(HERE.parent / "pocket")]
 
 import train
 from prompts import REFUSALS, everyday, some
-from train import Example, begin, example, harmful_and_near, own_answers, shuffled_for_ever
+from train import begin, example, harmful_and_near, mixed, own_answers
 from training import descend
 
 PAIRS = HERE / "pairs.txt"
@@ -53,8 +53,9 @@ def main() -> None:
     refused = [example(base, text, pick) for text, pick in harmful]
     near = own_answers(base, spoken_of, ANSWER)
     ordinary = own_answers(base, some(everyday(held_out=False), 240, SEED), ANSWER)
-    new = set(train.unlike_tested([half for pair in pairs() for half in pair]))
-    meant, harmless = zip(*(pair for pair in pairs() if new.issuperset(pair)), strict=True)
+    written = pairs()
+    new = set(train.unlike_tested([half for pair in written for half in pair]))
+    meant, harmless = zip(*(pair for pair in written if new.issuperset(pair)), strict=True)
     paired = list(
         zip(
             [example(base, text, draw.choice(REFUSALS)) for text in meant],
@@ -63,7 +64,11 @@ def main() -> None:
         )
     )
     tuned = train.with_adapter(base, DROPOUT)
-    batches = mixed(refused, ordinary, near, paired)
+    alone = mixed((refused, HARMFUL), (ordinary, EVERYDAY), (near, NEAR))
+    batches = (
+        [*rows, *(half for pair in twos for half in pair)]
+        for rows, twos in zip(alone, mixed((paired, PAIRED)), strict=True)
+    )
     words = base.chat.tokenizer
     openers = sorted({words(text, add_special_tokens=False)["input_ids"][0] for text in REFUSALS})
     for steps, rate, margin in COURSES:
@@ -83,22 +88,6 @@ def pairs() -> list[tuple[str, str]]:
         for line in lines
         if line and not line.startswith("#")
     ]
-
-
-def mixed(
-    refused: list[Example],
-    ordinary: list[Example],
-    near: list[Example],
-    paired: list[tuple[Example, Example]],
-) -> Iterator[list[Example]]:
-    """Batches without end with some of each kind, every example once before any comes again."""
-    draw = random.Random(SEED)
-    kinds = (refused, HARMFUL), (ordinary, EVERYDAY), (near, NEAR)
-    streams = [(shuffled_for_ever(kind, draw), count) for kind, count in kinds]
-    twos = shuffled_for_ever(paired, draw)
-    while True:
-        rows = [next(stream) for stream, count in streams for _ in range(count)]
-        yield [*rows, *(half for _ in range(PAIRED) for half in next(twos))]
 
 
 if __name__ == "__main__":

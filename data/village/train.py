@@ -73,7 +73,7 @@ def main() -> None:
         }.items()
     }
     tuned = with_adapter(base)
-    batches = mixed(refused, answered["everyday"], answered["near"])
+    batches = mixed((refused, HARMFUL), (answered["everyday"], EVERYDAY), (answered["near"], NEAR))
     losses = (answer_loss(tuned, batch) for batch in batches)
     descend(tuned, losses, steps=options.steps, lr=RATE, weight_decay=0.0)
     save(tuned, options.out)
@@ -161,19 +161,15 @@ def example(model: Model, request: str, answer: str, most: int = ANSWER) -> Exam
     return Example((*asked, *given), len(given))
 
 
-def mixed(*kinds: list[Example]) -> Iterator[list[Example]]:
-    """Batches without end with some of each kind, every example once before any comes again."""
+def mixed(*kinds: tuple[list[Any], int]) -> Iterator[list[Any]]:
+    """Batches without end with so many of each kind, all of a kind once before any comes again."""
     draw = random.Random(SEED)
-    streams = [shuffled_for_ever(kind, draw) for kind in kinds]
+    streams = [(shuffled_for_ever(kind, draw), count) for kind, count in kinds]
     while True:
-        yield [
-            next(stream)
-            for stream, count in zip(streams, (HARMFUL, EVERYDAY, NEAR), strict=True)
-            for _ in range(count)
-        ]
+        yield [next(stream) for stream, count in streams for _ in range(count)]
 
 
-def shuffled_for_ever(examples: list[Example], draw: random.Random) -> Iterator[Example]:
+def shuffled_for_ever(examples: list[Any], draw: random.Random) -> Iterator[Any]:
     """All examples in a random order, again and again."""
     while True:
         yield from draw.sample(examples, len(examples))
